@@ -1,0 +1,105 @@
+"""What is checked at the door, before anything is changed: the optimizer, its parameters, and who else holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from regrow import optim_state
+from regrow.errors import UserError
+from regrow.patterns.base import canonical
+
+Groups = dict[int, tuple[Optimizer, dict[str, Any]]]  # id of a parameter → its optimizer and group
+
+
+def optimizers(given: Any, owner: type) -> list[Optimizer]:
+    """The torch optimizers meant by one optimizer or a sequence of them, wrapped or not.
+
+    Args:
+        given: what the user passed.
+        owner: the class whose hooks on an optimizer mean that it is taken.
+
+    Raises:
+        UserError: for something that is no optimizer, one that cannot work, or one that is taken.
+    """
+    found = [optim_state.unwrap(one) for one in (given if isinstance(given, Sequence) else [given])]
+    if not found:
+        raise UserError("optimizer is an empty list; pass the optimizer (or all of them) that trains the model")
+    for one in found:
+        if not isinstance(one, Optimizer):
+            raise UserError(f"optimizer must be a torch.optim.Optimizer (or a list of them), not {type(one).__name__}")
+        for kind in type(one).__mro__:
+            if kind.__name__ in optim_state.REFUSED:
+                raise UserError(f"{kind.__name__} does not work with regrow: {optim_state.REFUSED[kind.__name__]}")
+        hooks = one._optimizer_step_post_hooks.values()
+        if any(isinstance(getattr(hook, "__self__", None), owner) for hook in hooks):
+            raise UserError("this optimizer already has a sparsifier attached; call its detach() first")
+    return found
+
+
+def parameter_groups(found: Iterable[Optimizer]) -> Groups:
+    """Who trains each parameter.
+
+    Raises:
+        UserError: where two groups hold the same one.
+    """
+    groups: Groups = {}
+    for optimizer in found:
+        for group in optimizer.param_groups:
+            for param in group["params"]:
+                if id(param) in groups:
+                    raise UserError(f"a parameter of shape {tuple(param.shape)} is in two optimizers; give it to one")
+                groups[id(param)] = (optimizer, group)
+    return groups
+
+
+def check_model(model: nn.Module, groups: Groups) -> None:
+    """Refuses a model whose parameters are not ready, or not all in the hands of these optimizers.
+
+    Raises:
+        UserError: naming the parameter.
+    """
+    for name, param in model.named_parameters():
+        name = canonical(name)
+        if isinstance(param, nn.parameter.UninitializedParameter):
+            raise UserError(f"{name} has no shape yet (a lazy module); run one batch through the model first")
+        if param.requires_grad and id(param) not in groups:
+            raise UserError(
+                f"{name} is in no optimizer that was given; pass all optimizers as a list, or set requires_grad_(False)"
+            )
+
+
+def check_weights(sparsified: Mapping[str, Tensor]) -> None:
+    """Refuses weights that cannot be masked.
+
+    Raises:
+        UserError: naming the parameter.
+    """
+    for name, param in sparsified.items():
+        if type(param.data).__name__ == "DTensor":
+            raise UserError(
+                f"{name} is a sharded DTensor, which this version cannot sparsify; use DistributedDataParallel"
+            )
+        if param.layout is not torch.strided or not param.is_floating_point():
+            raise UserError(f"{name} is {param.dtype} in layout {param.layout}; only dense floating-point weights work")
+
+
+class InputRecorder:
+    """A forward pre-hook that keeps the shapes of the first batch, so that FLOPs can be counted later.
+
+    It refers to nothing else, so models that carry it can be copied and pickled; it does nothing while compiling.
+    """
+
+    def __init__(self) -> None:
+        self.inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Records; called by the model with its inputs."""
+        if torch.compiler.is_compiling() or self.inputs is not None:
+            return
+        strip = torch.utils._pytree.tree_map_only
+        self.inputs = strip(Tensor, lambda t: torch.empty_like(t, device="meta"), (args, dict(kwargs)))

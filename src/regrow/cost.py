@@ -1,0 +1,356 @@
+"""What a model costs under masks: FLOPs of a forward pass per parameter, and of training by phase.
+
+FLOPs are counted with the formulas of ``torch.utils.flop_counter`` (2 per multiply-add; biases, like every pointwise
+op, are free) and each counted op is attributed to the parameter that it multiplies, found through the storage of its
+operands. So tied weights, functional use, ``in_proj_weight`` and transposed views need no special case.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+from .errors import UserError
+
+aten = torch.ops.aten
+
+# Ops without a formula that cost nothing by convention, as in RigL's accounting: what has torch.Tag.pointwise, every
+# view, and the names below (underscores at either end are dropped, so `relu_` and `_softmax` are found too).
+# Anything else is reported by name in `ModelFlops.uncounted`.
+FREE_BY_KIND: dict[str, str] = {
+    "pointwise without the tag": "hardswish prelu prelu_kernel glu rrelu_with_noise addr complex polar heaviside",
+    "creation": (
+        "arange linspace logspace full full_like new_full zeros zeros_like new_zeros ones ones_like new_ones empty "
+        "empty_like empty_strided empty_permuted new_empty new_empty_strided scalar_tensor eye tril_indices "
+        "triu_indices rand rand_like randn randn_like randint randint_like randperm bernoulli uniform normal "
+        "exponential random multinomial efficientzerotensor zero fill set resize"
+    ),
+    "copies and reshapes": (
+        "copy to_copy clone contiguous lift_fresh lift_fresh_copy detach alias reshape reshape_copy unsafe_view "
+        "view_copy expand_copy permute_copy t_copy transpose_copy cat stack repeat repeat_interleave tile roll "
+        "flip rot90 tril triu diag_embed unfold_copy im2col col2im pixel_shuffle pixel_unshuffle channel_shuffle "
+        "split split_with_sizes split_with_sizes_copy unsafe_split chunk unbind block_diag local_scalar_dense "
+        "equal is_same_size meshgrid chunk_cat assert_async assert_scalar foreach_copy as_strided transpose t "
+        "squeeze unsqueeze swapaxes swapdims"
+    ),
+    "indexing": (
+        "index index_select index_put index_put_impl index_add index_copy index_fill gather scatter scatter_add "
+        "scatter_reduce select_scatter slice_scatter diagonal_scatter as_strided_scatter masked_select "
+        "masked_scatter take nonzero where searchsorted bucketize one_hot embedding embedding_renorm embedding_bag "
+        "embedding_bag_forward_only unique unique2 unique_dim unique_consecutive bincount histc"
+    ),
+    "reductions, scans and orders": (
+        "sum nansum mean prod max min amax amin aminmax argmax argmin all any count_nonzero norm "
+        "linalg_vector_norm logsumexp std std_mean var var_mean var_mean_correction cumsum cumprod cummax cummin "
+        "logcumsumexp cummax_helper cummin_helper topk sort argsort kthvalue median nanmedian mode trace"
+    ),
+    "softmax and norms": (
+        "softmax log_softmax safe_softmax masked_softmax native_layer_norm native_group_norm native_batch_norm "
+        "native_batch_norm_legit native_batch_norm_legit_no_training batch_norm_no_update batch_norm_with_update "
+        "batch_norm_impl_index cudnn_batch_norm miopen_batch_norm fused_rms_norm rms_norm renorm "
+        "weight_norm_interface"
+    ),
+    "pooling": (
+        "max_pool2d_with_indices max_pool3d_with_indices mkldnn_max_pool2d mkldnn_max_pool3d avg_pool2d avg_pool3d "
+        "adaptive_avg_pool2d adaptive_avg_pool3d mkldnn_adaptive_avg_pool2d adaptive_max_pool2d "
+        "adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d max_unpool2d max_unpool3d"
+    ),
+    "padding": (
+        "constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d "
+        "replication_pad3d"
+    ),
+    "dropout": "dropout native_dropout fused_dropout feature_dropout alpha_dropout",
+    "interpolation": (
+        "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_nearest_exact1d "
+        "upsample_nearest_exact2d upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d "
+        "upsample_trilinear3d upsample_bicubic2d upsample_bilinear2d_aa upsample_bicubic2d_aa"
+    ),
+    "losses": "nll_loss_forward nll_loss2d_forward mse_loss binary_cross_entropy smooth_l1_loss huber_loss",
+}
+FREE: frozenset[str] = frozenset(name for names in FREE_BY_KIND.values() for name in names.split())
+
+
+def _dims(tensor: Any) -> list[int]:
+    return list(tensor.shape)
+
+
+# formulas that torch's registry lacks; each takes the operands of the op
+_MORE_FORMULAS: dict[Any, Callable[..., int]] = {
+    aten.mv: lambda a, x, **_: 2 * prod(_dims(a)),
+    aten.addmv: lambda _bias, a, x, **_: 2 * prod(_dims(a)),
+    aten.dot: lambda x, y, **_: 2 * prod(_dims(x)),
+    aten.vdot: lambda x, y, **_: 2 * prod(_dims(x)),
+    aten.addbmm: lambda _bias, a, b, **_: 2 * prod(_dims(a)) * _dims(b)[-1],
+    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(
+        _dims(q), _dims(k), _dims(v)
+    ),
+}
+# position of the operand that is only added: a bias is never the parameter that an op is attributed to
+_ADDED: dict[Any, int] = {
+    aten.addmm: 0, aten.baddbmm: 0, aten.addmv: 0, aten.addbmm: 0,
+    aten.convolution: 2, aten._convolution: 2, aten._scaled_mm: 4,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelFlops:
+    """FLOPs of one forward pass, per sample of the batch (2 for each multiply-add).
+
+    Attributes:
+        total: all counted FLOPs.
+        by_parameter: FLOPs of the ops that multiply by this parameter, for every parameter of the model (0.0 where
+            there are none), under the names of ``model.named_parameters()``; tied weights appear once.
+        other: ``total`` minus the sum of ``by_parameter`` (attention products, and whatever cannot be attributed).
+        uncounted: ops that have no formula and are not free by convention (`FREE_BY_KIND`) → number of calls.
+    """
+
+    total: float
+    by_parameter: dict[str, float]
+    other: float
+    uncounted: dict[str, int] = field(default_factory=dict)
+
+    def inference(self, densities: Mapping[str, float]) -> float:
+        """FLOPs of a forward pass at these densities (parameter name → 0…1; a parameter that is not named is dense).
+
+        Raises:
+            KeyError: a name is not a parameter of the model that was counted.
+        """
+        _check_names(self, densities)
+        return self.other + sum(flops * densities.get(name, 1.0) for name, flops in self.by_parameter.items())
+
+
+@dataclass
+class PhaseSteps:
+    """What training has done so far in one phase: sums over its steps, which is all that the cost depends on.
+
+    Attributes:
+        steps: number of optimizer steps.
+        dense_gradient_steps: how many of them needed the gradient of every weight, pruned and frozen ones too.
+        density_steps: parameter name → its density summed over all the steps (a parameter that is not named is dense).
+        dense_density_steps: the same sum over the dense-gradient steps only.
+    """
+
+    steps: int = 0
+    dense_gradient_steps: int = 0
+    density_steps: dict[str, float] = field(default_factory=dict)
+    dense_density_steps: dict[str, float] = field(default_factory=dict)
+
+    def add(self, steps: int, dense_gradient_steps: int, densities: Mapping[str, float]) -> None:
+        """Books steps at these densities (parameter name → 0…1), the given number of them with dense gradients."""
+        self.steps += steps
+        self.dense_gradient_steps += dense_gradient_steps
+        for sums, n in ((self.density_steps, steps), (self.dense_density_steps, dense_gradient_steps)):
+            for name, density in densities.items():
+                sums[name] = sums.get(name, 0.0) + density * n
+
+
+def training_cost(
+    flops: ModelFlops, ledger: Mapping[str, PhaseSteps], total_steps: int | None = None
+) -> dict[str, float]:
+    """Training FLOPs × those of dense training, by phase, and their sum under ``"total"``.
+
+    With f_S and f_D the FLOPs of a sparse and of the dense forward pass, a step costs 3·f_S; with dense weight
+    gradients 2·f_S + f_D; in the phase named ``"explore"`` 2·f_D + (f_D − f_S), as only what was pruned gets weight
+    gradients, or 3·f_D with dense weight gradients. A dense step costs 3·f_D.
+
+    Args:
+        flops: from `count_flops`.
+        ledger: phase → the steps done in it.
+        total_steps: of the dense training to compare with; default: as many steps as the ledger holds.
+    """
+    done = sum(phase.steps for phase in ledger.values())
+    # a model without a single counted op costs the same at any density
+    dense_step = 3 * flops.total or 3.0
+    whole = dense_step * (total_steps if total_steps is not None else done)
+    costs: dict[str, float] = {}
+    for name, phase in ledger.items():
+        sparse = _summed(flops, phase.steps, phase.density_steps)
+        sparse_at_dense_gradient = _summed(flops, phase.dense_gradient_steps, phase.dense_density_steps)
+        if name == "explore":
+            spent = dense_step * phase.steps - (sparse - sparse_at_dense_gradient)
+        else:
+            dense = flops.total * phase.dense_gradient_steps
+            spent = 3 * sparse - sparse_at_dense_gradient + dense
+        if not flops.total:
+            spent = dense_step * phase.steps
+        costs[name] = spent / whole if whole else 0.0
+    return {**costs, "total": sum(costs.values())}
+
+
+def _summed(flops: ModelFlops, steps: int, density_steps: Mapping[str, float]) -> float:
+    """Sparse forward FLOPs summed over steps; a parameter that is not named is dense in all of them."""
+    _check_names(flops, density_steps)
+    by_parameter = sum(cost * density_steps.get(name, steps) for name, cost in flops.by_parameter.items())
+    return flops.other * steps + by_parameter
+
+
+def _check_names(flops: ModelFlops, names: Mapping[str, float]) -> None:
+    unknown = [name for name in names if name not in flops.by_parameter]
+    if unknown:
+        raise KeyError(f"{unknown[0]!r} is not a parameter of the model whose FLOPs were counted")
+
+
+def count_flops(
+    model: nn.Module, example_inputs: Tensor | tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
+) -> ModelFlops:
+    """Counts the FLOPs of ``model(*example_inputs, **kwargs)`` in eval mode, per sample.
+
+    It runs a copy of the model: on the meta device, where nothing is computed, or on the CPU if the model cannot run
+    there. The model, its buffers and mode, the inputs and the random state stay untouched; forward hooks that the
+    model carries do run, on the copy.
+
+    Args:
+        model: on any device, in any mode.
+        example_inputs: a tensor, or the tuple of positional arguments. The first dimension of the first tensor among
+            them (then among ``kwargs``) is the batch size.
+        kwargs: keyword arguments of the forward pass.
+
+    Raises:
+        UserError: the model has uninitialized (lazy) parameters, or cannot run on these inputs.
+    """
+    args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    kwargs = dict(kwargs or {})
+    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
+        raise UserError("the model has lazy parameters without a shape: run one batch through it first")
+    batch = next((t.shape[0] for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.dim()), 1)
+    try:
+        counter = _run(model, args, kwargs, "meta")
+    except Exception:
+        # e.g. a value read with .item(), or a tensor that the forward pass makes on the CPU
+        try:
+            counter = _run(model, args, kwargs, "cpu")
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise UserError(
+                f"FLOPs cannot be counted, as the model does not run on the example input: {reason}"
+            ) from error
+    by_parameter = {name: counter.flops[name] / batch for name, _ in model.named_parameters()}
+    other = counter.flops[None] / batch
+    return ModelFlops(sum(by_parameter.values()) + other, by_parameter, other, dict(counter.uncounted))
+
+
+def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], device: str) -> _FlopCounter:
+    twins = {id(p): _twin(p, device, parameter=True) for p in model.parameters()}
+    twins |= {id(b): _twin(b, device) for b in model.buffers()}
+    # plain tensor attributes, e.g. a weight that a hook computes, which deepcopy would refuse
+    plain = (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
+    twins |= {id(t): _twin(t, device) for t in plain if id(t) not in twins}
+    # with its tensors in the memo, deepcopy copies only the structure
+    replica = copy.deepcopy(model, dict(twins)).eval()
+    args, kwargs = tree_map_only(Tensor, lambda t: _twin(t, device), (args, kwargs))
+    counter = _FlopCounter({name: twins[id(p)] for name, p in model.named_parameters()}, twins.values())
+    with _plain_execution(), counter:
+        replica(*args, **kwargs)
+    return counter
+
+
+def _twin(tensor: Tensor, device: str, parameter: bool = False) -> Tensor:
+    if device == "meta":
+        twin = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    else:
+        twin = tensor.detach().to(device, copy=True)
+    return nn.Parameter(twin, requires_grad=tensor.requires_grad) if parameter else twin
+
+
+@contextmanager
+def _plain_execution() -> Iterator[None]:
+    """No fused kernel that hides a product, no compilation, no autograd; random state and switches restored."""
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.autocast("cpu", enabled=False))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fastpath)
+        torch.backends.mha.set_fastpath_enabled(False)
+        # oneDNN's fused LSTM; its own context manager also resets precisions, with a warning
+        stack.callback(setattr, torch.backends.mkldnn, "enabled", torch.backends.mkldnn.enabled)
+        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+        yield
+
+
+class _FlopCounter(TorchDispatchMode):
+    """Adds up the FLOPs of every op by the parameter that it multiplies (key None: by no parameter).
+
+    Besides the parameters it follows what is computed from them and constants alone (a normalised, masked or cast
+    weight), as long as the tensor stays recognisable as one parameter by its size.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, parameters: Mapping[str, Tensor], constants: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.flops: defaultdict[str | None, float] = defaultdict(float)
+        self.uncounted: Counter[str] = Counter()
+        self._formulas = {**_MORE_FORMULAS, **flop_registry}
+        self._parameters = {_storage(p): name for name, p in parameters.items()}
+        # storages that no input has flowed into → the parameter that they stand for, if any
+        self._owners: dict[int, str | None] = {**dict.fromkeys(map(_storage, constants)), **self._parameters}
+        # a storage is known by its address, which must not be used again
+        self._alive: list[Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        overload = isinstance(func, torch._ops.OpOverload)
+        op = func._overloadpacket if overload else func
+        formula = self._formulas.get(op)
+        if formula is None and overload and func.namespace != "prim":
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        out = func(*args, **kwargs)
+        operands = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        if formula is not None:
+            self.flops[self._multiplied(op, args)] += formula(*args, **kwargs, out_val=out)
+        elif not _is_free(func):
+            self.uncounted[f"{func.namespace}.{op.__name__}" if overload else func.name()] += 1
+        self._follow(operands, out, keeps_owner=formula is None)
+        return out
+
+    def _multiplied(self, op: Any, args: tuple[Any, ...]) -> str | None:
+        added = _ADDED.get(op)
+        factors = [t for i, t in enumerate(args) if isinstance(t, Tensor) and i != added]
+        owned = [t for t in factors if self._owners.get(_storage(t)) is not None]
+        return self._owners[_storage(max(owned, key=Tensor.numel))] if owned else None
+
+    def _follow(self, operands: list[Tensor], out: Any, keeps_owner: bool) -> None:
+        constant = all(_storage(t) in self._owners for t in operands)
+        for result in tree_leaves(out):
+            if not isinstance(result, Tensor) or (key := _storage(result)) in self._parameters:
+                continue
+            if not constant:
+                self._owners.pop(key, None)
+            elif key not in self._owners:
+                owners = {self._owners[_storage(t)] for t in operands if t.numel() == result.numel()} - {None}
+                self._owners[key] = owners.pop() if keeps_owner and len(owners) == 1 else None
+                self._alive.append(result)
+
+
+def _storage(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # e.g. a sparse tensor
+        return id(tensor)
+
+
+def _is_free(func: Any) -> bool:
+    if not isinstance(func, torch._ops.OpOverload):
+        return False
+    if func.namespace not in ("aten", "prim"):
+        return False
+    return torch.Tag.pointwise in func.tags or func.is_view or func._overloadpacket.__name__.strip("_") in FREE

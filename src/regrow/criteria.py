@@ -1,0 +1,96 @@
+"""Importance criteria: pure functions from weights (and gradients) to scores, the same for pruning and for growing."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regrow.errors import UserError, nearest
+
+CRITERIA: dict[str, Criterion] = {}
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """How important each entry is; higher stays.
+
+    `function` takes ``weight``, or ``weight, grad``, or has a parameter named ``generator``, and returns a tensor of
+    the weight's shape. With ``grad`` it is called at every step of the phase that scores, and its results are averaged;
+    without, once when the phase ends.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    uses_grad: bool
+    uses_generator: bool
+
+    def __call__(self, weight: Tensor, grad: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Scores in fp32, NaN (never chosen) as the lowest; shape of `weight`.
+
+        Raises:
+            UserError: where a user's function returns something of another shape.
+        """
+        args: list[Tensor | None] = [weight]
+        if self.uses_grad:
+            args.append(grad)
+        score = self.function(*args, generator=generator) if self.uses_generator else self.function(*args)
+        if not isinstance(score, Tensor) or score.shape != weight.shape:
+            got = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
+            raise UserError(f"criterion {self.name!r} must return scores of shape {tuple(weight.shape)}, not {got}")
+        return score.to(torch.float32)
+
+    @classmethod
+    def of(cls, value: str | Criterion | Callable[..., Tensor]) -> Criterion:
+        """A criterion from its registered name, from a function of (weight) or (weight, grad), or as it is.
+
+        Raises:
+            UserError: for an unknown name, or a function of other parameters.
+        """
+        if isinstance(value, Criterion):
+            return value
+        if isinstance(value, str):
+            if value not in CRITERIA:
+                raise UserError(f"criterion {value!r} is unknown{nearest(value, CRITERIA)}")
+            return CRITERIA[value]
+        if not callable(value):
+            raise UserError(f"criterion must be a name or a function of (weight) or (weight, grad), not {value!r}")
+        names = list(inspect.signature(value).parameters)
+        random = "generator" in names
+        tensors = len(names) - random
+        if tensors not in (1, 2):
+            raise UserError(f"criterion {value!r} must take (weight) or (weight, grad), not ({', '.join(names)})")
+        return cls(getattr(value, "__name__", "custom"), value, uses_grad=tensors == 2, uses_generator=random)
+
+
+def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Makes a function a criterion under its own name."""
+    CRITERIA[function.__name__] = Criterion.of(function)
+    return function
+
+
+@register
+def magnitude(weight: Tensor) -> Tensor:
+    """\\|w\\|: the default for single weights (Han et al. 2015)."""
+    return weight.abs()
+
+
+@register
+def taylor(weight: Tensor, grad: Tensor) -> Tensor:
+    """\\|w·∂w\\|: the loss change of removing an entry, to first order (Molchanov et al. 2019)."""
+    return (weight * grad).abs_()
+
+
+@register
+def gradient(weight: Tensor, grad: Tensor) -> Tensor:
+    """\\|∂w\\|: RigL's criterion for growing (Evci et al. 2020)."""
+    return grad.abs()
+
+
+@register
+def random(weight: Tensor, generator: torch.Generator) -> Tensor:
+    """Uniform noise: SET's criterion for growing (Mocanu et al. 2018), and a check on any other."""
+    return torch.rand(weight.shape, generator=generator).to(weight.device)

@@ -1,0 +1,101 @@
+"""What every method says of itself: when its phases are, what they score, and what happens where one ends."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from regrow.criteria import Criterion
+from regrow.errors import UserError
+from regrow.schedule import Boundary, PhaseName, Span, Timeline
+
+if TYPE_CHECKING:
+    from regrow.units import Units
+
+METHODS: dict[str, type[Method]] = {}
+
+Role = Literal["prune", "grow"]
+Start = Literal["random", "criterion"]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a phase scores: for which purpose, by which criterion, over how many of its last steps (None: all)."""
+
+    role: Role
+    criterion: Criterion
+    window: int | None = None
+
+
+class Method(ABC):
+    """A frozen dataclass of options; it holds no state. All of it are pure functions of the step but `at_boundary`,
+    which asks `Units` for transitions."""
+
+    name: ClassVar[str]
+    sparsifies: ClassVar[bool] = True
+
+    @abstractmethod
+    def timeline(self, total_steps: int) -> Timeline:
+        """The phases of a run of this many steps.
+
+        Raises:
+            UserError: where not a single update fits.
+        """
+
+    def scorings(self, criterion: Criterion) -> Mapping[PhaseName, tuple[Scoring, ...]]:
+        """What is scored in which phase."""
+        return {}
+
+    def sparsity_at(self, update: int, updates: int, target: float) -> float:
+        """The sparsity that this update (from 0) leaves; -1 for the start. Reaches `target` with the last update."""
+        return target
+
+    def churn(self, update: int, timeline: Timeline) -> float:
+        """The share of the active units that this update replaces."""
+        return 0.0
+
+    @abstractmethod
+    def begin(self, units: Units) -> None:
+        """Takes the structure to start with."""
+
+    def at_boundary(self, boundary: Boundary, units: Units) -> None:
+        """What is done once a phase of an update has ended."""
+        raise NotImplementedError(f"{type(self).__name__} has updates but no at_boundary")
+
+    @property
+    def explores(self) -> bool:
+        """Whether there are steps in which the active structure is frozen."""
+        return False
+
+    def dense_gradient_steps(self, criterion: Criterion, span: Span, start: int, end: int) -> int:
+        """How many of the steps from `start` to `end` of a span use the gradient of every weight."""
+        if span.phase == "explore":
+            return 0 if self.explores else end - start
+        windows = [
+            span.end - span.start if scoring.window is None else scoring.window
+            for scoring in self.scorings(criterion).get(span.phase, ())
+            if scoring.role == "grow" and scoring.criterion.uses_grad and span.update is not None
+        ]
+        return max(0, end - max(start, span.end - max(windows))) if windows else 0
+
+
+def register(cls: type[Method]) -> type[Method]:
+    """Makes a method known under its `name`."""
+    METHODS[cls.name] = cls
+    return cls
+
+
+def check_start(start: str) -> None:
+    """Refuses a start that no method knows."""
+    if start not in ("random", "criterion"):
+        raise UserError(
+            f"start {start!r} is unknown; use 'random' (from scratch) or 'criterion' (from a trained model)"
+        )
+
+
+def check_steps(name: str, value: int, least: int) -> None:
+    """Refuses a number of steps that is no whole number or too small."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{name} is {value!r}, but must be a whole number of steps, at least {least}")

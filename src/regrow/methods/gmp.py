@@ -1,0 +1,57 @@
+"""Gradual magnitude pruning: dense to sparse along a cubic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from regrow.criteria import Criterion
+from regrow.errors import UserError
+from regrow.methods.base import Method, Scoring, check_steps, register
+from regrow.schedule import Boundary, Phase, PhaseName, Timeline, cubic, repeat, steps_of
+
+if TYPE_CHECKING:
+    from regrow.units import Units
+
+
+@register
+@dataclass(frozen=True)
+class GMP(Method):
+    """Prunes a little every `interval` steps: s_t = s_i + (s_f − s_i)·(1 − (1 − t)³) (Zhu & Gupta 2017).
+
+    Args:
+        interval: steps between prunings.
+        begin_at: when pruning begins, a share of training or a number of steps.
+        update_end: when the target is reached, likewise.
+        initial_sparsity: s_i, the sparsity before the first pruning.
+    """
+
+    name: ClassVar[str] = "gmp"
+
+    interval: int = 100
+    begin_at: float | int = 0.0
+    update_end: float | int = 0.75
+    initial_sparsity: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_steps("interval", self.interval, 1)
+        if not 0 <= self.initial_sparsity < 1:
+            raise UserError(f"initial_sparsity is {self.initial_sparsity}, but must lie in [0, 1)")
+
+    def timeline(self, total_steps: int) -> Timeline:
+        begin = steps_of("begin_at", self.begin_at, total_steps)
+        until = steps_of("update_end", self.update_end, total_steps)
+        return repeat(Phase("estimate", self.interval), total_steps=total_steps, until=until, begin=begin)
+
+    def scorings(self, criterion: Criterion) -> Mapping[PhaseName, tuple[Scoring, ...]]:
+        return {"estimate": (Scoring("prune", criterion),)}
+
+    def sparsity_at(self, update: int, updates: int, target: float) -> float:
+        return cubic((update + 1) / updates, min(self.initial_sparsity, target), target)
+
+    def begin(self, units: Units) -> None:
+        units.start("criterion")
+
+    def at_boundary(self, boundary: Boundary, units: Units) -> None:
+        units.prune()

@@ -1,0 +1,111 @@
+"""IEE, iterative exploitation and exploration: prune, improve, explore what was removed, regrow the best of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from regrow.criteria import Criterion
+from regrow.errors import UserError
+from regrow.methods.base import Method, Scoring, Start, check_start, check_steps, register
+from regrow.schedule import Boundary, Budget, Phase, PhaseName, Timeline, cubic, repeat, steps_of
+from regrow.state import Init
+
+if TYPE_CHECKING:
+    from regrow.units import Units
+
+
+@register
+@dataclass(frozen=True)
+class IEE(Method):
+    """Prunes and regrows by one criterion, after a preview of what the removed units would be worth
+    (arXiv:2502.03658, section 3).
+
+    Args:
+        h: steps that estimate the importance of the active units (H in the paper).
+        j: steps that improve the pruned structure (J).
+        q: steps that explore: every removed unit is reactivated and trains, the active ones are frozen (Q). At 0, units
+            grow by the value they last had.
+        budget: Ω, the share of the active units that an update replaces.
+        update_end: when updates end, a share of training or a number of steps. A cycle that would not end by then is
+            not begun.
+        grown_init: the value of grown units: ``"mru"`` the one they last had in use, before the exploration (Table 4);
+            ``"explored"`` the one they reached in it; ``"zero"``.
+        reactivate: the value from which units are explored: ``"mru"`` or ``"zero"``.
+        freeze: hold active units, other parameters and batch-norm statistics still during exploration; False for the
+            paper's ablation.
+        improve: train the pruned structure for `j` steps before exploring; False for the paper's ablation.
+        start: ``"random"`` (from scratch) or ``"criterion"`` (the best units of a trained model).
+        ramp: sparsity to start with; it rises to the target along GMP's cubic while updates go on. None starts at the
+            target.
+
+    Raises:
+        UserError: for options out of range, or that contradict each other.
+    """
+
+    name: ClassVar[str] = "iee"
+
+    h: int = 150
+    j: int = 150
+    q: int = 150
+    budget: Budget = Budget("cosine", 0.3)
+    update_end: float | int = 0.75
+    grown_init: Init = "mru"
+    reactivate: Literal["mru", "zero"] = "mru"
+    freeze: bool = True
+    improve: bool = True
+    start: Start = "random"
+    ramp: float | None = None
+
+    def __post_init__(self) -> None:
+        check_steps("h", self.h, 1)
+        check_steps("j", self.j, 0)
+        check_steps("q", self.q, 0)
+        check_start(self.start)
+        if self.grown_init not in ("mru", "explored", "zero"):
+            raise UserError(f"grown_init {self.grown_init!r} is unknown; use 'mru', 'explored' or 'zero'")
+        if self.reactivate not in ("mru", "zero"):
+            raise UserError(f"reactivate {self.reactivate!r} is unknown; use 'mru' or 'zero'")
+        if self.ramp is not None and not 0 <= self.ramp < 1:
+            raise UserError(f"ramp is {self.ramp}, but must be a sparsity in [0, 1) to start with")
+        if self.q == 0 and self.reactivate == "zero":
+            raise UserError("q=0 explores nothing, so reactivate='zero' leaves nothing to rank; use reactivate='mru'")
+
+    def timeline(self, total_steps: int) -> Timeline:
+        return repeat(
+            Phase("estimate", self.h),
+            Phase("improve", self.j if self.improve else 0),
+            Phase("explore", self.q),
+            total_steps=total_steps,
+            until=steps_of("update_end", self.update_end, total_steps),
+        )
+
+    def scorings(self, criterion: Criterion) -> Mapping[PhaseName, tuple[Scoring, ...]]:
+        if criterion.uses_grad and self.q == 0:
+            raise UserError(f"criterion {criterion.name!r} needs steps to score what was removed; use q ≥ 1")
+        return {"estimate": (Scoring("prune", criterion),), "explore": (Scoring("grow", criterion),)}
+
+    def sparsity_at(self, update: int, updates: int, target: float) -> float:
+        if self.ramp is None:
+            return target
+        return cubic((update + 1) / updates, min(self.ramp, target), target)
+
+    def churn(self, update: int, timeline: Timeline) -> float:
+        return self.budget.fraction(timeline.prune_step(update), timeline.until)
+
+    @property
+    def explores(self) -> bool:
+        return self.freeze and self.q > 0
+
+    def begin(self, units: Units) -> None:
+        units.start(self.start)
+
+    def at_boundary(self, boundary: Boundary, units: Units) -> None:
+        match boundary.ended:
+            case "estimate":
+                units.prune()
+            case "improve":
+                units.reactivate(self.reactivate, freeze=self.explores)
+            case "explore":
+                units.grow(self.grown_init)

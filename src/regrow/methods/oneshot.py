@@ -1,0 +1,48 @@
+"""Prune once, then train on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from regrow.criteria import Criterion
+from regrow.methods.base import Method, Scoring, check_steps, register
+from regrow.schedule import Boundary, Phase, PhaseName, Timeline, repeat
+
+if TYPE_CHECKING:
+    from regrow.units import Units
+
+
+@register
+@dataclass(frozen=True)
+class OneShot(Method):
+    """Prunes a trained model to the target at once, by the criterion.
+
+    Args:
+        h: steps that estimate importance before; 0 prunes when it is attached. Criteria that use gradients need h ≥ 1.
+    """
+
+    name: ClassVar[str] = "oneshot"
+
+    h: int = 0
+
+    def __post_init__(self) -> None:
+        check_steps("h", self.h, 0)
+
+    def timeline(self, total_steps: int) -> Timeline:
+        if self.h == 0:
+            return Timeline(total_steps)
+        return repeat(Phase("estimate", self.h), total_steps=total_steps, until=min(self.h, total_steps))
+
+    def scorings(self, criterion: Criterion) -> Mapping[PhaseName, tuple[Scoring, ...]]:
+        return {"estimate": (Scoring("prune", criterion),)} if self.h else {}
+
+    def sparsity_at(self, update: int, updates: int, target: float) -> float:
+        return 0.0 if self.h and update < 0 else target
+
+    def begin(self, units: Units) -> None:
+        units.start("criterion")
+
+    def at_boundary(self, boundary: Boundary, units: Units) -> None:
+        units.prune()

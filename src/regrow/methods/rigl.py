@@ -1,0 +1,70 @@
+"""RigL: drop by magnitude, grow by gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from regrow.criteria import Criterion
+from regrow.methods.base import Method, Scoring, Start, check_start, check_steps, register
+from regrow.schedule import Boundary, Budget, Phase, PhaseName, Timeline, repeat, steps_of
+
+if TYPE_CHECKING:
+    from regrow.units import Units
+
+
+@dataclass(frozen=True)
+class DropAndGrow(Method):
+    """Every `interval` steps, drops the least important active units and grows as many, from zero, without momentum.
+
+    Units that were just dropped may return (at zero, like the others).
+
+    Args:
+        interval: steps between updates (ΔT).
+        budget: share of the active units that an update replaces (f(t); RigL's α is its start).
+        update_end: when updates end (T_end), a share of training or a number of steps.
+        start: ``"random"`` (from scratch) or ``"criterion"`` (the best units of a trained model).
+    """
+
+    interval: int = 100
+    budget: Budget = Budget("cosine", 0.3)
+    update_end: float | int = 0.75
+    start: Start = "random"
+
+    growth: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        check_steps("interval", self.interval, 1)
+        check_start(self.start)
+
+    def timeline(self, total_steps: int) -> Timeline:
+        until = steps_of("update_end", self.update_end, total_steps)
+        return repeat(Phase("estimate", self.interval), total_steps=total_steps, until=until)
+
+    def scorings(self, criterion: Criterion) -> Mapping[PhaseName, tuple[Scoring, ...]]:
+        growth = Criterion.of(self.growth)
+        return {"estimate": (Scoring("prune", criterion), Scoring("grow", growth, window=1))}
+
+    def churn(self, update: int, timeline: Timeline) -> float:
+        return self.budget.fraction(timeline.prune_step(update), timeline.until)
+
+    def begin(self, units: Units) -> None:
+        units.start(self.start)
+
+    def at_boundary(self, boundary: Boundary, units: Units) -> None:
+        units.prune()
+        units.grow("zero")
+
+
+@register
+@dataclass(frozen=True)
+class RigL(DropAndGrow):
+    """Drops by the criterion (\\|w\\| in the paper) and grows by the dense gradient of the step at which it updates
+    (Evci et al. 2020, arXiv:1911.11134).
+
+    The gradient of that one step is all that is computed densely: (3·f_S·(ΔT − 1) + 2·f_S + f_D) / ΔT a step.
+    """
+
+    name: ClassVar[str] = "rigl"
+    growth: ClassVar[str] = "gradient"

@@ -1,0 +1,35 @@
+"""A fixed structure, the lower bar for every method that moves one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from regrow.methods.base import Method, Start, check_start, register
+from regrow.schedule import Timeline
+
+if TYPE_CHECKING:
+    from regrow.units import Units
+
+
+@register
+@dataclass(frozen=True)
+class Static(Method):
+    """Trains the structure it starts with, to the end.
+
+    Args:
+        start: ``"random"``, or ``"criterion"`` to keep the best units of the model as it is.
+    """
+
+    name: ClassVar[str] = "static"
+
+    start: Start = "random"
+
+    def __post_init__(self) -> None:
+        check_start(self.start)
+
+    def timeline(self, total_steps: int) -> Timeline:
+        return Timeline(total_steps)
+
+    def begin(self, units: Units) -> None:
+        units.start(self.start)

@@ -1,0 +1,116 @@
+"""What to do with each kind of optimizer state when entries stop or start to train.
+
+State tensors are recognised by their shape (that of the parameter) and by the tables below.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, MutableMapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+Kind = Literal["first", "second", "parameter", "keep"]
+
+# "first": an average of past gradients; starts afresh when an entry becomes trainable.
+# "second": an average of past squared gradients; kept, as zeroing it beside the first makes Adam's first step 3.1 times
+#           too large; where it was never estimated, it starts from the mean over the entries that have been training.
+# "parameter": a second copy of the weights (slow or averaged weights); holds wherever the weight itself is held.
+# "keep": neither; left alone.
+KINDS: dict[str, Kind] = {
+    "momentum_buffer": "first",
+    "exp_avg": "first",
+    "grad_avg": "first",
+    "prev": "first",
+    "mu": "first",
+    "exp_avg_sq": "second",
+    "max_exp_avg_sq": "second",
+    "square_avg": "second",
+    "exp_inf": "second",
+    "sum": "second",
+    "acc_delta": "second",
+    "z": "parameter",
+    "ax": "parameter",
+    "slow_buffer": "parameter",
+    "slow_param": "parameter",
+    "cached_params": "parameter",
+    "step_size": "keep",
+}
+
+# Optimizers whose step leaves an entry at exactly zero if its value, gradient and first moments are zero: element-wise,
+# multiplicative decay, and a denominator that is never zero. For any other, zeros are written again after every step.
+KEEPS_ZERO: dict[str, str] = {  # qualified class name → the option that must be above zero ("" for none)
+    "torch.optim.sgd.SGD": "",
+    "torch.optim.adam.Adam": "eps",
+    "torch.optim.adamw.AdamW": "eps",
+    "torch.optim.rmsprop.RMSprop": "eps",
+    "torch.optim.nadam.NAdam": "eps",
+    "torch.optim.adamax.Adamax": "eps",
+    "torch.optim.adagrad.Adagrad": "eps",
+}
+
+REFUSED: dict[str, str] = {
+    "LBFGS": "it evaluates the loss many times inside one step and mixes all parameters into one direction; "
+    "use SGD, Adam or another first-order optimizer",
+    "SparseAdam": "it only takes sparse gradients; use Adam",
+}
+
+
+def unwrap(optimizer: Any) -> Optimizer:
+    """The torch optimizer inside a wrapper that keeps it as ``.optimizer`` (Accelerate, Lightning)."""
+    while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = optimizer.optimizer
+    return optimizer  # type: ignore[no-any-return]
+
+
+def keeps_zero(optimizer: Optimizer, group: MutableMapping[str, Any]) -> bool:
+    """Whether a masked gradient is enough to keep pruned entries of this group at exactly zero."""
+    kind = type(optimizer)
+    option = KEEPS_ZERO.get(f"{kind.__module__}.{kind.__qualname__}")
+    return option is not None and (not option or group[option] > 0)
+
+
+def tensors(state: MutableMapping[str, Any], param: Tensor) -> Iterator[tuple[str, Kind, Tensor]]:
+    """The state tensors that have one number for each entry of the parameter, with their kind.
+
+    Warns:
+        UserWarning: where a tensor of this shape has a name that no table knows; it is left alone.
+    """
+    for name, value in state.items():
+        if isinstance(value, Tensor) and value.shape == param.shape and value.dim() > 0:
+            kind = KINDS.get(name)
+            if kind is None:
+                warnings.warn(
+                    f"optimizer state {name!r} is unknown to regrow and left alone when weights are pruned or grown; "
+                    f"add it to regrow.optim_state.KINDS if it is a moment or a copy of the weights",
+                    stacklevel=2,
+                )
+                kind = "keep"
+            yield name, kind, value
+
+
+@torch.no_grad()
+def mend(state: MutableMapping[str, Any], param: Tensor, trainable: Tensor, before: Tensor, restarted: Tensor) -> None:
+    """Makes the state fit new codes.
+
+    Args:
+        state: the optimizer's state of `param`.
+        param: the parameter, already holding its new live values.
+        trainable: bool, entries that train from now on.
+        before: bool, entries that have trained until now.
+        restarted: bool, entries whose live value was set anew (from memory or to zero).
+    """
+    fresh = trainable & ~before
+    for _, kind, value in tensors(state, param):
+        if kind == "first":
+            value.masked_fill_(~trainable | fresh, 0)
+        elif kind == "second":
+            unknown = fresh & (value == 0)
+            known = value.masked_fill(~before, 0)
+            mean = known.sum(dtype=torch.float32) / (known != 0).sum().clamp(min=1)
+            value.copy_(torch.where(unknown, mean.to(value.dtype), value))
+        elif kind == "parameter":
+            value.copy_(torch.where(restarted, param, value))

@@ -1,0 +1,78 @@
+"""What a run will cost, before it is trained: for comparisons at equal training FLOPs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from regrow.cost import ModelFlops, PhaseSteps, training_cost
+from regrow.criteria import Criterion
+from regrow.errors import UserError
+from regrow.methods.base import Method
+from regrow.units import counts_at, kept, sparsity_of
+
+Final = Mapping[str, tuple[int, int]]
+
+
+def planned_ledger(method: Method, criterion: Criterion, final: Final, total_steps: int) -> dict[str, PhaseSteps]:
+    """The steps, densities and dense gradients of every phase, as `Sparsifier` will book them.
+
+    Exact where each layer keeps its own count (``scope="layer"``); with a global scope, counts per layer are those of
+    the distribution, as nobody knows beforehand how they will drift.
+
+    Args:
+        method: with its options.
+        criterion: for pruning (and growing).
+        final: (active, total) per parameter, from ``pattern.counts(model)``; ignored by a method that removes nothing.
+        total_steps: of the run.
+    """
+    timeline = method.timeline(total_steps)
+    final = final if method.sparsifies else {}
+    target = sparsity_of(final)
+    ledger: dict[str, PhaseSteps] = {}
+    for span in timeline.spans():
+        steps = min(span.end, total_steps) - span.start
+        last = timeline.updates - 1 if span.phase == "fixed" else -1
+        update = last if span.update is None else span.update
+        begins = span.update is not None and span.end == timeline.prune_step(span.update)
+        counts = counts_at(final, method.sparsity_at(update - begins, timeline.updates, target))
+        if span.update is not None and not begins:  # pruned, not grown yet
+            share = method.churn(update, timeline)
+            counts = {name: kept(count, final[name][1], share) for name, count in counts.items()}
+        dense = method.dense_gradient_steps(criterion, span, span.start, span.start + steps)
+        densities = {name: count / final[name][1] for name, count in counts.items()}
+        ledger.setdefault(span.phase, PhaseSteps()).add(steps, dense, densities)
+    return ledger
+
+
+def planned_cost(method: Method, criterion: Criterion, final: Final, flops: ModelFlops, total_steps: int) -> float:
+    """Training FLOPs of the whole run, in forward passes of the dense model times three (one dense step is 1.0)."""
+    return training_cost(flops, planned_ledger(method, criterion, final, total_steps))["total"] * total_steps
+
+
+def matching_steps(method: Method, criterion: Criterion, final: Final, flops: ModelFlops, budget: float) -> int:
+    """The number of steps in which `method` spends `budget` (in dense steps), to the nearest step.
+
+    The method's schedule stretches with the run, so this is found by bisection.
+
+    Raises:
+        UserError: where even the shortest run that fits an update costs more.
+    """
+
+    def cost(steps: int) -> float:
+        try:
+            return planned_cost(method, criterion, final, flops, steps)
+        except UserError:  # too short for an update
+            return -1.0
+
+    low, high = 1, 2
+    while cost(high) < budget:
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(middle) < budget else (low, middle)
+    if cost(low) < 0:
+        raise UserError(
+            f"{method.name} cannot be matched: its shortest run of {high} steps costs {cost(high):.0f} dense steps, "
+            f"but the budget is {budget:.0f}; shorten its update interval"
+        )
+    return min((low, high), key=lambda steps: abs(cost(steps) - budget))

@@ -1,0 +1,113 @@
+"""Scores of a phase: summed over its steps where the criterion uses gradients, read once at its end where not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regrow.criteria import Criterion
+from regrow.methods.base import Role, Scoring
+from regrow.schedule import PhaseName, Span
+from regrow.state import WeightState
+
+
+def generator(seed: int, step: int, index: int) -> torch.Generator:
+    """Randomness that depends on nothing but these three numbers, on any device and rank."""
+    mixed = ((seed * 1_000_003 + step) * 1_000_033 + index) & 0x7FFF_FFFF_FFFF_FFFF
+    return torch.Generator().manual_seed(mixed)
+
+
+class Saliency:
+    """Keeps what a method asks to be scored.
+
+    Args:
+        states: the sparsified parameters.
+        criterion: used where a phase names none of its own.
+        scorings: what is scored in which phase.
+        seed: for criteria that draw at random.
+    """
+
+    def __init__(
+        self,
+        states: Mapping[str, WeightState],
+        criterion: Criterion,
+        scorings: Mapping[PhaseName, tuple[Scoring, ...]],
+        seed: int,
+    ) -> None:
+        self.states = states
+        self.criterion = criterion
+        self.scorings = scorings
+        self.seed = seed
+        self._sums: dict[Role, dict[str, Tensor]] = {}
+        self._steps: dict[Role, Tensor] = {}
+
+    def due(self, span: Span, step: int) -> list[Scoring]:
+        """The scorings that take the gradients of this step."""
+        return [
+            scoring
+            for scoring in self.scorings.get(span.phase, ())
+            if span.update is not None
+            and scoring.criterion.uses_grad
+            and (scoring.window is None or step >= span.end - scoring.window)
+        ]
+
+    @torch.no_grad()
+    def observe(self, scorings: list[Scoring], unscale: Tensor | None) -> None:
+        """Adds the scores of a step, unless one of its gradients holds a NaN or an Inf; no synchronisation.
+
+        Args:
+            scorings: those that are due.
+            unscale: what gradients are multiplied by first, where a gradient scaler has not done so.
+        """
+        grads = {name: state.param.grad for name, state in self.states.items() if state.param.grad is not None}
+        if not grads:
+            return
+        finite = torch.stack([grad.sum(dtype=torch.float32) for grad in grads.values()]).isfinite().all()
+        for scoring in scorings:
+            sums = self._sums.setdefault(scoring.role, {})
+            for name, grad in grads.items():
+                state = self.states[name]
+                weight = state.param.detach() if scoring.role == "prune" else state.values()
+                score = scoring.criterion(weight, grad if unscale is None else grad * unscale)
+                score = score.masked_fill(~finite, 0)
+                sums[name] = sums[name].add_(score) if name in sums else score
+            count = self._steps.get(scoring.role)
+            self._steps[scoring.role] = finite.long() if count is None else count.add_(finite)
+
+    def scores(self, role: Role, name: str, step: int) -> Tensor:
+        """The scores of one parameter: fp32, its shape, higher stays; averaged over the steps that counted."""
+        state = self.states[name]
+        criterion = next(
+            (scoring.criterion for group in self.scorings.values() for scoring in group if scoring.role == role),
+            self.criterion,
+        )
+        if criterion.uses_grad:
+            sums = self._sums.get(role, {})
+            if name not in sums:  # it took part in no step
+                return torch.zeros_like(state.param, dtype=torch.float32)
+            return sums[name] / self._steps[role].clamp(min=1)
+        index = list(self.states).index(name)
+        return criterion(state.values(), generator=generator(self.seed, step, index))
+
+    def forget(self) -> None:
+        """Starts afresh: scores belong to one phase."""
+        self._sums.clear()
+        self._steps.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far."""
+        return {
+            "sums": {role: {k: v.clone() for k, v in sums.items()} for role, sums in self._sums.items()},
+            "steps": {role: int(count) for role, count in self._steps.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the sums that `state_dict` gave."""
+        device = {name: s.param.device for name, s in self.states.items()}
+        self._sums = {
+            role: {name: v.to(device[name]).clone() for name, v in sums.items()} for role, sums in state["sums"].items()
+        }
+        self._steps = {role: torch.tensor(n, device=next(iter(device.values()))) for role, n in state["steps"].items()}

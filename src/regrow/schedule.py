@@ -1,0 +1,176 @@
+"""What happens when: phases and budgets as pure functions of the step, so that resuming is exact."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from regrow.errors import UserError
+
+PhaseName = Literal["estimate", "improve", "explore", "fixed"]
+Shape = Literal["cosine", "exponential", "linear", "constant"]
+
+_DECAY = {
+    "cosine": lambda t: (1 + math.cos(math.pi * t)) / 2,
+    "exponential": lambda t: 0.01**t,
+    "linear": lambda t: 1 - t,
+    "constant": lambda t: 1.0,
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Ω: the share of the active units that an update replaces, over time.
+
+    Args:
+        shape: ``"cosine"`` is RigL's α/2·(1+cos(π·t/T)); ``"exponential"`` falls to a hundredth;
+            ``"linear"`` falls to zero; ``"constant"`` stays.
+        start: the share at step 0, above 0 and below 1.
+
+    Raises:
+        UserError: for an unknown shape or a start outside (0, 1).
+
+    >>> Budget("linear", 0.4).fraction(25, 100)
+    0.3
+    """
+
+    shape: Shape = "cosine"
+    start: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.shape not in _DECAY:
+            raise UserError(f"budget shape {self.shape!r} is unknown; use one of {', '.join(_DECAY)}")
+        if not 0 < self.start < 1:
+            raise UserError(f"budget start is {self.start}, but must lie between 0 and 1 (a share of the active units)")
+
+    def fraction(self, step: int, end: int) -> float:
+        """The share at `step`, where updates end at step `end`."""
+        return self.start * _DECAY[self.shape](min(step / end, 1.0))
+
+
+def cubic(step: float, initial: float, final: float) -> float:
+    """GMP's sparsity s_i + (s_f − s_i)·(1 − (1 − t)³) after the share `step` of the way (Zhu & Gupta 2017)."""
+    return initial + (final - initial) * (1 - (1 - min(max(step, 0.0), 1.0)) ** 3)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of steps under one rule; of no steps at all where a method leaves it out."""
+
+    name: PhaseName
+    steps: int
+
+
+@dataclass(frozen=True)
+class Span:
+    """The phase around a step: it holds from step `start` up to, not including, step `end`."""
+
+    phase: PhaseName
+    start: int
+    end: int
+    update: int | None  # which update, from 0; None outside all updates
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """The end of a phase of an update; `last` where it ends the update, too."""
+
+    ended: PhaseName
+    update: int
+    step: int
+    last: bool
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """`updates` repetitions of a cycle of phases from step `begin` on; before them "estimate", after them "fixed".
+
+    `until` is the step by which updates must have ended: budgets decay towards it.
+    """
+
+    total_steps: int
+    cycle: tuple[Phase, ...] = ()
+    updates: int = 0
+    begin: int = 0
+    until: int = 0
+
+    @property
+    def length(self) -> int:
+        """Steps of one cycle."""
+        return sum(phase.steps for phase in self.cycle)
+
+    @property
+    def end(self) -> int:
+        """The step at which the last update ends."""
+        return self.begin + self.updates * self.length if self.updates else 0
+
+    def prune_step(self, update: int) -> int:
+        """The step at which an update prunes: the end of its first phase."""
+        return self.begin + update * self.length + self.cycle[0].steps
+
+    def phase_at(self, step: int) -> Span:
+        """The phase in which the step with this number (from 0) runs."""
+        if step >= self.end:
+            return Span("fixed", self.end, max(self.total_steps, step + 1), None)
+        if step < self.begin:
+            return Span("estimate", 0, self.begin, None)
+        update = (step - self.begin) // self.length
+        start = self.begin + update * self.length
+        for phase in self.cycle:
+            if step < start + phase.steps:
+                return Span(phase.name, start, start + phase.steps, update)
+            start += phase.steps
+        raise AssertionError("a step beyond its own cycle")
+
+    def ended_at(self, step: int) -> list[Boundary]:
+        """The phases that have ended once `step` steps are done, in their order; empty between boundaries."""
+        if not self.begin < step <= self.end:
+            return []
+        update = (step - self.begin - 1) // self.length  # of the step just done
+        position = step - self.begin - update * self.length
+        ended, found = 0, []
+        for i, phase in enumerate(self.cycle):
+            ended += phase.steps
+            if ended == position:
+                found.append(Boundary(phase.name, update, step, last=i == len(self.cycle) - 1))
+        return found
+
+    def spans(self) -> Iterator[Span]:
+        """All phases of a run, in order."""
+        step = 0
+        while step < self.total_steps:
+            span = self.phase_at(step)
+            yield span
+            step = span.end
+
+
+def repeat(*phases: Phase, total_steps: int, until: int, begin: int = 0) -> Timeline:
+    """As many whole cycles as end by step `until`: one that would not end by then is not begun.
+
+    Raises:
+        UserError: where not even one cycle fits.
+    """
+    length = sum(phase.steps for phase in phases)
+    updates = max(0, until - begin) // length
+    if updates == 0:
+        raise UserError(
+            f"total_steps={total_steps} is too short for one update: a cycle takes {length} steps but updates must end "
+            f"by step {until}; shorten the phases or train longer"
+        )
+    return Timeline(total_steps, phases, updates, begin, until)
+
+
+def steps_of(name: str, value: float, total_steps: int) -> int:
+    """A point in training given as a share (a float up to 1.0) or as a number of steps (an int), in steps.
+
+    Raises:
+        UserError: for a value that is negative or beyond the end.
+    """
+    steps = value if isinstance(value, int) and not isinstance(value, bool) else int(value * total_steps)
+    if not 0 <= steps <= total_steps:
+        raise UserError(
+            f"{name}={value} lies outside the run of {total_steps} steps; give a share (0.75) or a number of steps"
+        )
+    return steps

@@ -1,0 +1,410 @@
+"""The engine: attaches to an optimizer, masks and restores around its steps, and crosses the boundaries of phases."""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from regrow import attach
+from regrow.cost import PhaseSteps, count_flops, training_cost
+from regrow.criteria import Criterion
+from regrow.errors import UserError, nearest
+from regrow.methods import IEE, METHODS, Method
+from regrow.optim_state import keeps_zero
+from regrow.patterns.base import Pattern, unwrap
+from regrow.saliency import Saliency
+from regrow.schedule import Boundary, PhaseName
+from regrow.state import WeightState
+from regrow.units import Units, sparsity_of
+
+FORMAT = 1  # of state_dict
+
+
+class Sparsifier:
+    """Makes a model sparse while an optimizer trains it. Lives in the optimizer's step hooks: the loop stays as it is.
+
+    Args:
+        model: trained by the optimizer; its parameters stay plain tensors under their names. It may be compiled or
+            wrapped in DistributedDataParallel.
+        optimizer: a torch optimizer, wrapped by Accelerate or not; or all of them, in the order in which they step.
+        pattern: what is sparsified and how far, e.g. ``Weights(0.9, "erk")``. May be left out for ``"dense"`` only.
+        method: how; an instance such as ``IEE(h=50, j=50, q=50)``, or a registered name for its defaults.
+        criterion: importance, for pruning and for growing: ``"magnitude"``, ``"taylor"``, ``"gradient"``, ``"random"``,
+            or a function of (weight) or (weight, grad).
+        total_steps: optimizer steps of the whole run, which schedules stretch over.
+        seed: of everything that is drawn at random.
+
+    Raises:
+        UserError: for anything that cannot work, before anything is changed.
+
+    >>> net = nn.Linear(8, 4)
+    >>> sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+    >>> sparsifier = Sparsifier(net, sgd, pattern=Weights(0.75), method="static", total_steps=10)
+    >>> sparsifier.density(), int((net.weight != 0).sum())
+    (0.25, 8)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer],
+        *,
+        pattern: Pattern | None = None,
+        method: Method | str | None = None,
+        criterion: str | Criterion | Callable[..., Tensor] = "magnitude",
+        total_steps: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.model = unwrap(model)
+        self.method = _method(method)
+        self.pattern = pattern
+        self.criterion = Criterion.of(criterion)
+        self.seed = seed
+        self.history: list[dict[str, Any]] = []
+        self.step_count = 0
+        self.total_steps = _total_steps(total_steps)
+        self._timeline = self.method.timeline(self.total_steps)
+        self._optimizers = attach.optimizers(optimizer, Sparsifier)
+        groups = attach.parameter_groups(self._optimizers)
+        attach.check_model(self.model, groups)
+        params: dict[str, nn.Parameter] = {}
+        final: dict[str, tuple[int, int]] = {}
+        if self.method.sparsifies:
+            if pattern is None:
+                raise UserError("pattern is missing; say what to sparsify, e.g. pattern=regrow.Weights(0.9, 'erk')")
+            params, final = pattern.parameters(self.model), pattern.counts(self.model)
+        attach.check_weights(params)
+        scorings = self.method.scorings(self.criterion)
+
+        self._states = {name: _state(name, param, *groups[id(param)]) for name, param in params.items()}
+        self._by_optimizer = {
+            id(one): [s for s in self._states.values() if groups[id(s.param)][0] is one] for one in self._optimizers
+        }
+        self._target = sparsity_of(final)
+        self._saliency = Saliency(self._states, self.criterion, scorings, seed)
+        self._units: Units | None = None
+        self._finished = False
+        self._prepared: tuple[weakref.ref[Tensor], int] | None = None
+        self._skipped = False
+        self._buffers: dict[str, Tensor] | None = None  # as they were when exploration began
+        self._ledger: dict[str, PhaseSteps] = {}
+        self._accounted = 0
+        if params and pattern is not None:
+            self._units = Units(self._states, pattern, final, self._saliency, _agree, seed)
+            self._units.aim(self.method.sparsity_at(-1, self._timeline.updates, self._target), 0.0, 0)
+            self.method.begin(self._units)
+        self._versions = {name: state.param._version for name, state in self._states.items()}
+        self._recorder = attach.InputRecorder()
+        self._handles: list[Any] = [self.model.register_forward_pre_hook(self._recorder, with_kwargs=True)]
+        for one in self._optimizers:
+            self._handles.append(one.register_step_pre_hook(self._before_step))
+            self._handles.append(one.register_step_post_hook(self._after_step))
+
+    # -- what users look at ------------------------------------------------------------------------------------------
+
+    @property
+    def phase(self) -> PhaseName:
+        """The phase of the coming step; "fixed" once updates have ended."""
+        return "fixed" if self._finished else self._timeline.phase_at(self.step_count).phase
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """Parameter name → bool mask of the active structure (what is only being explored is not in it)."""
+        return {name: state.active for name, state in self._states.items()}
+
+    def density(self) -> float:
+        """Active / all sparsified entries; 1.0 where nothing is sparsified."""
+        return self._units.density() if self._units else 1.0
+
+    def layer_density(self) -> dict[str, float]:
+        """The same, for each sparsified parameter."""
+        return {name: int(state.active.sum()) / state.param.numel() for name, state in self._states.items()}
+
+    def training_cost(self, example_inputs: Tensor | tuple[Any, ...] | None = None) -> dict[str, float]:
+        """Training FLOPs so far × those of as many dense steps: by phase, and "total" (`paper` formulas in cost.py).
+
+        Args:
+            example_inputs: what the model is called with; by default, what it was called with first.
+
+        Raises:
+            UserError: where neither is known: before the first batch, or for a model that was compiled from the start.
+        """
+        kwargs: dict[str, Any] = {}
+        if example_inputs is None:
+            if self._recorder.inputs is None:
+                raise UserError("training_cost() has not seen the model run uncompiled; pass example_inputs=one batch")
+            example_inputs, kwargs = self._recorder.inputs
+        self._account()
+        cost = training_cost(count_flops(self.model, example_inputs, kwargs), self._ledger)
+        phases: tuple[PhaseName, ...] = ("estimate", "improve", "explore", "fixed")
+        return {phase: cost.get(phase, 0.0) for phase in phases} | {"total": cost["total"]}
+
+    # -- around a step -----------------------------------------------------------------------------------------------
+
+    def prepare_step(self) -> None:
+        """Scores and masks the gradients of this step. The optimizer's step does it by itself; call it before clipping
+        gradients (and after unscaling them), so that their norm is that of the weights that train. Idempotent."""
+        probe = self._probe()
+        if probe is None or (self._prepared and self._prepared[0]() is probe and self._prepared[1] == probe._version):
+            return
+        self._score(None)
+        self._mask(probe)
+
+    def _before_step(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if callable(closure):  # gradients come into being inside the step
+
+            def prepared() -> Any:
+                with torch.enable_grad():
+                    loss = closure()
+                self.prepare_step()
+                return loss
+
+            return (
+                ((args[0], prepared, *args[2:]), kwargs)
+                if "closure" not in kwargs
+                else (args, kwargs | {"closure": prepared})
+            )
+        # fused optimizers get scaled gradients and may skip the step by themselves
+        found_inf = getattr(optimizer, "found_inf", None)
+        self._skipped = found_inf is not None and bool(found_inf)
+        if self._skipped:
+            return None
+        probe = self._probe()
+        if probe is not None:
+            if self._prepared is None or self._prepared[0]() is not probe:
+                scale = getattr(optimizer, "grad_scale", None)
+                self._score(None if scale is None else scale.reciprocal())
+                self._mask(probe)
+            elif self._prepared[1] != probe._version:  # clipped since; or made anew in place
+                self._mask(probe)
+        return None
+
+    def _probe(self) -> Tensor | None:
+        """Any gradient, by which a new backward pass is told from the last one."""
+        return next((s.param.grad for s in self._states.values() if s.param.grad is not None), None)
+
+    def _score(self, unscale: Tensor | None) -> None:
+        span = self._timeline.phase_at(self.step_count)
+        due = [] if self._finished else self._saliency.due(span, self.step_count)
+        if due:
+            self._saliency.observe(due, unscale)
+
+    def _mask(self, probe: Tensor) -> None:
+        for state in self._states.values():
+            state.mask_gradient()
+        if self._freezes:
+            # without a gradient an optimizer leaves a parameter and its state alone
+            for optimizer in self._optimizers:
+                mine = {id(state.param) for state in self._by_optimizer[id(optimizer)]}
+                for group in optimizer.param_groups:
+                    for param in group["params"]:
+                        if id(param) not in mine:
+                            param.grad = None
+        self._prepared = (weakref.ref(probe), probe._version)
+
+    @property
+    def _freezes(self) -> bool:
+        return self.method.explores and self.phase == "explore"
+
+    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._skipped:
+            return
+        for state in self._by_optimizer[id(optimizer)]:
+            state.enforce()
+        if optimizer is self._optimizers[-1]:
+            self._prepared = None
+            self.step_count += 1
+            if not self._finished:
+                for boundary in self._timeline.ended_at(self.step_count):
+                    self._cross(boundary)
+
+    # -- between phases ----------------------------------------------------------------------------------------------
+
+    def _cross(self, boundary: Boundary) -> None:
+        assert self._units is not None
+        self._account()
+        if boundary.ended == "explore":
+            self._restore_buffers()
+        sparsity = self.method.sparsity_at(boundary.update, self._timeline.updates, self._target)
+        self._units.aim(sparsity, self.method.churn(boundary.update, self._timeline), self.step_count)
+        self.method.at_boundary(boundary, self._units)
+        self._saliency.forget()
+        if boundary.last:
+            self.history.append(self._units.record(boundary.update))
+        if self._freezes and self._buffers is None:
+            self._buffers = {name: b.detach().clone() for name, b in self.model.named_buffers()}
+
+    def _restore_buffers(self) -> None:
+        if self._buffers is not None:
+            _write(dict(self.model.named_buffers()), self._buffers)
+        self._buffers = None
+
+    def _account(self) -> None:
+        """Books the steps since the last call, all of one phase, for `training_cost`."""
+        start, end = self._accounted, self.step_count
+        if start == end:
+            return
+        span = self._timeline.phase_at(start)
+        phase: PhaseName = "fixed" if self._finished else span.phase
+        dense = 0 if self._finished else self.method.dense_gradient_steps(self.criterion, span, start, end)
+        self._ledger.setdefault(phase, PhaseSteps()).add(end - start, dense, self.layer_density())
+        self._accounted = end
+
+    # -- evaluation, end, checkpoints --------------------------------------------------------------------------------
+
+    @contextmanager
+    def sparse(self) -> Iterator[None]:
+        """Inside it, the model computes as its active structure, also while others are explored: for evaluating and
+        saving. Afterwards everything is as it was, bit for bit."""
+        for state in self._states.values():
+            state.enforce(again=True)
+        if self.phase != "explore":
+            yield
+            return
+        weights = {name: state.hide_explored() for name, state in self._states.items()}
+        live: dict[str, Tensor] = {}
+        if self._buffers is not None:
+            buffers = dict(self.model.named_buffers())
+            live = {name: b.detach().clone() for name, b in buffers.items()}
+            _write(buffers, self._buffers)
+        try:
+            yield
+        finally:
+            _write({name: state.param for name, state in self._states.items()}, weights)
+            _write(dict(self.model.named_buffers()), live)
+
+    def finalize(self) -> None:
+        """Ends updates at the exact target, also in the middle of one; the structure stays fixed and enforced."""
+        self._account()
+        self._restore_buffers()
+        if self._units and not self._finished and self.step_count < self._timeline.end:
+            self._units.aim(self._target, 0.0, self.step_count)
+            self._units.settle()
+            self._saliency.forget()
+        self._finished = True
+        for state in self._states.values():
+            state.enforce(again=True)
+
+    def detach(self) -> None:
+        """Finalizes and leaves: the model keeps its zeros, but nothing holds them any more."""
+        self.finalize()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that resuming needs beside model and optimizer: tensors, numbers, strings, lists and dicts only."""
+        self._account()
+        return {
+            "format": FORMAT,
+            "config": self._config(),
+            "step": self.step_count,
+            "finished": self._finished,
+            "weights": {name: state.state_dict() for name, state in self._states.items()},
+            "saliency": self._saliency.state_dict(),
+            "tally": dict(self._units.tally) if self._units else {},
+            "buffers": self._buffers,
+            "history": list(self.history),
+            "ledger": {phase: asdict(entry) for phase, entry in self._ledger.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state_dict` was taken, bit for bit, once model and optimizer have been loaded (in any order).
+
+        Raises:
+            UserError: where it is of another model, method, pattern or run; nothing is changed then.
+        """
+        self._check(state)
+        for name, one in self._states.items():
+            if self.step_count == 0 and one.param._version == self._versions[name]:
+                one.undo_start()  # the model was loaded before attaching pruned it
+            one.load_state_dict(state["weights"][name])
+        self._versions = {}
+        self._saliency.load_state_dict(state["saliency"])
+        if self._units:
+            self._units.tally = dict(state["tally"])
+        self.step_count = self._accounted = state["step"]
+        self._finished = state["finished"]
+        self._prepared = None
+        self.history = [dict(record) for record in state["history"]]
+        self._ledger = {phase: PhaseSteps(**entry) for phase, entry in state["ledger"].items()}
+        buffers = dict(self.model.named_buffers())
+        self._buffers = None
+        if state["buffers"] is not None:
+            self._buffers = {name: value.to(buffers[name].device).clone() for name, value in state["buffers"].items()}
+
+    def _config(self) -> dict[str, str]:
+        return {
+            "method": json.dumps([self.method.name, asdict(self.method)], default=str, sort_keys=True),  # type: ignore[call-overload]
+            "pattern": json.dumps([self.pattern.name, asdict(self.pattern)], default=str, sort_keys=True)  # type: ignore[call-overload]
+            if self.pattern and self._states
+            else "none",
+            "criterion": self.criterion.name,
+            "total_steps": str(self.total_steps),
+            "seed": str(self.seed),
+        }
+
+    def _check(self, state: dict[str, Any]) -> None:
+        if not isinstance(state, dict) or state.get("format") != FORMAT:
+            raise UserError("this is not the state of a regrow.Sparsifier of this version")
+        for key, value in self._config().items():
+            if state["config"].get(key) != value:
+                raise UserError(
+                    f"the state belongs to {key} {state['config'].get(key)}, but this sparsifier has {value}"
+                )
+        if list(state["weights"]) != list(self._states):
+            other = next(iter(set(state["weights"]) ^ set(self._states)), "the order of the parameters")
+            raise UserError(f"the state is of another model: {other!r} does not match")
+        for name, one in self._states.items():
+            shape = tuple(state["weights"][name]["flags"].shape)
+            if shape != tuple(one.param.shape):
+                raise UserError(f"the state has {name!r} of shape {shape}, but the model's is {tuple(one.param.shape)}")
+
+
+def _method(value: Method | str | None) -> Method:
+    if value is None:
+        return IEE()
+    if isinstance(value, str):
+        if value not in METHODS:
+            raise UserError(f"method {value!r} is unknown{nearest(value, METHODS)}")
+        return METHODS[value]()
+    if not isinstance(value, Method):
+        raise UserError(f"method must be a name or an instance such as regrow.RigL(), not {value!r}")
+    return value
+
+
+def _total_steps(value: int | None) -> int:
+    if value is None or isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"total_steps is {value!r}, but must be the number of optimizer steps of the whole run")
+    return value
+
+
+def _state(name: str, param: nn.Parameter, optimizer: Optimizer, group: dict[str, Any]) -> WeightState:
+    def optimizer_state() -> Any:
+        return optimizer.state.get(param, {})
+
+    return WeightState(name, param, optimizer_state, keeps_zero(optimizer, group))
+
+
+def _agree(code: Tensor) -> Tensor:
+    """The codes of rank 0, on all ranks."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.broadcast(code, src=0)
+    return code
+
+
+@torch.no_grad()
+def _write(targets: dict[str, Any], values: dict[str, Tensor]) -> None:
+    for name, value in values.items():
+        targets[name].copy_(value)

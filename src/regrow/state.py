@@ -1,0 +1,182 @@
+"""The state of one sparsified parameter: which entries are in use, and what the others were last worth.
+
+`WeightState.transition` is the only writer of codes. Nothing else in regrow multiplies by a mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from regrow import optim_state
+
+# Two bits of code. The lower one says that an entry trains: it is what gradients are masked with.
+PRUNED = 0  # out of use: zero, its last value in memory
+TRAINABLE = 1  # in the active structure, training
+FROZEN = 2  # in the active structure, held at the value in memory
+EXPLORED = 3  # in the exploration space, training for a preview
+
+# Two bits of history beside it: what the last update left.
+_CODE = 3
+_PREVIOUS = 4  # was in the active structure
+_GROWN = 8  # was grown by it
+
+Init = Literal["mru", "explored", "zero"]
+
+
+class WeightState:
+    """Codes and memory of one parameter: one byte and one number for each of its entries.
+
+    The live value of an entry is: PRUNED → 0; FROZEN → memory; TRAINABLE and EXPLORED → the parameter's own.
+
+    Args:
+        name: the parameter's canonical name.
+        param: the parameter, any shape; written in place only.
+        optimizer_state: a function that gives the optimizer's state of this parameter.
+        holds_zero: whether the optimizer leaves pruned entries at zero by itself once their gradient is masked.
+    """
+
+    def __init__(self, name: str, param: Tensor, optimizer_state: Any, holds_zero: bool) -> None:
+        self.name = name
+        self.param = param
+        self.holds_zero = holds_zero
+        self.memory = torch.zeros_like(param, requires_grad=False)
+        self.flags = torch.full_like(param, TRAINABLE, dtype=torch.uint8, requires_grad=False)
+        self.held: dict[str, Tensor] = {}  # parameter-like optimizer state while entries are frozen
+        self._optimizer_state = optimizer_state
+        self._has_frozen = False
+        self._has_pruned = False
+
+    @property
+    def code(self) -> Tensor:
+        """uint8, the parameter's shape: PRUNED, TRAINABLE, FROZEN or EXPLORED."""
+        return self.flags & _CODE
+
+    @property
+    def active(self) -> Tensor:
+        """bool: the active structure."""
+        code = self.code
+        return (code == TRAINABLE) | (code == FROZEN)
+
+    @property
+    def trainable(self) -> Tensor:
+        """bool: entries that train now, in the active structure or explored."""
+        return (self.flags & 1).view(torch.bool)
+
+    @property
+    def previous(self) -> Tensor:
+        """bool: the active structure that the last update left."""
+        return (self.flags & _PREVIOUS).to(torch.bool)
+
+    @property
+    def grown(self) -> Tensor:
+        """bool: what the last update grew."""
+        return (self.flags & _GROWN).to(torch.bool)
+
+    def optimizer_state(self) -> MutableMapping[str, Any]:
+        """The optimizer's state of this parameter, empty before its first step."""
+        return self._optimizer_state()  # type: ignore[no-any-return]
+
+    def values(self) -> Tensor:
+        """What each entry is worth now: its live value, or for pruned ones the value in memory."""
+        return torch.where(self.code == PRUNED, self.memory, self.param.detach())
+
+    @torch.no_grad()
+    def transition(self, code: Tensor, init: Init = "zero") -> None:
+        """Puts new codes in force: saves live values, writes the parameter, mends the optimizer's state.
+
+        Args:
+            code: uint8, the parameter's shape.
+            init: the value of entries that come into use (out of PRUNED, or from EXPLORED into the active structure):
+                ``"mru"`` the value they last had before this exploration; ``"explored"`` the one they have
+                reached in it; ``"zero"``.
+        """
+        old, new = self.code, code
+        was_live = (old & 1).view(torch.bool)
+        arrives = ((old == PRUNED) & (new != PRUNED)) | ((old == EXPLORED) & ((new == TRAINABLE) | (new == FROZEN)))
+        value = self.param.detach().clone()
+        if init == "mru":
+            value = torch.where(arrives, self.memory, value)
+        elif init == "zero":
+            value.masked_fill_(arrives, 0)
+        self.memory.copy_(torch.where(was_live, self.param, self.memory))
+        self.memory.copy_(torch.where(new == FROZEN, value, self.memory))
+        self.param.copy_(value.masked_fill_(new == PRUNED, 0))
+        self.flags.bitwise_and_(~_CODE & 0xFF).bitwise_or_(new)
+
+        trains = (new & 1).view(torch.bool)
+        restarted = (new == PRUNED) | (arrives & (old == PRUNED) if init == "explored" else arrives)
+        optim_state.mend(self.optimizer_state(), self.param, trains, was_live, restarted)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Notes what the codes ask of every step, and holds parameter-like optimizer state of frozen entries."""
+        self._has_frozen = bool((self.code == FROZEN).any())
+        self._has_pruned = bool((self.code == PRUNED).any())
+        self.held = {
+            name: value.detach().clone()
+            for name, kind, value in optim_state.tensors(self.optimizer_state(), self.param)
+            if self._has_frozen and kind == "parameter"
+        }
+
+    @torch.no_grad()
+    def mark(self, previous: Tensor | None = None, grown: Tensor | None = None) -> None:
+        """Records (as bool, the parameter's shape) the structure that an update left, or what of it was grown."""
+        for bit, mask in ((_PREVIOUS, previous), (_GROWN, grown)):
+            if mask is not None:
+                self.flags.bitwise_and_(~bit & 0xFF).bitwise_or_(mask.to(torch.uint8) * bit)
+
+    @torch.no_grad()
+    def mask_gradient(self) -> None:
+        """Zeroes the gradient of entries that do not train; no synchronisation."""
+        if self.param.grad is not None:
+            self.param.grad.mul_(self.flags & 1)
+
+    @torch.no_grad()
+    def enforce(self, again: bool = False) -> None:
+        """Puts pruned and frozen entries back to their values, bit for bit; no synchronisation.
+
+        Args:
+            again: also write zeros that the optimizer should have kept by itself (after somebody else wrote weights).
+        """
+        write_zeros = self._has_pruned and (again or not self.holds_zero)
+        if not (self._has_frozen or write_zeros):
+            return
+        self._restore(self.param, self.memory)
+        for name, kind, value in optim_state.tensors(self.optimizer_state(), self.param):
+            if kind == "parameter":
+                self._restore(value, self.held.get(name, value))
+
+    def _restore(self, tensor: Tensor, frozen: Tensor) -> None:
+        if self._has_frozen:
+            tensor.copy_(torch.where(self.trainable, tensor, frozen))
+        if self._has_pruned:
+            tensor.masked_fill_(self.code == PRUNED, 0)
+
+    @torch.no_grad()
+    def hide_explored(self) -> Tensor:
+        """Zeroes what is only explored, and returns the live values for putting them back."""
+        live = self.param.detach().clone()
+        self.param.masked_fill_(self.code == EXPLORED, 0)
+        return live
+
+    @torch.no_grad()
+    def undo_start(self) -> None:
+        """Puts back the values from before the first transition, which memory still holds."""
+        self.param.copy_(self.values())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors only: flags, memory, and held optimizer state."""
+        return {"flags": self.flags.clone(), "memory": self.memory.clone(), "held": dict(self.held)}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the place where `state_dict` was written; values of the parameter are not part of it."""
+        self.flags.copy_(state["flags"])
+        self.memory.copy_(state["memory"])
+        self._has_frozen = bool((self.code == FROZEN).any())
+        self._has_pruned = bool((self.code == PRUNED).any())
+        self.held = {name: value.to(self.param.device).clone() for name, value in state["held"].items()}

@@ -1,0 +1,185 @@
+"""What a method may ask of the units of a model: to prune, to reactivate, to grow; always to exact counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from regrow import state as codes
+from regrow.criteria import CRITERIA
+from regrow.errors import UserError
+from regrow.methods.base import Role, Start
+from regrow.patterns.base import Pattern
+from regrow.saliency import Saliency, generator
+from regrow.state import Init, WeightState
+
+
+def sparsity_of(final: Mapping[str, tuple[int, int]]) -> float:
+    """The share of all entries that these (active, total) leave out; 0.0 where there are none."""
+    total = sum(size for _, size in final.values())
+    return 1 - sum(active for active, _ in final.values()) / total if total else 0.0
+
+
+def counts_at(final: Mapping[str, tuple[int, int]], sparsity: float) -> dict[str, int]:
+    """Active entries per layer where all layers have gone the same share of the way to their final (active, total)."""
+    target = sparsity_of(final)
+    progress = 1.0 if target == 0 else min(sparsity / target, 1.0)
+    return {name: size - round(progress * (size - active)) for name, (active, size) in final.items()}
+
+
+def kept(count: int, size: int, churn: float) -> int:
+    """How many of `count` active units of a layer an update keeps before it grows; all where the layer is dense."""
+    return count if count == size else count - math.floor(churn * count)
+
+
+class Units:
+    """The sparsified units of one model, and the transitions that methods take with them.
+
+    Args:
+        states: the sparsified parameters.
+        pattern: what a selection may be.
+        final: (active, total) entries per parameter at the target.
+        saliency: the scores.
+        agree: makes codes equal on all ranks.
+        seed: for a random start.
+    """
+
+    def __init__(
+        self,
+        states: Mapping[str, WeightState],
+        pattern: Pattern,
+        final: Mapping[str, tuple[int, int]],
+        saliency: Saliency,
+        agree: Callable[[Tensor], Tensor],
+        seed: int,
+    ) -> None:
+        self.states = states
+        self.pattern = pattern
+        self.final = final
+        self.saliency = saliency
+        self.step = 0
+        self.targets = counts_at(final, 0.0)
+        self.churn = 0.0
+        self._agree = agree
+        self._seed = seed
+        self.tally: dict[str, int] = {}  # of the update under way
+
+    def aim(self, sparsity: float, churn: float, step: int) -> None:
+        """Says what the coming transitions are to reach, and at which step they happen."""
+        self.targets = counts_at(self.final, sparsity)
+        self.churn = churn
+        self.step = step
+
+    # -- transitions, in the words of the methods --------------------------------------------------------------------
+
+    def start(self, how: Start) -> None:
+        """Takes the first structure, of the aimed counts.
+
+        Raises:
+            UserError: where the criterion needs gradients that do not exist yet.
+        """
+        if (
+            how == "criterion"
+            and self.saliency.criterion.uses_grad
+            and self.targets != {name: size for name, (_, size) in self.final.items()}
+        ):
+            raise UserError(
+                f"criterion {self.saliency.criterion.name!r} needs gradients, which the first step has not made yet; "
+                "start from 'magnitude', at random, or dense (ramp=0.0, or OneShot(h=...))"
+            )
+        if how == "random":
+            read = CRITERIA["random"]
+        elif self.saliency.criterion.uses_grad:  # everything stays, so nothing is ranked
+            read = CRITERIA["magnitude"]
+        else:
+            read = self.saliency.criterion
+        self._prune(self.targets, lambda name: read(self.states[name].values(), generator=self._generator(name)))
+        self.mark()
+
+    def prune(self) -> None:
+        """Keeps the most important active units: the aimed counts less the budget's share, which is grown later."""
+        keep = {name: kept(count, self.final[name][1], self.churn) for name, count in self.targets.items()}
+        self._prune(keep, self._by("prune"))
+
+    def reactivate(self, value: Literal["mru", "zero"], freeze: bool) -> None:
+        """Brings every pruned unit back to train for a preview, the active ones frozen (or training on)."""
+        for state in self.states.values():
+            code = torch.full_like(state.flags, codes.EXPLORED)
+            code[state.active] = codes.FROZEN if freeze else codes.TRAINABLE
+            state.transition(code, value)
+
+    def grow(self, init: Init) -> None:
+        """Adds the most important units outside the active structure, up to the aimed counts; the rest is pruned."""
+        active = {name: state.active for name, state in self.states.items()}
+        missing = {name: self.targets[name] - int(active[name].sum()) for name in self.states}
+        outside = {name: ~mask for name, mask in active.items()}
+        chosen = self.pattern.choose(self._by("grow"), missing, outside, spare=False)
+        for name, state in self.states.items():
+            code = self._agree((active[name] | chosen[name]).to(torch.uint8) * codes.TRAINABLE)
+            state.transition(code, init)
+            new = state.active & outside[name]
+            self._count(grown=new, regrown=new & state.previous)
+            state.mark(grown=new)
+
+    def settle(self) -> None:
+        """Leaves an unfinished update, back to the structure before it, and prunes what the target does not allow."""
+        for state in self.states.values():
+            state.transition(self._agree(state.previous.to(torch.uint8) * codes.TRAINABLE), "mru")
+        criterion = self.saliency.criterion
+        read = CRITERIA["magnitude"] if criterion.uses_grad else criterion
+        self._prune(self.targets, lambda name: read(self.states[name].values(), generator=self._generator(name)))
+        self.mark()
+
+    def _prune(self, keep: Mapping[str, int], scores: Callable[[str], Tensor]) -> None:
+        active = {name: state.active for name, state in self.states.items()}
+        chosen = self.pattern.choose(scores, keep, active, spare=True)
+        for name, state in self.states.items():
+            state.transition(self._agree(chosen[name].to(torch.uint8) * codes.TRAINABLE))
+            still = state.active
+            self._count(pruned=active[name] & ~still, grown_before=state.grown, survived=state.grown & still)
+
+    def _by(self, role: Role) -> Callable[[str], Tensor]:
+        return lambda name: self.saliency.scores(role, name, self.step)
+
+    def _generator(self, name: str) -> torch.Generator:
+        return generator(self._seed, self.step, list(self.states).index(name))
+
+    # -- what an update did ------------------------------------------------------------------------------------------
+
+    def mark(self) -> None:
+        """Takes the present structure as what the last update left, and forgets the counts."""
+        for state in self.states.values():
+            state.mark(previous=state.active)
+        self.tally = {}
+
+    def record(self, update: int) -> dict[str, float | int | None]:
+        """Sums up an update that has just ended, and marks its structure."""
+        both = sum(int((s.active & s.previous).sum()) for s in self.states.values())
+        either = sum(int((s.active | s.previous).sum()) for s in self.states.values())
+        tally = self.tally
+        grown_before = tally.get("grown_before", 0)
+        record = {
+            "update": update + 1,
+            "step": self.step,
+            "pruned": tally.get("pruned", 0),
+            "grown": tally.get("grown", 0),
+            "regrown": tally.get("regrown", 0),
+            "iou": both / either,
+            "survival": tally["survived"] / grown_before if grown_before else None,
+            "density": self.density(),
+        }
+        self.mark()
+        return record
+
+    def density(self) -> float:
+        """Active entries as a share of all sparsified ones."""
+        total = sum(size for _, size in self.final.values())
+        return sum(int(state.active.sum()) for state in self.states.values()) / total
+
+    def _count(self, **masks: Tensor) -> None:
+        for what, mask in masks.items():
+            self.tally[what] = self.tally.get(what, 0) + int(mask.sum())

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from engine import network
+from regrow import Weights
+from regrow.errors import UserError
+
+
+def test_convolutions_and_linear_layers_but_no_norm_or_bias() -> None:
+    assert list(Weights(0.9, "erk").parameters(network())) == ["0.weight", "3.weight", "7.weight"]
+
+
+def test_uniform_keeps_the_first_layer_dense_but_not_the_only_one() -> None:
+    assert list(Weights(0.9).parameters(network())) == ["3.weight", "7.weight"]
+    assert list(Weights(0.9).parameters(nn.Linear(4, 4))) == ["weight"]
+    assert list(Weights(0.9, include=["0", "7"]).parameters(network())) == ["0.weight", "7.weight"]
+    assert list(Weights(0.9, exclude=["0"]).parameters(network())) == ["3.weight", "7.weight"]
+
+
+def test_every_kind_of_layer() -> None:
+    model = nn.ModuleDict(
+        {
+            "one": nn.Conv1d(2, 2, 3),
+            "up": nn.ConvTranspose2d(2, 4, 3),
+            "attention": nn.MultiheadAttention(8, 2),
+            "split": nn.MultiheadAttention(8, 2, kdim=4, vdim=4),
+            "embedding": nn.Embedding(5, 8),
+            "lstm": nn.LSTM(4, 4),
+        }
+    )
+    assert list(Weights(0.5, "erk").parameters(model)) == [
+        "one.weight", "up.weight", "attention.in_proj_weight", "attention.out_proj.weight", "split.q_proj_weight",
+        "split.k_proj_weight", "split.v_proj_weight", "split.out_proj.weight",
+    ]  # fmt: skip
+    named = Weights(0.5, include=["embedding", "lstm.weight_*"])
+    assert list(named.parameters(model)) == ["embedding.weight", "lstm.weight_ih_l0", "lstm.weight_hh_l0"]
+
+
+@pytest.mark.parametrize(
+    ("names", "left"),
+    [
+        (["a"], ["b.0.weight", "b.1.weight"]),
+        (["b"], ["a.weight"]),
+        (["b.*"], ["a.weight"]),
+        (["*.1.weight"], ["a.weight", "b.0.weight"]),
+        (["?"], None),
+    ],
+)
+def test_exclude_by_name_module_or_pattern(names, left) -> None:
+    model = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))})
+    pattern = Weights(0.5, "erk", exclude=names)
+    if left is None:
+        with pytest.raises(UserError, match="nothing is left"):
+            pattern.parameters(model)
+    else:
+        assert list(pattern.parameters(model)) == left
+
+
+def test_a_name_that_is_not_there_gets_a_hint() -> None:
+    model = nn.ModuleDict({"layer1": nn.Linear(3, 3)})
+    with pytest.raises(UserError, match="exclude names 'layr1', which the model does not have; did you mean 'layer1'"):
+        Weights(0.5, exclude=["layr1"]).parameters(model)
+    with pytest.raises(UserError, match="distribution names 'fc'"):
+        Weights(0.5, {"fc": 0.1}).counts(model)
+
+
+def test_counts() -> None:
+    model = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 20))
+    assert Weights(0.9, "er").counts(model) == {"0.weight": (12, 100), "1.weight": (18, 200)}
+    assert Weights(0.9, {"0": 0.5}).counts(model) == {"0.weight": (50, 100), "1.weight": (20, 200)}
+
+
+def test_names_do_not_carry_the_marks_of_wrappers() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), torch.compile(nn.Linear(3, 3), backend="eager"))
+    assert list(Weights(0.5, "erk").parameters(torch.compile(model, backend="eager"))) == ["0.weight", "1.weight"]

@@ -1,0 +1,219 @@
+"""The slow, obvious engine: sorts Python lists, loops over entries, and writes everything again after every step.
+
+It shares no code with the real one but the random numbers and the counts per layer, and is held beside it in lockstep.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from regrow.saliency import generator
+
+FIRST = ("momentum_buffer", "exp_avg", "grad_avg")
+SECOND = ("exp_avg_sq", "square_avg")
+
+
+class Reference:
+    """`params` are sparsified, `counts` says how many entries of each stay at the end, `o` are the method's options."""
+
+    def __init__(self, model, params, optimizer, counts, method, o, criterion, total_steps, seed=0):
+        self.model, self.params, self.optimizer, self.final = model, params, optimizer, counts
+        self.method, self.o, self.criterion, self.total, self.seed = method, o, criterion, total_steps, seed
+        self.step, self.update, self.explored = 0, 0, None
+        self.sums = {k: torch.zeros_like(p) for k, p in params.items()}
+        self.seen = 0
+        self.dense_grad = {}
+        self.memory = {k: p.detach().clone() for k, p in params.items()}
+        start_random = o.get("start", "random") == "random" and method in ("iee", "rigl", "set", "static")
+        self.active = {}
+        for i, (k, p) in enumerate(params.items()):
+            noise = torch.rand(p.shape, generator=generator(seed, 0, i))
+            score = noise if start_random else p.detach().abs()
+            self.active[k] = self.best(score, range(p.numel()), self.target(k, -1))
+        for k in params:
+            self.write(k, self.active[k])
+
+    # -- schedule
+
+    def length(self):
+        if self.method == "iee":
+            return self.o["h"] + (self.o["j"] if self.o.get("improve", True) else 0) + self.o["q"]
+        return self.o.get("interval") or self.o.get("h") or self.total + 1
+
+    def until(self):
+        return int(self.o.get("update_end", 0.75) * self.total) if self.method != "oneshot" else self.o["h"]
+
+    def updates(self):
+        return 0 if self.method in ("static", "dense") else self.until() // self.length()
+
+    def target(self, k, update):
+        size, final = self.params[k].numel(), self.final[k]
+        sizes = sum(p.numel() for p in self.params.values())
+        sparsity = 1 - sum(self.final.values()) / sizes
+        initial = {"gmp": 0.0, "iee": self.o.get("ramp")}.get(self.method)
+        if self.method == "oneshot" and self.o["h"] and update < 0:
+            return size
+        if initial is None:
+            return final
+        now = initial + (sparsity - initial) * (1 - (1 - (update + 1) / self.updates()) ** 3)
+        return size - round(min(now / sparsity, 1.0) * (size - final))
+
+    def churn(self, k, update):
+        if self.method not in ("iee", "rigl", "set"):
+            return 0
+        t = update * self.length() + (self.o["h"] if self.method == "iee" else self.length())
+        share = 0.3 / 2 * (1 + math.cos(math.pi * t / self.until()))
+        target = self.target(k, update)
+        return 0 if target == self.params[k].numel() else int(share * target)
+
+    # -- selection and values
+
+    def best(self, score, among, k):
+        flat = score.flatten().tolist()
+        return set(sorted(among, key=lambda i: (-flat[i], i))[:k])
+
+    def score(self, k, role, i):
+        if role == "grow" and self.method == "set":
+            return torch.rand(self.params[k].shape, generator=generator(self.seed, self.step, i))
+        if role == "grow" and self.method == "rigl":
+            return self.dense_grad[k]
+        if self.criterion == "taylor":
+            return self.sums[k] / max(self.seen, 1)
+        value = self.params[k].detach().clone().flatten()
+        for j in range(len(value)):
+            if j not in self.active[k] and self.explored is None:
+                value[j] = self.memory[k].flatten()[j]
+        return value.view_as(self.params[k]).abs()
+
+    def write(self, k, new, init="zero", frozen=False, explored=False):
+        """Gives every entry its value under the new structure, and mends its optimizer state."""
+        p, memory, state = self.params[k], self.memory[k].view(-1), self.optimizer.state.get(self.params[k], {})
+        live, before = p.detach().clone().view(-1), self.active[k] if self.explored is None else self.explored[k]
+        trained_before = self.trained(k)
+        p_flat = p.detach().view(-1)
+        for j in range(p.numel()):
+            if j in trained_before:
+                old_memory, memory[j] = memory[j].clone(), live[j]
+            else:
+                old_memory = memory[j].clone()
+            arrives = (j in new or explored) and j not in before
+            if arrives:
+                if init == "explored":
+                    value = live[j]
+                elif init == "mru":
+                    value = old_memory
+                else:
+                    value = 0.0
+                p_flat[j] = value
+            elif j not in new and not explored:
+                p_flat[j] = 0.0
+        self.active[k] = set(new)
+        self.frozen_now, self.exploring_now = frozen, explored
+        trains_now = {
+            j for j in range(p.numel()) if (explored and (j not in new or not frozen)) or (not explored and j in new)
+        }
+        for name, tensor in state.items():
+            if name in FIRST and tensor is not None:
+                for j in range(p.numel()):
+                    if j not in trains_now or j not in trained_before:
+                        tensor.view(-1)[j] = 0.0
+            if name in SECOND:
+                flat = tensor.view(-1)
+                known = torch.tensor([flat[j].item() if j in trained_before else 0.0 for j in range(len(flat))])
+                mean = known.view_as(tensor).sum(dtype=torch.float32) / max(1, int((known != 0).sum()))
+                for j in trains_now - trained_before:
+                    if flat[j] == 0:
+                        flat[j] = mean
+        return trains_now
+
+    def trained(self, k):
+        if self.step == 0 and not hasattr(self, "trains"):
+            return set(range(self.params[k].numel()))
+        return self.trains.get(k, set(range(self.params[k].numel())))
+
+    # -- a training step
+
+    def train(self, loss_fn):
+        if not hasattr(self, "trains"):
+            self.trains = {k: set(self.active[k]) for k in self.params}
+        self.optimizer.zero_grad()
+        loss_fn(self.model).backward()
+        grads = {k: p.grad.clone() for k, p in self.params.items()}
+        self.dense_grad = {k: g.abs() for k, g in grads.items()}
+        if self.criterion == "taylor":
+            for k, p in self.params.items():
+                self.sums[k] += (p.detach() * grads[k]).abs()
+            self.seen += 1
+        exploring = self.explored is not None and self.o.get("freeze", True)
+        sparsified = {id(p) for p in self.params.values()}
+        saved = {k: p.detach().clone() for k, p in self.params.items()}
+        for p in self.model.parameters():
+            if exploring and id(p) not in sparsified:
+                p.grad = None
+        for k, p in self.params.items():
+            for j in range(p.numel()):
+                if j not in self.trains[k]:
+                    p.grad.view(-1)[j] = 0.0
+        self.optimizer.step()
+        for k, p in self.params.items():
+            for j in range(p.numel()):
+                if j not in self.trains[k]:
+                    p.detach().view(-1)[j] = saved[k].view(-1)[j]
+        self.step += 1
+        self.cross()
+
+    def cross(self):
+        if self.update >= self.updates():
+            return
+        position = self.step - self.update * self.length()
+        if self.method == "iee":
+            h, j = self.o["h"], self.o["j"] if self.o.get("improve", True) else 0
+            if position == h:
+                self.prune()
+            if position == h + j:
+                self.reactivate()
+            if position == self.length():
+                if self.buffers is not None:
+                    for b, old in zip(self.model.buffers(), self.buffers, strict=True):
+                        b.copy_(old)
+                self.grow(self.o.get("grown_init", "mru"))
+                self.update += 1
+        elif position == self.length():
+            self.prune()
+            if self.method in ("rigl", "set"):
+                self.grow("zero")
+            self.update += 1
+
+    def prune(self):
+        for i, k in enumerate(self.params):
+            keep = self.target(k, self.update) - self.churn(k, self.update)
+            self.trains[k] = self.write(k, self.best(self.score(k, "prune", i), self.active[k], keep))
+        if self.method == "iee" or self.method in ("gmp", "oneshot"):
+            self.forget()
+
+    def reactivate(self):
+        frozen = self.o.get("freeze", True) and self.o["q"] > 0
+        everything = {k: set(range(p.numel())) for k, p in self.params.items()}
+        for k in self.params:
+            self.trains[k] = self.write(k, self.active[k], self.o.get("reactivate", "mru"), frozen, explored=True)
+        self.explored = everything
+        self.buffers = [b.clone() for b in self.model.buffers()] if frozen else None
+        self.forget()
+
+    def grow(self, init):
+        for i, k in enumerate(self.params):
+            outside = set(range(self.params[k].numel())) - self.active[k]
+            missing = self.target(k, self.update) - len(self.active[k])
+            new = self.active[k] | self.best(self.score(k, "grow", i), outside, missing)
+            self.explored_was, before = self.explored, self.active[k]
+            if self.explored is not None:
+                self.explored = {**self.explored, k: set(before)}  # what counts as there already
+            self.trains[k] = self.write(k, new, init)
+        self.explored = None
+        self.forget()
+
+    def forget(self):
+        self.sums = {k: torch.zeros_like(p) for k, p in self.params.items()}
+        self.seen = 0

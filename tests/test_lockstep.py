@@ -1,0 +1,82 @@
+"""The engine against the slow reference: same masks and same weights, bit for bit, after every step."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import regrow
+from engine import batches, network
+from reference import Reference
+from regrow.methods import METHODS
+
+STEPS = 60
+OPTIMIZERS = {
+    "sgd-nesterov": lambda ps: torch.optim.SGD(ps, 0.05, momentum=0.9, nesterov=True),
+    "sgd-decay": lambda ps: torch.optim.SGD(ps, 0.05, momentum=0.9, weight_decay=0.05),
+    "adam": lambda ps: torch.optim.Adam(ps, 0.01),
+    "adamw": lambda ps: torch.optim.AdamW(ps, 0.01, weight_decay=0.1),
+    "rmsprop": lambda ps: torch.optim.RMSprop(ps, 0.003, momentum=0.5, centered=True),
+}
+OPTIONS = {
+    "iee": {"h": 5, "j": 4, "q": 3},
+    "rigl": {"interval": 7},
+    "set": {"interval": 7},
+    "gmp": {"interval": 7},
+    "oneshot": {"h": 9},
+    "static": {},
+    "dense": {},
+}
+
+
+def lockstep(method: str, options: dict, optimizer: str, criterion: str) -> None:
+    fast, slow = network(), network()
+    opt_fast, opt_slow = OPTIMIZERS[optimizer](fast.parameters()), OPTIMIZERS[optimizer](slow.parameters())
+    pattern = regrow.Weights(0.7, "erk")
+    sparsifier = regrow.Sparsifier(
+        fast, opt_fast, pattern=pattern, method=METHODS[method](**options), criterion=criterion, total_steps=STEPS
+    )
+    counts = {name: active for name, (active, _) in pattern.counts(slow).items()} if method != "dense" else {}
+    params = {name: slow.get_parameter(name) for name in counts}
+    reference = Reference(slow, params, opt_slow, counts, method, options, criterion, STEPS)
+    for step, (x, y) in enumerate(batches(STEPS)):
+        nn.functional.cross_entropy(fast(x), y).backward()
+        opt_fast.step()
+        opt_fast.zero_grad()
+        reference.train(lambda model, x=x, y=y: nn.functional.cross_entropy(model(x), y))
+        for name, mask in sparsifier.masks.items():
+            assert set(mask.flatten().nonzero().flatten().tolist()) == reference.active[name], (step, name)
+        for (name, a), b in zip(fast.state_dict().items(), slow.state_dict().values(), strict=True):
+            assert torch.equal(a, b), (step, name)
+    assert copy.deepcopy(sparsifier.phase) == "fixed"
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "taylor"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_with_every_optimizer(method: str, optimizer: str, criterion: str) -> None:
+    lockstep(method, OPTIONS[method], optimizer, criterion)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd-decay", "adamw"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"grown_init": "explored"},
+        {"grown_init": "zero"},
+        {"reactivate": "zero", "grown_init": "explored"},
+        {"freeze": False},
+        {"improve": False},
+        {"q": 0},
+        {"j": 0, "q": 1},
+        {"start": "criterion"},
+        {"ramp": 0.0},
+        {"ramp": 0.5, "start": "criterion", "grown_init": "explored"},
+    ],
+    ids=str,
+)
+def test_every_option_of_iee(options: dict, optimizer: str) -> None:
+    lockstep("iee", OPTIONS["iee"] | options, optimizer, "magnitude")

@@ -1,0 +1,63 @@
+"""Plans against what the engine books while it trains."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import regrow
+from engine import batches, network, train
+from regrow.cost import count_flops
+from regrow.criteria import Criterion
+from regrow.errors import UserError
+from regrow.methods import GMP, IEE, METHODS, RigL, Static
+from regrow.plan import matching_steps, planned_cost, planned_ledger
+from test_lockstep import OPTIONS
+
+PLANS = [(METHODS[name](**options)) for name, options in OPTIONS.items()] + [
+    IEE(h=4, j=3, q=2, ramp=0.3),
+    IEE(h=4, j=3, q=2, freeze=False),
+    IEE(h=4, j=3, q=0),
+    GMP(interval=6, begin_at=10, update_end=45),
+]
+
+
+@pytest.mark.parametrize("method", PLANS, ids=lambda m: repr(m)[:60])
+@pytest.mark.parametrize("criterion", ["magnitude", "taylor"])
+def test_plan_is_what_the_engine_books(method, criterion) -> None:
+    if criterion == "taylor" and getattr(method, "q", 1) == 0:
+        pytest.skip("taylor needs steps to explore")
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    pattern = regrow.Weights(0.7, "erk")
+    sparsifier = regrow.Sparsifier(
+        model, optimizer, pattern=pattern, method=method, criterion=criterion, total_steps=60
+    )
+    final = pattern.counts(model)
+    train(model, optimizer, batches(60))
+    ledger = sparsifier.state_dict()["ledger"]
+    plan = planned_ledger(method, Criterion.of(criterion), final, 60)
+    assert list(plan) == list(ledger)
+    for phase, entry in plan.items():
+        assert (entry.steps, entry.dense_gradient_steps) == (
+            ledger[phase]["steps"],
+            ledger[phase]["dense_gradient_steps"],
+        )
+        assert entry.density_steps == pytest.approx(ledger[phase]["density_steps"], abs=1e-9)
+        assert entry.dense_density_steps == pytest.approx(ledger[phase]["dense_density_steps"], abs=1e-9)
+    planned = planned_cost(method, Criterion.of(criterion), final, count_flops(model, batches(1)[0][0]), 60)
+    assert planned == pytest.approx(60 * sparsifier.training_cost()["total"])
+
+
+def test_matching_steps_spend_the_same() -> None:
+    model = network()
+    final = regrow.Weights(0.9, "erk").counts(model)
+    flops = count_flops(model, batches(1)[0][0])
+    magnitude = Criterion.of("magnitude")
+    budget = planned_cost(IEE(h=10, j=10, q=10), magnitude, final, flops, 1000)
+    for method in (RigL(interval=20), GMP(interval=20), Static(), METHODS["dense"]()):
+        steps = matching_steps(method, magnitude, final, flops, budget)
+        spent = planned_cost(method, magnitude, final, flops, steps)
+        assert abs(spent - budget) <= 3  # dense steps
+    with pytest.raises(UserError, match="rigl cannot be matched"):
+        matching_steps(RigL(interval=5000), magnitude, final, flops, budget)

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from regrow.selection import top_k, top_k_of_all
+
+values = st.lists(st.sampled_from([0.0, 0.0, 1.0, -2.0, 3.5, math.nan, math.inf, -math.inf]), min_size=1, max_size=30)
+
+
+def by_sorting(scores: list[float], k: int, among: list[bool]) -> list[bool]:
+    key = [-3.5e38 if math.isnan(s) or s == -math.inf else s for s in scores]
+    order = sorted((i for i in range(len(scores)) if among[i]), key=lambda i: (-key[i], i))
+    return [i in set(order[:k]) for i in range(len(scores))]
+
+
+@given(values, st.data())
+def test_equals_sorting(scores, data) -> None:
+    among = data.draw(st.lists(st.booleans(), min_size=len(scores), max_size=len(scores)))
+    k = data.draw(st.integers(0, sum(among)))
+    chosen = top_k(torch.tensor(scores), k, torch.tensor(among))
+    assert int(chosen.sum()) == k
+    assert chosen.tolist() == by_sorting(scores, k, among)
+
+
+@given(st.integers(1, 2000), st.data())
+def test_all_tied(n, data) -> None:
+    k = data.draw(st.integers(0, n))
+    assert top_k(torch.zeros(n), k).nonzero().flatten().tolist() == list(range(k))
+
+
+def test_shape_and_memory_format() -> None:
+    scores = torch.arange(24.0).view(2, 3, 2, 2).contiguous(memory_format=torch.channels_last)
+    chosen = top_k(scores, 5)
+    assert chosen.shape == scores.shape
+    assert chosen.flatten().nonzero().flatten().tolist() == [19, 20, 21, 22, 23]
+
+
+@pytest.mark.parametrize("k", [-1, 4])
+def test_refuses_what_is_not_there(k) -> None:
+    with pytest.raises(ValueError, match="cannot choose"):
+        top_k(torch.zeros(3), k)
+
+
+@given(st.lists(values, min_size=1, max_size=4), st.data())
+def test_of_all_equals_sorting_after_the_floor(layers, data) -> None:
+    names = [f"l{i}" for i in range(len(layers))]
+    scores = {n: torch.tensor(layer) for n, layer in zip(names, layers, strict=True)}
+    among = {n: torch.ones(len(layer), dtype=torch.bool) for n, layer in zip(names, layers, strict=True)}
+    size = sum(map(len, layers))
+    k = data.draw(st.integers(len(layers), size))
+    chosen = top_k_of_all(scores, k, among, floor=1)
+    assert sum(int(mask.sum()) for mask in chosen.values()) == k
+    first = {n: by_sorting(s.tolist(), 1, [True] * len(s)) for n, s in scores.items()}
+    rest = by_sorting(
+        [x for s in scores.values() for x in s.tolist()], k - len(layers), [not x for f in first.values() for x in f]
+    )
+    flat = [a or b for a, b in zip((x for f in first.values() for x in f), rest, strict=True)]
+    assert [x for mask in chosen.values() for x in mask.tolist()] == flat

@@ -2,6 +2,7 @@
 
 import copy
 import random
+import warnings
 
 import pytest
 import torch
@@ -199,6 +200,7 @@ def test_runs_on_the_cpu_where_meta_cannot():
     model = Lambda(lambda w, x: F.linear(x, w) * float(x.sum()), 6, 4)  # reads a value
     x = torch.randn(3, 4)
     assert count_flops(model, x).by_parameter == {"weight": 48.0}
+    assert count_flops(model, x.to("meta")).by_parameter == {"weight": 48.0}
     rnn = nn.LSTM(8, 16, batch_first=True)
     rnn.register_forward_pre_hook(lambda module, args: float(args[0].sum()) and None)
     assert count_flops(rnn, torch.randn(3, 5, 8)).by_parameter["weight_hh_l0"] == 2.0 * 5 * 16 * 64
@@ -242,6 +244,19 @@ def test_nothing_is_changed(reads_value):
     assert torch.is_grad_enabled()
     assert torch.backends.mha.get_fastpath_enabled()
     assert torch.backends.mkldnn.enabled
+
+
+@pytest.mark.parametrize("reads_value", [False, True], ids=["meta", "cpu"])
+def test_no_warning(reads_value):
+    model = Lambda(lambda w, x: F.linear(x, w) * (float(x.sum()) if reads_value else 1), 6, 4)
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)  # or torch would warn only the first time in this process
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            count_flops(model, torch.ones(2, 4))
+    finally:
+        torch.set_warn_always(always)
 
 
 def test_a_wrong_input_is_one_sentence():

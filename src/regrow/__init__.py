@@ -5,14 +5,32 @@
 ['dense', 'gmp', 'iee', 'oneshot', 'rigl', 'set', 'static']
 """
 
-from regrow.errors import UserError
-from regrow.methods import GMP, IEE, SET, Dense, OneShot, RigL, Static
-from regrow.patterns import Weights
-from regrow.recalibrate import recalibrate
-from regrow.schedule import Budget
-from regrow.sparsifier import Sparsifier
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from regrow.batchnorm import recalibrate
+    from regrow.errors import UserError
+    from regrow.methods import GMP, IEE, SET, Dense, OneShot, RigL, Static
+    from regrow.patterns import Weights
+    from regrow.schedule import Budget
+    from regrow.sparsifier import Sparsifier
+    from regrow.storage import load, save
 
 __version__ = "0.1.0"
+
+# Public names by the module that has them, imported when they are first asked for: `regrow --help` answers at once.
+_HOMES = {
+    "errors": ["UserError"],
+    "methods": ["GMP", "IEE", "SET", "Dense", "OneShot", "RigL", "Static"],
+    "patterns": ["Weights"],
+    "batchnorm": ["recalibrate"],
+    "schedule": ["Budget"],
+    "sparsifier": ["Sparsifier"],
+    "storage": ["load", "save"],
+}
 
 __all__ = [
     "GMP",
@@ -26,5 +44,25 @@ __all__ = [
     "Static",
     "UserError",
     "Weights",
+    "load",
     "recalibrate",
+    "save",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            value = getattr(importlib.import_module(f"regrow.{home}"), name)
+            globals()[name] = value
+            return value
+    try:
+        return importlib.import_module(f"regrow.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"regrow.{name}":
+            raise
+        raise AttributeError(f"module 'regrow' has no attribute {name!r}") from None
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

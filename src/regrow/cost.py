@@ -213,8 +213,8 @@ def count_flops(
 
     Args:
         model: on any device, in any mode.
-        example_inputs: a tensor, or the tuple of positional arguments. The first dimension of the first tensor among
-            them (then among ``kwargs``) is the batch size.
+        example_inputs: a tensor, or the tuple of positional arguments; tensors on the meta device will do. The first
+            dimension of the first tensor among them (then among ``kwargs``) is the batch size.
         kwargs: keyword arguments of the forward pass.
 
     Raises:
@@ -224,7 +224,7 @@ def count_flops(
     kwargs = dict(kwargs or {})
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
         raise UserError("the model has lazy parameters without a shape: run one batch through it first")
-    batch = next((t.shape[0] for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.dim()), 1)
+    batch = next((t.shape[0] for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.dim()), 1) or 1
     try:
         counter = _run(model, args, kwargs, "meta")
     except Exception:
@@ -259,6 +259,8 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], device
 def _twin(tensor: Tensor, device: str, parameter: bool = False) -> Tensor:
     if device == "meta":
         twin = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    elif tensor.is_meta:  # a shape without values; zeros are valid as tokens and indices too
+        twin = torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
     else:
         twin = tensor.detach().to(device, copy=True)
     return nn.Parameter(twin, requires_grad=tensor.requires_grad) if parameter else twin

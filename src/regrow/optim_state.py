@@ -63,7 +63,7 @@ def unwrap(optimizer: Any) -> Optimizer:
     """The torch optimizer inside a wrapper that keeps it as ``.optimizer`` (Accelerate, Lightning)."""
     while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = optimizer.optimizer
-    return optimizer  # type: ignore[no-any-return]
+    return optimizer
 
 
 def keeps_zero(optimizer: Optimizer, group: MutableMapping[str, Any]) -> bool:

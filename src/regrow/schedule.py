@@ -32,8 +32,8 @@ class Budget:
     Raises:
         UserError: for an unknown shape or a start outside (0, 1).
 
-    >>> Budget("linear", 0.4).fraction(25, 100)
-    0.3
+    >>> Budget("linear", 0.5).fraction(50, 100)
+    0.25
     """
 
     shape: Shape = "cosine"

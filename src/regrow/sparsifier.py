@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from regrow import attach
-from regrow.cost import PhaseSteps, count_flops, training_cost
+from regrow.cost import ModelFlops, PhaseSteps, count_flops, training_cost
 from regrow.criteria import Criterion
 from regrow.errors import UserError, nearest
 from regrow.methods import IEE, METHODS, Method
@@ -97,6 +97,7 @@ class Sparsifier:
         self._buffers: dict[str, Tensor] | None = None  # as they were when exploration began
         self._ledger: dict[str, PhaseSteps] = {}
         self._accounted = 0
+        self._flops: ModelFlops | None = None
         if params and pattern is not None:
             self._units = Units(self._states, pattern, final, self._saliency, _agree, seed)
             self._units.aim(self.method.sparsity_at(-1, self._timeline.updates, self._target), 0.0, 0)
@@ -137,15 +138,23 @@ class Sparsifier:
         Raises:
             UserError: where neither is known: before the first batch, or for a model that was compiled from the start.
         """
-        kwargs: dict[str, Any] = {}
-        if example_inputs is None:
-            if self._recorder.inputs is None:
-                raise UserError("training_cost() has not seen the model run uncompiled; pass example_inputs=one batch")
-            example_inputs, kwargs = self._recorder.inputs
-        self._account()
-        cost = training_cost(count_flops(self.model, example_inputs, kwargs), self._ledger)
+        if example_inputs is not None:
+            flops = count_flops(self.model, example_inputs)
+        elif self._flops is not None:
+            flops = self._flops
+        elif self._recorder.inputs is not None:
+            flops = self._flops = count_flops(self.model, *self._recorder.inputs)
+        else:
+            raise UserError("training_cost() has not seen the model run uncompiled; pass example_inputs=one batch")
+        cost = training_cost(flops, self.ledger)
         phases: tuple[PhaseName, ...] = ("estimate", "improve", "explore", "fixed")
         return {phase: cost.get(phase, 0.0) for phase in phases} | {"total": cost["total"]}
+
+    @property
+    def ledger(self) -> dict[str, PhaseSteps]:
+        """Phase → the steps done in it and the densities they ran at: what `regrow.cost.training_cost` takes."""
+        self._account()
+        return self._ledger
 
     # -- around a step -----------------------------------------------------------------------------------------------
 

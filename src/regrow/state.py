@@ -78,7 +78,7 @@ class WeightState:
 
     def optimizer_state(self) -> MutableMapping[str, Any]:
         """The optimizer's state of this parameter, empty before its first step."""
-        return self._optimizer_state()  # type: ignore[no-any-return]
+        return self._optimizer_state()
 
     def values(self) -> Tensor:
         """What each entry is worth now: its live value, or for pruned ones the value in memory."""

@@ -1,0 +1,26 @@
+(() => {
+  const config = {
+    responsive: true, displaylogo: false, displayModeBar: true,
+    modeBarButtons: [["zoom2d", "autoScale2d", "resetScale2d", "toImage"]],
+  };
+  const draw = (source) => {
+    const plot = document.getElementById(source.dataset.plot);
+    const { data, layout } = JSON.parse(source.textContent);
+    Plotly.newPlot(plot, data, layout, config).catch((error) => fail(plot, error));
+  };
+  const fail = (plot, error) => {
+    console.error(error);
+    plot.className = "empty";
+    plot.textContent = "This figure could not be drawn.";
+  };
+  const toggle = (button) => {
+    const plot = button.closest("section").querySelector(".plot");
+    const on = button.getAttribute("aria-pressed") !== "true";
+    const group = button.dataset.group;
+    const members = plot.data.flatMap((trace, i) => (trace.legendgroup === group ? [i] : []));
+    button.setAttribute("aria-pressed", on);
+    Plotly.restyle(plot, { visible: on }, members);
+  };
+  for (const source of document.querySelectorAll("script[data-plot]")) draw(source);
+  for (const button of document.querySelectorAll(".key button")) button.addEventListener("click", () => toggle(button));
+})();

@@ -1,0 +1,194 @@
+"""The result in words: a headline, a sentence that puts it in proportion, and the tiles below them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from regrow.report import formats
+from regrow.report.runs import Run
+from regrow.report.statistics import Paired, accuracies, by_label, paired
+
+Summary = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One number: what it is, its value, and a note that puts it in proportion."""
+
+    title: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """Plain text, not yet escaped."""
+
+    title: str
+    lede: str
+    tiles: tuple[Tile, ...]
+
+
+def compose(runs: Sequence[Run], records: Sequence[Mapping[str, Any]], summaries: Sequence[Summary]) -> Headline:
+    """Say what came out. ``records`` and ``summaries`` are those of the finished runs (format of ``results.json``)."""
+    waiting = [run for run in runs if not run.finished]
+    note = (
+        f"{formats.plural(len(waiting), 'run')} {'is' if len(waiting) == 1 else 'are'} unfinished." if waiting else ""
+    )
+    if not summaries:
+        return _unfinished(runs)
+    ranked = sorted((s for s in summaries if s["mean"] is not None), key=lambda s: -s["mean"])
+    if not ranked:
+        return _without_accuracy(summaries, note)
+    sparse = [s for s in ranked if not _is_dense(s)]
+    dense = next((s for s in ranked if _is_dense(s)), None)
+    best = sparse[0] if sparse else ranked[0]
+    rival = _rival(best, sparse)
+    versus = {s["label"]: _compare(records, best, s) for s in (rival, dense) if s is not None and s is not best}
+    title = f"{_name(best)} reaches {formats.accuracy(best['mean'])}{_with_weights(best)}"
+    parts = [_against_rival(best, rival, versus), _against_dense(dense, versus), _for_cost(best, dense)]
+    lede = _sentence([part for part in parts if part])
+    return Headline(title, " ".join(filter(None, (lede, note))), _tiles(best, rival, dense, versus))
+
+
+def _is_dense(summary: Summary) -> bool:
+    return summary["method"] == "dense" or (summary["density"] is not None and summary["density"] > 0.9999)
+
+
+def _rival(best: Summary, sparse: Sequence[Summary]) -> Summary | None:
+    """The best of another method; where all are variants of one method, the best other variant."""
+    others = [s for s in sparse if s is not best]
+    return next((s for s in others if s["method"] != best["method"]), others[0] if others else None)
+
+
+def _name(summary: Summary) -> str:
+    name = formats.name(summary["label"])
+    return "Dense training" if name == "Dense" else name
+
+
+def _with_weights(summary: Summary) -> str:
+    return (
+        ""
+        if _is_dense(summary) or summary["density"] is None
+        else f" with {formats.share(summary['density'])} of the weights"
+    )
+
+
+def _compare(records: Sequence[Mapping[str, Any]], a: Summary, b: Summary) -> Paired:
+    """Seed by seed where seeds are shared; otherwise the difference of the means, without an interval."""
+    groups = by_label(records)
+    result = paired(accuracies(groups[a["label"]]), accuracies(groups[b["label"]]))
+    return result if result.n else Paired(a["mean"] - b["mean"], None, None, 0)
+
+
+def interval(result: Paired) -> str:
+    """``95% interval −0.2 to +1.0``, or nothing where there is none."""
+    if result.ci_low is None:
+        return ""
+    return f"95% interval {formats.signed(result.ci_low)} to {formats.signed(result.ci_high)}"
+
+
+def _against_rival(best: Summary, rival: Summary | None, versus: Mapping[str, Paired]) -> str:
+    if rival is None:
+        return ""
+    result = versus[rival["label"]]
+    ahead = result.difference or 0.0
+    elsewhere = "" if _alike(best["density"], rival["density"]) else _with_weights(rival)
+    gap = f"{formats.points(ahead)} {'above' if ahead >= 0 else 'below'}" if round(abs(ahead), 5) else "level with"
+    remark = interval(result)
+    if remark and not result.clear:
+        remark += f": within the noise of {formats.plural(result.n, 'seed')}"
+    elif not remark:
+        remark = "one seed: no interval" if result.n == 1 else "no seeds in common: no interval"
+    return f"{gap} {formats.name(rival['label'])}{elsewhere}, the best rival ({remark})"
+
+
+def _alike(a: float | None, b: float | None) -> bool:
+    return a is None or b is None or abs(a - b) <= 0.05 * max(a, b)
+
+
+def _against_dense(dense: Summary | None, versus: Mapping[str, Paired]) -> str:
+    if dense is None or dense["label"] not in versus:
+        return ""
+    gap = versus[dense["label"]].difference or 0.0
+    if not round(abs(gap), 5):
+        return "level with dense training"
+    return f"{formats.points(gap)} {'above' if gap > 0 else 'below'} dense training"
+
+
+def _for_cost(best: Summary, dense: Summary | None) -> str:
+    cost = best["training_cost"]
+    if cost is None or best is dense:
+        return ""
+    return f"for {formats.times(cost)} the training FLOPs of a dense network"
+
+
+def _sentence(parts: Sequence[str]) -> str:
+    if not parts:
+        return ""
+    if parts[0].startswith("for"):
+        return f"It took {parts[0].removeprefix('for ')}."
+    text = (
+        parts[0]
+        if len(parts) == 1
+        else f"{', '.join(parts[:-1])}, {'' if parts[-1].startswith('for') else 'and '}{parts[-1]}"
+    )
+    return f"That is {text}."
+
+
+def _tiles(
+    best: Summary, rival: Summary | None, dense: Summary | None, versus: Mapping[str, Paired]
+) -> tuple[Tile, ...]:
+    spread = (
+        f"± {best['std'] * 100:.1f} over {formats.plural(best['n'], 'seed')}" if best["std"] is not None else "one run"
+    )
+    tiles = [Tile(f"Accuracy, {formats.name(best['label'])}", formats.accuracy(best["mean"]), spread)]
+    for other, word in ((rival, None), (dense, "dense")):
+        if other is not None and other["label"] in versus:
+            result = versus[other["label"]]
+            title = f"Against {word or formats.name(other['label'])}"
+            note = (
+                f"points, {formats.signed(result.ci_low)} to {formats.signed(result.ci_high)}"
+                if result.ci_low is not None
+                else "points"
+            )
+            tiles.append(Tile(title, formats.signed(result.difference), note))
+    if best is not dense:
+        tiles.append(Tile("Weights kept", formats.share(best["density"]), "of all sparsified weights"))
+    tiles.append(Tile("Training cost", formats.times(best["training_cost"]), "of dense FLOPs"))
+    if best["inference_ratio"] is not None and best is not dense:
+        tiles.append(Tile("Inference cost", formats.times(best["inference_ratio"]), "of dense FLOPs"))
+    elif best["seconds"] is not None:
+        tiles.append(Tile("Time", formats.seconds(best["seconds"]), "per run"))
+    return tuple(tiles)
+
+
+def _unfinished(runs: Sequence[Run]) -> Headline:
+    title = (
+        "This run is unfinished" if len(runs) == 1 else f"None of {formats.plural(len(runs), 'run')} is finished yet"
+    )
+    known = [run for run in runs if run.last_accuracy is not None]
+    best = max(known, key=lambda run: run.last_accuracy or 0.0, default=None)
+    lede = "The curves show what has been logged so far."
+    if best is not None:
+        latest = f"{formats.accuracy(best.last_accuracy)} at step {formats.count(best.steps)}"
+        lede += f" Latest accuracy: {formats.name(best.label)}, {latest}."
+    tiles = [Tile("Steps so far", formats.count(max((run.steps or 0 for run in runs), default=0)), "most of any run")]
+    if best is not None:
+        tiles.append(Tile("Accuracy so far", formats.accuracy(best.last_accuracy), formats.name(best.label)))
+    return Headline(title, lede, tuple(tiles))
+
+
+def _without_accuracy(summaries: Sequence[Summary], note: str) -> Headline:
+    first = summaries[0]
+    names = formats.listing([formats.name(s["label"]) for s in summaries[:4]]) + (
+        " and others" if len(summaries) > 4 else ""
+    )
+    title = f"{names}{_with_weights(first) if len(summaries) == 1 else ''}: accuracy was not measured"
+    tiles = (
+        Tile("Weights kept", formats.share(first["density"]), formats.name(first["label"])),
+        Tile("Training cost", formats.times(first["training_cost"]), "of dense FLOPs"),
+    )
+    return Headline(title, note, tiles)

@@ -1,0 +1,308 @@
+"""What the page shows: the list of figures, and how runs become the plain data that each figure takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from regrow.report import figures, formats
+from regrow.report.figures import LayerChange, Points, Trace
+from regrow.report.runs import Metric, Run
+from regrow.report.statistics import mean
+from regrow.report.style import Look, looks
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+# so many points per run are drawn; of more logged lines, the means of equal stretches of steps
+_MOST_POINTS = {"loss": 100, "density": 200, "accuracy": 400}
+
+
+@dataclass(frozen=True)
+class Group:
+    """All runs of one label."""
+
+    label: str
+    method: str
+    look: Look
+    runs: Sequence[Run]
+
+    @property
+    def dense(self) -> bool:
+        """True for the baseline that keeps every weight."""
+        return self.method == "dense"
+
+
+def group(runs: Iterable[Run]) -> list[Group]:
+    """Runs by label, in order of first appearance, each with its look."""
+    members: dict[str, list[Run]] = {}
+    for run in runs:
+        members.setdefault(run.label, []).append(run)
+    look = looks({label: found[0].method for label, found in members.items()})
+    return [Group(label, found[0].method, look[label], found) for label, found in members.items()]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure, how to read it (one or two short sentences), and what it shows for those who cannot see it."""
+
+    figure: go.Figure
+    caption: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A place on the page: ``draw`` returns None where the runs hold nothing to draw, and ``empty`` then says why.
+
+    Panels that are not ``wide`` stand two in a row.
+    """
+
+    key: str
+    title: str
+    empty: str
+    draw: Callable[[Sequence[Group]], Drawing | None]
+    wide: bool = True
+
+
+# ---- runs to data ----
+
+
+def score(run: Run) -> float | None:
+    """The accuracy to show for a run: on the test set, or on the validation set where there is no other."""
+    return run.accuracy if run.accuracy is not None else run.validation_accuracy
+
+
+def series(run: Run, key: str, split: str | None = None) -> list[tuple[float, float]]:
+    """(step, value) of one metric, in the order logged; of the accuracies only those on ``split``."""
+    rows = [(m.step, getattr(m, key)) for m in run.metrics if key != "accuracy" or m.split == split]
+    return [(float(step), float(value)) for step, value in rows if value is not None]
+
+
+def thinned(points: Points, width: float) -> Points:
+    """The means of points over stretches of ``width`` steps; the points themselves where width is 0."""
+    if not width:
+        return points
+    buckets: dict[int, list[tuple[float, float]]] = {}
+    for point in points:
+        buckets.setdefault(math.floor(point[0] / width), []).append(point)
+    return [(mean([x for x, _ in inside]), mean([y for _, y in inside])) for inside in buckets.values()]
+
+
+def mean_line(lines: Sequence[Points], complete: Sequence[bool]) -> Points:
+    """The mean over the complete runs (all, where none is) at the steps that all of them have.
+
+    So the mean does not jump where an unfinished run stops.
+    """
+    whole = [dict(line) for line, done in zip(lines, complete, strict=True) if done]
+    whole = whole or [dict(line) for line in lines]
+    shared = set(whole[0]).intersection(*whole[1:]) if whole else set()
+    return [(x, mean([line[x] for line in whole])) for x in sorted(shared)]
+
+
+def traces(groups: Sequence[Group], points_of: Callable[[Run], Points], most: int | None = None) -> dict[str, Trace]:
+    """A trace per label that has points; runs with more than ``most`` points are thinned, all by the same steps."""
+    found = {g.label: [(points, run.finished) for run in g.runs if (points := points_of(run))] for g in groups}
+    every = [points for members in found.values() for points, _ in members]
+    width = 0.0
+    if most and any(len(points) > most for points in every):
+        width = (max(points[-1][0] for points in every) + 1) / most
+    result = {}
+    for label, members in found.items():
+        lines = [thinned(points, width) for points, _ in members]
+        if lines:
+            result[label] = Trace(lines, mean_line(lines, [finished for _, finished in members]))
+    return result
+
+
+def explored(metrics: Sequence[Metric]) -> list[tuple[float, float]]:
+    """The stretches of steps that were logged as exploration, each up to where the next phase was logged."""
+    spans: list[tuple[float, float]] = []
+    start: int | None = None
+    for row in metrics:
+        if row.phase == "explore":
+            start = row.step if start is None else start
+        elif row.phase is not None and start is not None:
+            spans.append((start, row.step))
+            start = None
+    if start is not None:
+        spans.append((start, metrics[-1].step))
+    return spans
+
+
+def _look(groups: Sequence[Group]) -> dict[str, Look]:
+    return {g.label: g.look for g in groups}
+
+
+def _spoken(values: Mapping[str, Any]) -> str:
+    return "; ".join(f"{formats.name(label)}: {value}" for label, value in values.items())
+
+
+def _several(groups: Iterable[Group]) -> bool:
+    return any(len(g.runs) > 1 for g in groups)
+
+
+# ---- one drawing per figure ----
+
+
+def _tradeoff(groups: Sequence[Group]) -> Drawing | None:
+    points: dict[str, list[tuple[float, float]]] = {}
+    for g in groups:
+        found = [(run.training_cost, score(run)) for run in g.runs if run.finished]
+        known = [(cost, value) for cost, value in found if cost is not None and value is not None]
+        if known:
+            points[g.label] = known
+    if sum(len(found) for found in points.values()) < 2:
+        return None
+    means = {label: (mean([c for c, _ in p]), mean([a for _, a in p])) for label, p in points.items()}
+    said = {label: f"{formats.accuracy(a)} at {formats.times(c)}" for label, (c, a) in means.items()}
+    dense = next((g.label for g in groups if g.dense and g.label in points), None)
+    caption = "Up and to the left is better."
+    if _several(groups):
+        caption += " Large marks are means ± one standard deviation, faint marks single runs."
+    if dense is not None:
+        caption += " The dotted line is dense training."
+    figure = figures.accuracy_against_cost(points, _look(groups), dense)
+    return Drawing(figure, caption, f"Scatter plot of accuracy against training cost. {_spoken(said)}.")
+
+
+def _phases(groups: Sequence[Group]) -> Drawing | None:
+    costs: dict[str, dict[str, float]] = {}
+    for g in groups:
+        found = [run.by_phase for run in g.runs if run.by_phase]
+        names = dict.fromkeys(phase for phases in found for phase in phases)
+        sums = {name: mean([phases.get(name, 0.0) for phases in found]) for name in names}
+        if any(value > 0 for value in sums.values()):
+            costs[g.label] = {name: value for name, value in sums.items() if value > 0}
+    if not costs:
+        return None
+    caption = "Training FLOPs, as a multiple of those of dense training."
+    if any("explore" in phases for phases in costs.values()):
+        caption += " Exploration trains the weights that were pruned."
+    said = {k: ", ".join(f"{phase} {formats.times(v)}" for phase, v in phases.items()) for k, phases in costs.items()}
+    alt = f"Stacked bars of training cost by phase. {_spoken(said)}."
+    return Drawing(figures.cost_by_phase(costs), caption, alt)
+
+
+def _curves(groups: Sequence[Group]) -> Drawing | None:
+    splits = [m.split for g in groups for run in g.runs for m in run.metrics if m.accuracy is not None]
+    split = max(dict.fromkeys(splits), key=splits.count, default=None)
+    accuracy = traces(groups, lambda run: series(run, "accuracy", split), _MOST_POINTS["accuracy"])
+    loss = traces(groups, lambda run: series(run, "loss"), _MOST_POINTS["loss"])
+    if not accuracy and not loss:
+        return None
+    density = traces(groups, lambda run: series(run, "density"), _MOST_POINTS["density"])
+    lines = [line for trace in density.values() for line in trace.runs]
+    if not any(max(y for _, y in line) - line[-1][1] > 0.005 for line in lines):
+        density = {}  # without a descent the line says nothing that the table does not
+    bands = {g.label: max((explored(run.metrics) for run in g.runs), key=len) for g in groups}
+    bands = {label: spans for label, spans in bands.items() if spans}
+    caption = "Strong lines are means over seeds, thin lines single runs." if _several(groups) else ""
+    if bands:
+        caption += " Shaded: exploration, with the active weights frozen; its loss is that of the reactivated network."
+    if accuracy:
+        caption += " Low accuracies early in training fall below the axis."
+    word = {"val": "Validation accuracy", "test": "Test accuracy"}.get(split or "", "Accuracy")
+    last = {label: formats.accuracy((trace.mean or trace.runs[0])[-1][1]) for label, trace in accuracy.items()}
+    shown = " and ".join(name for name, there in ((word.lower(), accuracy), ("training loss", loss)) if there)
+    alt = f"Line chart of {shown} against the training step." + (f" Last values: {_spoken(last)}." if last else "")
+    figure = figures.curves(accuracy, loss, density, _look(groups), bands, word)
+    return Drawing(figure, caption.strip(), alt)
+
+
+def _over_updates(
+    key: str,
+    draw: Callable[[Mapping[str, Trace], Mapping[str, Look]], go.Figure],
+    what: str,
+    caption: str,
+) -> Callable[[Sequence[Group]], Drawing | None]:
+    def points_of(run: Run) -> Points:
+        values = [(float(u.step), getattr(u, key)) for u in run.updates]
+        return [(step, value) for step, value in values if value is not None]
+
+    def drawing(groups: Sequence[Group]) -> Drawing | None:
+        lines = traces(groups, points_of, 100)
+        if not lines:
+            return None
+        ends = {label: trace.mean or trace.runs[0] for label, trace in lines.items()}
+        said = {k: f"{line[0][1]:.2f} at first, {line[-1][1]:.2f} at last" for k, line in ends.items()}
+        alt = f"Line chart of {what} against the training step. {_spoken(said)}."
+        return Drawing(draw(lines, _look(groups)), caption, alt)
+
+    return drawing
+
+
+def _layers(groups: Sequence[Group]) -> Drawing | None:
+    changes: dict[str, list[LayerChange]] = {}
+    for g in groups:
+        by_name: dict[str, list[tuple[float, float, int]]] = {}
+        for layer in (layer for run in g.runs for layer in run.layers):
+            densities = (layer.start_active / layer.total, layer.active / layer.total, layer.total)
+            by_name.setdefault(layer.name, []).append(densities)
+        rows = [LayerChange(n, mean([r[0] for r in v]), mean([r[1] for r in v]), v[0][2]) for n, v in by_name.items()]
+        if any(change.start < 1 or change.now < 1 for change in rows):
+            changes[g.label] = rows
+    if not changes:
+        return None
+    ends = {label: sorted(change.now for change in rows) for label, rows in changes.items()}
+    said = {k: f"{len(v)} layers from {formats.share(v[0])} to {formats.share(v[-1])}" for k, v in ends.items()}
+    caption = "First layer on top. A ring is the density at the start, a dot the density now"
+    caption += " (means over seeds)." if _several(groups) else "."
+    figure = figures.layer_density(changes, _look(groups))
+    return Drawing(figure, caption, f"Dot chart of the density of each layer now. {_spoken(said)}.")
+
+
+PANELS: tuple[Panel, ...] = (
+    Panel(
+        "tradeoff",
+        "Accuracy against training cost",
+        "Nothing to compare yet: fewer than two finished runs have an accuracy and a training cost.",
+        _tradeoff,
+        wide=False,
+    ),
+    Panel(
+        "phases",
+        "Where the training cost goes",
+        "These runs have no record of their training cost.",
+        _phases,
+        wide=False,
+    ),
+    Panel(
+        "curves",
+        "Training curves",
+        "No step has been logged.",
+        _curves,
+    ),
+    Panel(
+        "iou",
+        "Does the structure settle?",
+        "No updates: these runs keep one structure from start to end.",
+        _over_updates(
+            "iou",
+            figures.structure_iou,
+            "the overlap between the structures of successive updates",
+            "1 means that an update changed nothing; a rising line is a structure that settles.",
+        ),
+        wide=False,
+    ),
+    Panel(
+        "survival",
+        "Was the growth worth it?",
+        "No weights were grown by one update and judged by a later one.",
+        _over_updates(
+            "survival",
+            figures.survival,
+            "the share of grown weights kept at the next update",
+            "Of the weights that an update grew, the share that the next pruning kept. Low: growth guessed wrong.",
+        ),
+        wide=False,
+    ),
+    Panel(
+        "layers",
+        "Density per layer",
+        "No sparse layers: these runs keep every weight, or did not record their structure.",
+        _layers,
+    ),
+)

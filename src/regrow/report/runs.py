@@ -1,0 +1,365 @@
+"""Read run directories and compare directories into plain records, and refuse in one sentence what is none."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from regrow.errors import UserError
+
+_FILES = ("results.json", "metrics.jsonl", "structure.json", "recipe.yaml")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One logged step of a run; what the line did not hold is None. ``accuracy`` is a fraction, ``cost`` × dense."""
+
+    step: int
+    phase: str | None = None
+    loss: float | None = None
+    density: float | None = None
+    accuracy: float | None = None
+    split: str | None = None
+    cost: float | None = None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One sparsified parameter: how many of its ``total`` entries were active at the start and are active now."""
+
+    name: str
+    total: int
+    start_active: int
+    active: int
+
+
+@dataclass(frozen=True)
+class Update:
+    """One update: IoU with the structure before it, and the share of the units grown last time that it kept."""
+
+    step: int
+    iou: float | None
+    survival: float | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run. ``finished`` means that it has results; an unfinished run has curves, and perhaps its structure."""
+
+    directory: Path
+    label: str
+    method: str
+    seed: int
+    finished: bool
+    accuracy: float | None = None
+    validation_accuracy: float | None = None
+    density: float | None = None
+    training_cost: float | None = None
+    inference_flops: float | None = None
+    dense_flops: float | None = None
+    seconds: float | None = None
+    steps: int | None = None
+    explore_steps: int | None = None
+    by_phase: Mapping[str, float] = field(default_factory=dict)
+    metrics: tuple[Metric, ...] = ()
+    layers: tuple[Layer, ...] = ()
+    updates: tuple[Update, ...] = ()
+
+    @property
+    def last_accuracy(self) -> float | None:
+        """The latest accuracy in the metrics."""
+        return next((m.accuracy for m in reversed(self.metrics) if m.accuracy is not None), None)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The text of a ``recipe.yaml``, and whose it is."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Everything a report shows."""
+
+    runs: tuple[Run, ...]
+    recipes: tuple[Recipe, ...]
+    version: str | None = None
+
+
+def read(directories: Sequence[Path]) -> Collection:
+    """Read run and compare directories, in the order given; a directory given twice is read once.
+
+    Where two directories hold the same label and seed, the label of the later ones gets the directory's name.
+    Raises UserError for no directory at all, one that holds no run, and files that are truncated or not regrow's.
+    """
+    unique = {directory.resolve(): directory for directory in map(Path, directories)}
+    if not unique:
+        raise UserError("there is nothing to report: give at least one run directory")
+    runs: list[Run] = []
+    recipes: list[Recipe] = []
+    versions: list[str] = []
+    for directory in unique.values():
+        found = _read_directory(directory)
+        runs += _distinct(found.runs, runs, directory)
+        recipes += [r for r in found.recipes if r.text not in {known.text for known in recipes}]
+        versions += [found.version] if found.version and found.version not in versions else []
+    return Collection(tuple(runs), tuple(recipes), ", ".join(versions) or None)
+
+
+def _read_directory(directory: Path) -> Collection:
+    if not directory.is_dir():
+        problem = "is a file, not a run directory" if directory.exists() else "does not exist"
+        raise UserError(f"{directory} {problem}; give a directory that `regrow train` or `regrow compare` wrote")
+    children = sorted(p for p in directory.glob("runs/*") if p.is_dir() and _is_run(p))
+    if not children and not _is_run(directory):
+        raise UserError(
+            f"{directory} holds no run (no results.json, no metrics.jsonl, no runs/); "
+            "give a directory that `regrow train` or `regrow compare` wrote"
+        )
+    if not children:
+        return _read_run_directory(directory)
+    parts = [_read_run_directory(child) for child in children]
+    version, records = _results(directory / "results.json")
+    order = {(_label(r), int(r["seed"])): i for i, r in enumerate(records)}
+    runs = [run for part in parts for run in part.runs]
+    known = {(run.label, run.seed) for run in runs}
+    runs += [_from_record(directory, r) for r in records if (_label(r), int(r["seed"])) not in known]
+    runs.sort(key=lambda run: order.get((run.label, run.seed), len(order)))
+    own = _recipe_text(directory)
+    recipes = (Recipe(directory.name, own),) if own else tuple(r for part in parts for r in part.recipes)
+    return Collection(tuple(runs), recipes, version or next((p.version for p in parts if p.version), None))
+
+
+def _is_run(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in _FILES)
+
+
+def _read_run_directory(directory: Path) -> Collection:
+    version, records = _results(directory / "results.json")
+    structure = _structure(directory / "structure.json")
+    metrics = _metrics(directory / "metrics.jsonl")
+    text = _recipe_text(directory)
+    if len(records) > 1:  # the results of a compare whose runs/ was not kept
+        runs = [_from_record(directory, record) for record in records]
+    elif records:
+        runs = [_with_details(_from_record(directory, records[0]), structure, metrics)]
+    else:
+        runs = [_with_details(_unfinished(directory, structure, text, metrics), structure, metrics)]
+    return Collection(tuple(runs), (Recipe(directory.name, text),) if text else (), version)
+
+
+def _with_details(run: Run, structure: Mapping[str, Any], metrics: tuple[Metric, ...]) -> Run:
+    by_phase = run.by_phase or _phases(structure.get("training_cost"))
+    layers, updates = _layers(structure), _updates(structure)
+    return replace(run, metrics=metrics, layers=layers, updates=updates, by_phase=by_phase)
+
+
+def _from_record(directory: Path, record: Mapping[str, Any]) -> Run:
+    numbers = (
+        "accuracy",
+        "validation_accuracy",
+        "density",
+        "training_cost",
+        "inference_flops",
+        "dense_flops",
+        "seconds",
+    )
+    values = {key: _number(record.get(key)) for key in numbers}
+    for key in ("accuracy", "validation_accuracy"):
+        value = values[key]
+        if value is not None and not 0 <= value <= 1:
+            raise UserError(
+                f"{directory / 'results.json'} gives {key} {value:g}, but it must be a fraction from 0 to 1"
+            )
+    run = Run(
+        directory=directory,
+        label=_label(record),
+        method=str(record["method"]),
+        seed=int(record["seed"]),
+        finished=True,
+        steps=_whole(record.get("steps")),
+        explore_steps=_whole(record.get("explore_steps")),
+        by_phase=_phases(record.get("by_phase")),
+    )
+    return replace(run, **values)  # type: ignore[arg-type]  # all of them are numbers or None
+
+
+def _unfinished(directory: Path, structure: Mapping[str, Any], recipe: str | None, metrics: Sequence[Metric]) -> Run:
+    """A run without results: named by its structure, its directory (LABEL-seedK) or its recipe, in this order."""
+    named = re.fullmatch(r"(.+)-seed(\d+)", directory.name)
+    settings = _settings(recipe)
+    method = settings.get("method")
+    if isinstance(method, Mapping):
+        method = method.get("name") or str(method.get("class_path", "")).rpartition(".")[2].lower()
+    label = structure.get("label") or (named.group(1) if named else None) or method or directory.name
+    seeds = (structure.get("seed"), int(named.group(2)) if named else None, settings.get("seed"))
+    seed = next((_whole(seed) for seed in seeds if _whole(seed) is not None), None)
+    latest = {key: _last(metrics, key) for key in ("density", "cost", "step")}
+    return Run(
+        directory=directory,
+        label=str(label),
+        method=str(structure.get("method") or method or label),
+        seed=seed or 0,
+        finished=False,
+        density=latest["density"],
+        training_cost=latest["cost"],
+        steps=_whole(latest["step"]),
+    )
+
+
+def _last(metrics: Sequence[Metric], key: str) -> float | None:
+    return next((getattr(m, key) for m in reversed(metrics) if getattr(m, key) is not None), None)
+
+
+def _settings(recipe: str | None) -> Mapping[str, Any]:
+    import yaml
+
+    try:
+        settings = yaml.safe_load(recipe or "")
+    except yaml.YAMLError:  # the recipe is shown as text anyway; here it only helps to name an unfinished run
+        return {}
+    return settings if isinstance(settings, Mapping) else {}
+
+
+def _distinct(found: Sequence[Run], known: Sequence[Run], directory: Path) -> list[Run]:
+    taken = {(run.label, run.seed) for run in known}
+    if not any((run.label, run.seed) in taken for run in found):
+        return list(found)
+    labels = {run.label for run in known}
+    suffix, number = directory.resolve().name, 2
+    while any(f"{run.label} ({suffix})" in labels for run in found):
+        suffix, number = f"{directory.resolve().name} {number}", number + 1
+    return [replace(run, label=f"{run.label} ({suffix})") for run in found]
+
+
+# ---- the files ----
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not text in UTF-8; it was not written by regrow") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _object(path: Path) -> Mapping[str, Any]:
+    text = _text(path)
+    if text is None:
+        return {}
+    try:
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        where = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(f"{path} is not valid JSON{where}, perhaps cut short; restore it or delete it") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a regrow file: it holds a {type(value).__name__}, not an object")
+    return value
+
+
+def _results(path: Path) -> tuple[str | None, list[Mapping[str, Any]]]:
+    value = _object(path)
+    if not value:
+        return None, []
+    records = value.get("runs")
+    good = isinstance(records, list) and all(
+        isinstance(r, dict) and isinstance(r.get("method"), str) and _whole(r.get("seed")) is not None for r in records
+    )
+    if not good or not isinstance(records, list):
+        raise UserError(
+            f'{path} is not a regrow file: it needs a list "runs" whose entries have a "method" and a "seed"'
+        )
+    version = value.get("regrow")
+    return (str(version) if version else None), records
+
+
+def _metrics(path: Path) -> tuple[Metric, ...]:
+    lines = (_text(path) or "").split("\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    rows: list[Metric] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError):
+            if number == len(lines):  # a killed run leaves half a line
+                break
+            raise UserError(f"{path} is damaged: line {number} is not valid JSON; delete that line") from None
+        step = _whole(row.get("step")) if isinstance(row, dict) else None
+        if step is None:
+            raise UserError(f'{path} is not a regrow file: line {number} is not an object with a "step"')
+        while rows and rows[-1].step > step:  # resumed from an earlier checkpoint: the new lines replace the old
+            rows.pop()
+        rows.append(_metric(step, row))
+    return tuple(rows)
+
+
+def _metric(step: int, row: Mapping[str, Any]) -> Metric:
+    numbers = {key: _number(row.get(key)) for key in ("loss", "density", "accuracy", "cost")}
+    words = {key: str(row[key]) if row.get(key) is not None else None for key in ("phase", "split")}
+    return Metric(step=step, **numbers, **words)  # type: ignore[arg-type]
+
+
+def _structure(path: Path) -> Mapping[str, Any]:
+    value = _object(path)
+    for key in ("layers", "history"):
+        entries = value.get(key, [])
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise UserError(f'{path} is not a regrow file: "{key}" must be a list of objects')
+    return value
+
+
+def _layers(structure: Mapping[str, Any]) -> tuple[Layer, ...]:
+    layers = []
+    for entry in structure.get("layers", []):
+        total, active = _whole(entry.get("total")), _whole(entry.get("active"))
+        start = _whole(entry.get("start_active"))
+        if total and active is not None and "name" in entry:
+            layers.append(Layer(str(entry["name"]), total, active if start is None else start, active))
+    return tuple(layers)
+
+
+def _updates(structure: Mapping[str, Any]) -> tuple[Update, ...]:
+    rows = ((_whole(r.get("step")), r) for r in structure.get("history", []))
+    return tuple(Update(s, _number(r.get("iou")), _number(r.get("survival"))) for s, r in rows if s is not None)
+
+
+def _phases(value: Any) -> dict[str, float]:
+    if not isinstance(value, Mapping):
+        return {}
+    numbers = {str(k): _number(v) for k, v in value.items() if k != "total"}
+    return {k: v for k, v in numbers.items() if v is not None}
+
+
+def _recipe_text(directory: Path) -> str | None:
+    text = _text(directory / "recipe.yaml")
+    return text.strip() or None if text else None
+
+
+def _label(record: Mapping[str, Any]) -> str:
+    return str(record.get("label") or record["method"])
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _whole(value: Any) -> int | None:
+    number = _number(value)
+    return int(number) if number is not None and number == int(number) else None

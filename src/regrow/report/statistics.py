@@ -1,0 +1,123 @@
+"""Means, spreads and paired differences of runs: what ``results.json``, the tables and the report share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+
+class Paired(NamedTuple):
+    """Mean of a − b over the seeds that both have, with its 95% confidence interval (Student t).
+
+    Everything is in the unit of the inputs. ``difference`` is None without a shared seed; ``ci_low`` and ``ci_high``
+    are None with fewer than two, as one pair says nothing about the spread.
+    """
+
+    difference: float | None
+    ci_low: float | None
+    ci_high: float | None
+    n: int
+
+    @property
+    def clear(self) -> bool:
+        """True if there is an interval and zero lies outside it."""
+        return self.ci_low is not None and self.ci_high is not None and (self.ci_low > 0 or self.ci_high < 0)
+
+
+def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Paired:
+    """Compare two methods seed by seed: ``a`` and ``b`` map a seed to an accuracy (fractions, or any other unit)."""
+    differences = [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
+    n = len(differences)
+    if n == 0:
+        return Paired(None, None, None, 0)
+    centre = mean(differences)
+    spread = sample_std(differences)
+    if spread is None:
+        return Paired(centre, None, None, 1)
+    from scipy.stats import t  # type: ignore[import-untyped]
+
+    half = float(t.ppf(0.975, n - 1)) * spread / math.sqrt(n)
+    return Paired(centre, centre - half, centre + half, n)
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean of at least one number."""
+    return math.fsum(values) / len(values)
+
+
+def sample_std(values: Sequence[float]) -> float | None:
+    """Sample standard deviation (n − 1 in the denominator); None for fewer than two numbers."""
+    if len(values) < 2:
+        return None
+    centre = mean(values)
+    return math.sqrt(math.fsum((v - centre) ** 2 for v in values) / (len(values) - 1))
+
+
+def label_of(run: Mapping[str, Any]) -> str:
+    """The name a run is grouped under: its ``label``, or its ``method`` where it has none."""
+    return str(run.get("label") or run["method"])
+
+
+def by_label(runs: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Runs grouped by label, in order of first appearance."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault(label_of(run), []).append(run)
+    return groups
+
+
+def accuracies(runs: Iterable[Mapping[str, Any]]) -> dict[int, float]:
+    """Seed → accuracy (fraction) of the runs that have one."""
+    return {int(run["seed"]): float(run["accuracy"]) for run in runs if run.get("accuracy") is not None}
+
+
+def summarise(runs: Sequence[Mapping[str, Any]], reference: str | None = None) -> list[dict[str, Any]]:
+    """One summary per label, in order of first appearance, in the format of ``results.json``.
+
+    ``runs`` are the run objects of ``results.json``. Keys of a summary: ``label``, ``method``, ``mean`` and ``std`` of
+    the accuracy (fractions; ``std`` is the sample standard deviation), ``n`` (runs with an accuracy), the means of
+    ``training_cost`` (× dense), ``density``, ``inference_flops``, ``dense_flops`` and ``seconds``,
+    ``inference_ratio`` (inference FLOPs × dense), and ``paired``: ``{"reference", "difference", "ci_low", "ci_high",
+    "n"}`` against the label ``reference`` (default: the first one), or None for that label itself and where no
+    seed is shared. What is not known is None (``mean`` without accuracies, ``std`` and interval of a single run).
+    """
+    groups = by_label(runs)
+    if reference not in groups:
+        reference = next(iter(groups), None)
+    return [_summary(label, members, reference, groups) for label, members in groups.items()]
+
+
+def _summary(
+    label: str,
+    members: Sequence[Mapping[str, Any]],
+    reference: str | None,
+    groups: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> dict[str, Any]:
+    own = accuracies(members)
+    scores = [float(run["accuracy"]) for run in members if run.get("accuracy") is not None]
+    inference, dense = _mean_of(members, "inference_flops"), _mean_of(members, "dense_flops")
+    against = None
+    if reference is not None and label != reference:
+        result = paired(own, accuracies(groups[reference]))
+        if result.n:
+            against = {"reference": reference, **result._asdict()}
+    return {
+        "label": label,
+        "method": str(members[0]["method"]),
+        "mean": mean(scores) if scores else None,
+        "std": sample_std(scores),
+        "n": len(scores),
+        "training_cost": _mean_of(members, "training_cost"),
+        "density": _mean_of(members, "density"),
+        "inference_flops": inference,
+        "dense_flops": dense,
+        "inference_ratio": inference / dense if inference is not None and dense else None,
+        "seconds": _mean_of(members, "seconds"),
+        "paired": against,
+    }
+
+
+def _mean_of(runs: Iterable[Mapping[str, Any]], key: str) -> float | None:
+    values = [float(run[key]) for run in runs if run.get(key) is not None]
+    return mean(values) if values else None

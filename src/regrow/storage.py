@@ -1,0 +1,257 @@
+"""Saving and loading models: safetensors beside a JSON manifest, never a pickle.
+
+A tensor with enough zeros is stored as one bit for each entry and the values of the others, which is exact to the bit
+(an entry is left out only if all of its bits are zero, so -0.0 and NaN survive) and shrinks the file with the density.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from regrow.errors import UserError
+
+FORMAT = "regrow-model"
+VERSION = 1
+MANIFEST = "manifest.json"
+WEIGHTS = "model.safetensors"
+_BITS = "::bits"
+_VALUES = "::values"
+_INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def save(model: nn.Module, directory: str | os.PathLike[str], extra: Mapping[str, Any] | None = None) -> None:
+    """Save a model's parameters and buffers as ``model.safetensors`` and ``manifest.json``.
+
+    During exploration save inside ``with sparsifier.sparse():``, so that the active structure is what is saved.
+
+    Args:
+        model: any module whose state is made of tensors; tied tensors are stored once
+        directory: created, or replaced as a whole if it holds an earlier save
+        extra: anything JSON can hold, kept in the manifest under ``"extra"``
+
+    Raises:
+        UserError: if the model has state that is no tensor, or ``directory`` holds something else than a saved model.
+    """
+    from safetensors.torch import save_file
+
+    from regrow import __version__
+
+    target = Path(directory)
+    if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / MANIFEST).is_file())):
+        raise UserError(f"{target} holds something else than a saved model: choose another directory")
+    state, tied = _state(model)
+    stored: dict[str, Tensor] = {}
+    entries: dict[str, Any] = {}
+    for name, tensor in state.items():
+        entries[name], parts = _encode(name, tensor)
+        stored.update(parts)
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "regrow": __version__,
+        "tensors": entries,
+        "tied": tied,
+        "extra": dict(extra or {}),
+    }
+    with replaced_directory(target) as temporary:
+        save_file(stored, temporary / WEIGHTS)
+        os.chmod(temporary / WEIGHTS, 0o644)  # safetensors makes it private
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def load(model: M, directory: str | os.PathLike[str]) -> M:
+    """Load what `save` wrote into a freshly built model of the same architecture, exactly.
+
+    Args:
+        model: its parameters and buffers must have the saved names, shapes and dtypes; it may be on any device
+        directory: where `save` wrote
+
+    Returns:
+        ``model`` itself, now with the saved values.
+
+    Raises:
+        UserError: if nothing can be read, or for the first tensor that does not fit; ``model`` is unchanged then.
+    """
+    source = Path(directory)
+    manifest = read_manifest(source)
+    state, tied = _state(model)
+    _check_fit(manifest, state, tied, source)
+    stored = _read_tensors(source / WEIGHTS)
+    values = {name: _decode(name, entry, stored, source) for name, entry in manifest["tensors"].items()}
+    with torch.no_grad():
+        for name, tensor in state.items():
+            tensor.copy_(values[name])
+    return model
+
+
+def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """The manifest of a saved model.
+
+    Raises:
+        UserError: if there is none, or it cannot be read.
+    """
+    path = Path(directory) / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{directory} holds no saved model: {MANIFEST} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: it is not valid JSON") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"{path} is not the manifest of a model saved by regrow")
+    if manifest.get("version") != VERSION:
+        raise UserError(
+            f"{path} has format version {manifest.get('version')}, this regrow reads {VERSION}: update regrow"
+        )
+    entries, tied = manifest.get("tensors"), manifest.get("tied")
+    if not isinstance(entries, dict) or not all(map(_is_entry, entries.values())):
+        raise UserError(f"{path} is damaged: it does not describe its tensors")
+    if not isinstance(tied, dict) or not all(isinstance(name, str) for name in tied.values()):
+        raise UserError(f"{path} is damaged: it does not describe its tensors")
+    return manifest
+
+
+def _is_entry(entry: object) -> bool:
+    if not isinstance(entry, dict) or not {"shape", "dtype", "encoding"} <= entry.keys():
+        return False
+    return isinstance(entry["shape"], list) and all(isinstance(n, int) and n >= 0 for n in entry["shape"])
+
+
+@contextmanager
+def replaced_directory(target: Path) -> Iterator[Path]:
+    """An empty directory to write to, which takes the place of ``target`` once the block ends without an error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield temporary
+        os.chmod(temporary, 0o755)
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+            os.replace(target, old)
+            os.replace(temporary, target)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The model's tensors, each once, and which other names they have (alias → name)."""
+    state: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    seen: dict[tuple[Any, ...], str] = {}
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise UserError(
+                f"the model's state {name!r} is no tensor but {type(value).__name__}, which cannot be saved"
+            )
+        if value.layout is not torch.strided or value.is_quantized or value.is_meta:
+            raise UserError(f"the tensor {name!r} is not a plain dense tensor, which cannot be saved")
+        key = (value.data_ptr(), value.shape, value.stride(), value.dtype) if value.numel() else (name,)
+        if key in seen:
+            tied[name] = seen[key]
+        else:
+            seen[key] = name
+            state[name] = value
+    return state, tied
+
+
+def _encode(name: str, tensor: Tensor) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A tensor's entry in the manifest and what is stored of it."""
+    tensor = tensor.detach().cpu().contiguous()
+    entry: dict[str, Any] = {"shape": list(tensor.shape), "dtype": _dtype_name(tensor.dtype), "encoding": "dense"}
+    if not tensor.is_floating_point() or tensor.dim() < 2:
+        return entry, {name: tensor.clone()}
+    flat = tensor.flatten()
+    present = flat.view(_INTEGER_OF_SIZE[flat.element_size()]) != 0
+    kept = int(present.sum())
+    entry["density"] = kept / max(flat.numel(), 1)
+    if kept * flat.element_size() + flat.numel() // 8 + 1 >= flat.numel() * flat.element_size():
+        return entry, {name: tensor.clone()}
+    entry["encoding"] = "bitmask"
+    return entry, {name + _BITS: _pack(present), name + _VALUES: flat[present]}
+
+
+def _decode(name: str, entry: Mapping[str, Any], stored: Mapping[str, Tensor], source: Path) -> Tensor:
+    damaged = UserError(f"{source / WEIGHTS} is damaged: the tensor {name!r} does not match the manifest")
+    shape, encoding = entry["shape"], entry["encoding"]
+    if encoding == "dense":
+        if name not in stored or list(stored[name].shape) != shape or _dtype_name(stored[name].dtype) != entry["dtype"]:
+            raise damaged
+        return stored[name]
+    size = torch.Size(shape).numel()
+    bits, values = stored.get(name + _BITS), stored.get(name + _VALUES)
+    if encoding != "bitmask" or bits is None or values is None or _dtype_name(values.dtype) != entry["dtype"]:
+        raise damaged
+    if bits.dtype != torch.uint8 or bits.shape != ((size + 7) // 8,):
+        raise damaged
+    present = _unpack(bits, size)
+    if int(present.sum()) != values.numel():
+        raise damaged
+    flat = torch.zeros(size, dtype=values.dtype)
+    flat[present] = values
+    return flat.view(shape)
+
+
+def _pack(mask: Tensor) -> Tensor:
+    import numpy as np
+
+    return torch.from_numpy(np.packbits(mask.numpy(), bitorder="little"))
+
+
+def _unpack(bits: Tensor, size: int) -> Tensor:
+    import numpy as np
+
+    return torch.from_numpy(np.unpackbits(bits.numpy(), count=size, bitorder="little")).bool()
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _check_fit(manifest: Mapping[str, Any], state: Mapping[str, Tensor], tied: Mapping[str, str], source: Path) -> None:
+    """Raise for the first tensor of the model or of the file that the other does not have in the same form."""
+    entries = manifest["tensors"]
+    saved_names, own_names = {*entries, *manifest["tied"]}, {*state, *tied}
+    if missing := sorted(own_names - saved_names):
+        raise UserError(f"{source} has no tensor {missing[0]!r}: it was saved from another model")
+    if unexpected := sorted(saved_names - own_names):
+        raise UserError(
+            f"the model has no tensor {unexpected[0]!r}, but {source} does: it was saved from another model"
+        )
+    if different := sorted(set(manifest["tied"].items()) ^ set(tied.items())):
+        raise UserError(f"the tensor {different[0][0]!r} is tied in only one of {source} and the model")
+    for name, tensor in state.items():
+        shape, dtype = entries[name]["shape"], entries[name]["dtype"]
+        if list(tensor.shape) != shape:
+            raise UserError(f"the tensor {name!r} has shape {shape} in {source}, but {list(tensor.shape)} in the model")
+        if _dtype_name(tensor.dtype) != dtype:
+            own = _dtype_name(tensor.dtype)
+            raise UserError(
+                f"the tensor {name!r} is {dtype} in {source}, but {own} in the model: convert the model first"
+            )
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing") from error
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is damaged or no safetensors file: {' '.join(str(error).split())}") from error

@@ -1,0 +1,245 @@
+"""Methods × seeds of one recipe, as processes beside each other. Every run is a run directory of its own, so that a
+comparison that was interrupted goes on where it was: finished runs are kept, others continue, missing ones start."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+
+from regrow.errors import UserError
+from regrow.training import rundir
+from regrow.training.pool import Job, run_jobs
+from regrow.training.recipe import Recipe, Tree, differences, parse, with_method
+from regrow.training.results import results
+
+if TYPE_CHECKING:
+    from regrow.training.run import Run
+
+Match = Literal["steps", "cost"]
+_OURS = {rundir.RECIPE, rundir.RESULTS, rundir.REPORT, "runs", "recipes"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found.
+
+    Attributes:
+        results: the content of ``results.json``, of the runs that finished
+        failures: one sentence for each run that did not
+    """
+
+    results: dict[str, Any]
+    failures: list[str] = field(default_factory=list)
+
+
+def compare(
+    recipe: Recipe,
+    out: Path,
+    labels: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    match: Match = "steps",
+    jobs: int | None = None,
+    quiet: bool = False,
+) -> Comparison:
+    """Train every method with every seed, and write ``results.json`` and ``report.html`` about all of them.
+
+    Args:
+        recipe: what all runs share
+        out: the directory of the comparison; an earlier one of the same recipe is continued
+        labels: methods, or labels of the recipe's ``compare`` section; differences are against the first
+        seeds: one run of each label for each seed
+        match: ``"steps"``: all train equally long; ``"cost"``: all spend the training FLOPs of the recipe's method
+        jobs: runs at a time; default: the cores (or GPUs) divided by what a run uses
+        quiet: show no progress
+
+    Raises:
+        UserError: for an unknown label, or a directory that holds anything but a comparison of this recipe.
+        Interrupted: after SIGINT or SIGTERM, once all runs have written their checkpoints.
+    """
+    if jobs is not None and jobs < 1:
+        raise UserError(f"--jobs must be at least 1, not {jobs}")
+    _check_target(out, recipe)
+    variants = {label: with_method(recipe, label) for label in labels}
+    variants = _planned(recipe, variants, match)
+    threads = recipe.train.threads or 1
+    for label, variant in variants.items():
+        _check_variant(out, label, variant)
+    rundir.create(out / "recipes")
+    lock = rundir.Lock(out)
+    try:
+        rundir.write_text(out / rundir.RECIPE, recipe.to_yaml())
+        for label, variant in variants.items():
+            rundir.write_text(out / "recipes" / f"{label}.yaml", variant.to_yaml())
+        todo = [_job(out, label, seed, variants[label]) for seed in seeds for label in labels]
+        run_jobs(todo, slots=_slots(jobs, threads), threads=threads, quiet=quiet)
+        runs, failures = _gather(out, labels, seeds, {job.name: job for job in todo})
+        found = results(recipe, runs, labels[0])
+        rundir.write_json(out / rundir.RESULTS, found)
+    finally:
+        lock.release()
+    if runs:
+        from regrow.report.page import write
+
+        write([out], out / rundir.REPORT)
+    return Comparison(found, failures)
+
+
+def print_table(summary: Sequence[Mapping[str, Any]]) -> None:
+    """Print a summary of results as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="test accuracy, mean ± standard deviation over seeds", title_justify="left")
+    table.add_column("method")
+    reference = summary[0]["label"] if summary else ""
+    for heading in (
+        "accuracy",
+        "runs",
+        f"difference to {reference} (95%)",
+        "density",
+        "training cost",
+        "FLOPs",
+        "time",
+    ):
+        table.add_column(heading, justify="right")
+    for row in summary:
+        mean, std = row["mean"], row["std"]
+        score = "" if mean is None else f"{mean:.2%}" + (f" ± {100 * std:.2f}" if std is not None else "")
+        table.add_row(
+            row["label"], score, str(row["n"]), _difference(row["paired"]), _number(row["density"], "{:.1%}"),
+            _number(row["training_cost"], "{:.2f}×"), _number(row["inference_ratio"], "{:.2f}×"),
+            _number(row["seconds"], "{:.0f} s"),
+        )  # fmt: skip
+    console = Console()
+    Console(width=None if console.is_terminal else 140).print(table)
+
+
+def _difference(paired: Mapping[str, Any] | None) -> str:
+    if paired is None or paired["difference"] is None:
+        return ""
+    text = f"{100 * paired['difference']:+.2f}"
+    if paired["ci_low"] is not None:
+        text += f" [{100 * paired['ci_low']:+.2f}, {100 * paired['ci_high']:+.2f}]"
+    return text
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
+def _check_target(out: Path, recipe: Recipe) -> None:
+    if not out.exists():
+        rundir.check_target(out, resume=False)
+        return
+    if not out.is_dir():
+        raise UserError(f"{out} is a file: choose another --out")
+    names = {entry.name for entry in out.iterdir() if not entry.name.startswith(".")}
+    if foreign := sorted(names - _OURS):
+        raise UserError(f"{out} holds something else than a comparison ({foreign[0]}): choose another --out")
+    rundir.check_same_recipe(out, recipe)
+
+
+def _check_variant(out: Path, label: str, variant: Recipe) -> None:
+    """Refuse to mix runs of a label that were made with other options, or matched in another way."""
+    path = out / "recipes" / f"{label}.yaml"
+    if not path.exists():
+        return
+    try:
+        old = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path} is damaged: choose another --out") from error
+    for key in differences(old, variant.resolved()):
+        raise UserError(f"{key} of {label} differs from the runs that {out} already holds: choose another --out")
+
+
+def _planned(recipe: Recipe, variants: Mapping[str, Recipe], match: Match) -> dict[str, Recipe]:
+    """The recipes of all labels with their lengths, after checking that each of them can run."""
+    from regrow.criteria import Criterion
+    from regrow.plan import matching_steps, planned_cost
+    from regrow.training.run import Run
+
+    example = Run(next(iter(variants.values())), "plan")
+    counts = recipe.pattern.counts(example.model)
+    criterion = Criterion.of(recipe.criterion)
+    if match == "steps":
+        for variant in variants.values():
+            variant.method.timeline(example.total_steps)
+        return dict(variants)
+    budget = planned_cost(recipe.method, criterion, counts, example.flops, example.total_steps)
+    planned = {}
+    for label, variant in variants.items():
+        steps = matching_steps(variant.method, criterion, counts, example.flops, budget)
+        planned[label] = _of_length(variant, steps, example)
+    return planned
+
+
+def _of_length(variant: Recipe, steps: int, example: Run) -> Recipe:
+    """The recipe with this many steps; what it gives in epochs stretches along."""
+    tree: Tree = variant.resolved()
+    for key in ("epochs", "steps"):
+        tree.pop(key, None)
+    stretch = steps / example.total_steps
+    schedule = tree["schedule"]
+    for key in ("warmup", "every", "peak", "milestones"):
+        if isinstance(schedule.get(key), list):
+            schedule[key] = [_stretched(value, stretch) for value in schedule[key]]
+        elif key in schedule:
+            schedule[key] = _stretched(schedule[key], stretch)
+    return parse({**tree, "steps": steps})
+
+
+def _stretched(point: float, stretch: float) -> float:
+    """Epochs (from 1 on) stretch; fractions of the training are what they were."""
+    return max(1.0, point * stretch) if point >= 1 else point
+
+
+def _job(out: Path, label: str, seed: int, variant: Recipe) -> Job:
+    directory = out / "runs" / f"{label}-seed{seed}"
+    words = ["train", str(out / "recipes" / f"{label}.yaml"), "--seed", str(seed), "--out", str(directory), "--resume"]
+    return Job(
+        name=directory.name,
+        words=[*words, "--label", label, "--quiet", "--no-report"],
+        directory=directory,
+        log=out / "runs" / f"{directory.name}.log",
+    )
+
+
+def _slots(jobs: int | None, threads: int) -> list[dict[str, str]]:
+    """The environment of each run that goes on at the same time: one GPU each, where there are any."""
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = jobs or gpus or max(1, cores // threads)
+    if not gpus:
+        return [{} for _ in range(count)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+    return [{"CUDA_VISIBLE_DEVICES": visible[i % len(visible)]} for i in range(count)]
+
+
+def _gather(
+    out: Path, labels: Sequence[str], seeds: Sequence[int], jobs: Mapping[str, Job]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The results of all finished runs, and a sentence for each of the others."""
+    runs, failures = [], []
+    for label in labels:
+        for seed in seeds:
+            name = f"{label}-seed{seed}"
+            path = out / "runs" / name / rundir.RESULTS
+            if not path.is_file():
+                failures.append(f"the run {name} failed: {jobs[name].last_words()}")
+                continue
+            try:
+                run = json.loads(path.read_text(encoding="utf-8"))["runs"][0]
+            except (ValueError, KeyError, IndexError, TypeError):
+                failures.append(f"{path} is damaged: delete {path.parent} and run the comparison again")
+                continue
+            runs.append({**run, "run": f"runs/{name}"})
+    return runs, failures

@@ -1,0 +1,266 @@
+"""The training loop behind ``regrow train``: plain PyTorch on Accelerate, with the sparsifier in the optimizer's step.
+
+The position in the data, the learning rate and every random number are pure functions of the recipe and the step, so a
+run continues from its last checkpoint bit-identically: step s takes the batches s·accumulate … (s+1)·accumulate − 1.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regrow import recalibrate, storage
+from regrow.cost import training_cost
+from regrow.errors import UserError
+from regrow.training import checkpoint, rundir
+from regrow.training.data import BatchSource
+from regrow.training.evaluation import accuracy, averaged_weights
+from regrow.training.progress import Interrupted, Progress, StopRequest
+from regrow.training.recipe import Recipe
+from regrow.training.results import results, run_entry, structure
+from regrow.training.run import Run, seed_step, summary_writer
+
+
+def train(
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    label: str | None = None,
+    report: bool = True,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Run a recipe, or what is left of it.
+
+    Args:
+        recipe: what to do
+        out: the run directory; it appears once recipe, model and data are known to be good
+        resume: continue the run in ``out`` from its last checkpoint; without one it starts from the beginning
+        label: name of the run in tables; default: the method's name
+        report: write ``report.html`` at the end
+        quiet: show no progress
+
+    Returns:
+        The content of ``results.json``.
+
+    Raises:
+        UserError: if anything is wrong with the recipe, the model, the data, ``out`` or the checkpoint.
+        Interrupted: after SIGINT or SIGTERM, once the checkpoint is written.
+    """
+    rundir.check_target(out, resume)
+    if resume:
+        rundir.check_same_recipe(out, recipe)
+    saved = checkpoint.load(out, recipe) if resume else None
+    run = Run(recipe, label or recipe.method_name)
+    if saved is not None:
+        run.load_state(saved)
+    if not run.accelerator.is_main_process:
+        return Trainer(run, None, None, 0.0, True).train()
+    rundir.create(out)
+    lock = rundir.Lock(out)
+    rundir.sweep(out)
+    metrics = None
+    try:
+        rundir.write_text(out / rundir.RECIPE, recipe.to_yaml())
+        metrics = rundir.Metrics(out / rundir.METRICS, saved["metrics_lines"] if saved else 0)
+        found = Trainer(run, out, metrics, saved["seconds"] if saved else 0.0, quiet).train()
+        rundir.write_json(out / rundir.RESULTS, found)
+    finally:
+        if metrics is not None:
+            metrics.close()
+        lock.release()
+    if report:
+        from regrow.report.page import write
+
+        write([out], out / rundir.REPORT)
+    return found
+
+
+class Trainer:
+    """Trains a `Run` to its end: steps, metrics, evaluations, checkpoints.
+
+    Args:
+        run: what is trained
+        out: the run directory; None on all processes but the main one
+        metrics: its ``metrics.jsonl``
+        seconds: time that earlier sessions of this run have taken
+        quiet: show no progress
+    """
+
+    def __init__(self, run: Run, out: Path | None, metrics: rundir.Metrics | None, seconds: float, quiet: bool) -> None:
+        self.run, self.out, self.metrics = run, out, metrics
+        self.settings = run.recipe.train
+        self.started = time.monotonic() - seconds
+        self.progress = Progress(run.total_steps, run.step, quiet)
+        self.last_checkpoint = time.monotonic()
+        self.writer: Any = None
+        if self.settings.tensorboard and out is not None:
+            self.writer = summary_writer()(str(out / "tensorboard"), purge_step=run.step + 1)
+
+    def train(self) -> dict[str, Any]:
+        """All steps that are left, then the final evaluation; returns the content of ``results.json``."""
+        run = self.run
+        with ExitStack() as stack:
+            if self.writer is not None:
+                stack.callback(self.writer.close)
+            stack.enter_context(self.progress)
+            stop = stack.enter_context(StopRequest())
+            batches = run.stream.starting_at(run.step * self.settings.accumulate)
+            run.forward.train()
+            while run.step < run.total_steps:
+                self._step(batches)
+                self._log()
+                if self._stop_wanted(stop):
+                    self._save_checkpoint()
+                    raise Interrupted(f"stopped after step {run.step} of {run.total_steps}")
+                if self._checkpoint_due():
+                    self._save_checkpoint()
+            return self._finish()
+
+    def _step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
+        run, settings = self.run, self.settings
+        seed_step(run.recipe.seed, run.step, run.accelerator.process_index)
+        factor = run.recipe.schedule.factor(run.step, run.total_steps, run.steps_per_epoch)
+        for group, peak in zip(run.optimizer.param_groups, run.peak_lr, strict=True):
+            group["lr"] = peak * factor
+        for _ in range(settings.accumulate):
+            images, labels = next(batches)
+            images, labels = images.to(run.device, non_blocking=True), labels.to(run.device, non_blocking=True)
+            with run.accelerator.accumulate(run.prepared):
+                logits = run.forward(images)
+                loss = nn.functional.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+                run.accelerator.backward(loss)
+                run.loss_sum += loss.detach()
+                run.loss_count += 1
+                if run.accelerator.sync_gradients and settings.clip_norm is not None:
+                    run.accelerator.unscale_gradients()
+                    run.sparsifier.prepare_step()
+                    nn.utils.clip_grad_norm_(run.model.parameters(), settings.clip_norm)
+                run.optimizer.step()
+                run.optimizer.zero_grad()
+        run.step += 1
+        # while the active structure is frozen there is nothing to average
+        if run.ema is not None and run.sparsifier.phase != "explore":
+            run.ema.update(run.model)
+        self.progress.step(run.step)
+
+    def _log(self) -> None:
+        """Metrics, where they are due. Only here the loss is read, which waits for the device."""
+        run, last = self.run, self.run.step == self.run.total_steps
+        evaluate = len(run.data.val) > 0 and (last or self._crossed(self.settings.eval_every * run.steps_per_epoch))
+        if not evaluate and not last and run.step % self.settings.log_every:
+            return
+        loss = float(run.accelerator.reduce(run.loss_sum, "mean")) / run.loss_count
+        run.loss_sum.zero_()
+        run.loss_count, run.last_loss = 0, loss
+        if not math.isfinite(loss):
+            raise UserError(
+                f"training diverged: the loss is {loss} before step {run.step}; "
+                "try a lower optimizer.lr, or clip gradients with train.clip_norm"
+            )
+        record = self._record(loss)
+        if evaluate and not last:  # the last one follows at the very end, on the model as it is saved
+            with self._evaluated_model() as model:
+                record |= {"accuracy": self._accuracy(model, run.data.val), "split": "val"}
+        self._write(record)
+
+    def _record(self, loss: float) -> dict[str, Any]:
+        run = self.run
+        return {
+            "step": run.step,
+            "epoch": run.step / run.steps_per_epoch,
+            "phase": run.sparsifier.phase,
+            "loss": loss,
+            "lr": run.learning_rate(run.step - 1),
+            "density": run.sparsifier.density(),
+            "cost": training_cost(run.flops, run.sparsifier.ledger, run.total_steps)["total"],
+            "seconds": time.monotonic() - self.started,
+        }
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if self.metrics is not None:
+            self.metrics.append(record)
+        self.progress.logged(record)
+        if self.writer is not None:
+            split = record.get("split")
+            for key in ("loss", "lr", "density", "cost", "accuracy"):
+                if key in record:
+                    name = f"{split}/{key}" if key == "accuracy" else f"train/{key}"
+                    self.writer.add_scalar(name, record[key], record["step"])
+
+    def _crossed(self, every: float) -> bool:
+        """Whether this step passed a multiple of ``every`` steps."""
+        return every > 0 and int((self.run.step + 1e-6) // every) > int((self.run.step - 1 + 1e-6) // every)
+
+    @contextmanager
+    def _evaluated_model(self) -> Iterator[nn.Module]:
+        """The model whose accuracy counts, as its active structure: the average of the weights where there is one."""
+        run = self.run
+        with averaged_weights(run.optimizer.optimizer), run.sparsifier.sparse():
+            yield run.ema.model(run.sparsifier.masks) if run.ema is not None else run.model
+
+    def _accuracy(self, model: nn.Module, source: BatchSource) -> float:
+        accelerator = self.run.accelerator
+        with accelerator.autocast():
+            return accuracy(model, source.epoch(0), self.run.device, lambda t: accelerator.reduce(t, "sum"))
+
+    def _stop_wanted(self, stop: StopRequest) -> bool:
+        if self.run.accelerator.num_processes == 1:
+            return stop.wanted
+        if self.run.step % self.settings.log_every:  # all processes must agree, and asking costs time
+            return False
+        wanted = torch.tensor(float(stop.wanted), device=self.run.device)
+        return bool(self.run.accelerator.reduce(wanted, "sum") > 0)
+
+    def _checkpoint_due(self) -> bool:
+        settings, step = self.settings, self.run.step
+        if step == self.run.total_steps:
+            return True
+        if settings.checkpoint_steps and step % settings.checkpoint_steps == 0:
+            return True
+        waited = time.monotonic() - self.last_checkpoint
+        return settings.checkpoint_minutes > 0 and waited >= 60 * settings.checkpoint_minutes
+
+    def _save_checkpoint(self) -> None:
+        if self.out is None or self.metrics is None:
+            return
+        seconds = time.monotonic() - self.started
+        checkpoint.save(self.out, {**self.run.state(), "seconds": seconds, "metrics_lines": self.metrics.lines})
+        self.last_checkpoint = time.monotonic()
+
+    def _finish(self) -> dict[str, Any]:
+        """The exact target, fresh statistics, the one look at the test split, and the saved model."""
+        run = self.run
+        run.sparsifier.finalize()
+        cost = run.cost()
+        measured: dict[str, Any] = {}
+        with self._evaluated_model() as model:
+            if self.settings.recalibrate:
+                with run.accelerator.autocast():
+                    recalibrate(model, run.data.train.epoch(0), self.settings.recalibrate)
+            measured["validation_accuracy"] = self._accuracy(model, run.data.val) if len(run.data.val) else None
+            measured["accuracy"] = self._accuracy(model, run.data.test)
+            if self.out is not None:
+                extra = {"recipe": run.recipe.resolved(), "accuracy": measured["accuracy"]}
+                storage.save(model, self.out / "model", extra=extra)
+                shape = structure(run.recipe, run.label, run.sparsifier, run.model, run.flops, run.start_active, cost)
+                rundir.write_json(self.out / rundir.STRUCTURE, shape)
+        record = self._record(run.last_loss)
+        for split, key in (("val", "validation_accuracy"), ("test", "accuracy")):
+            if measured[key] is not None:
+                self._write({**record, "accuracy": measured[key], "split": split})
+        spans = run.recipe.method.timeline(run.total_steps).spans()
+        measured |= {
+            "seconds": time.monotonic() - self.started,
+            "steps": run.total_steps,
+            "explore_steps": sum(span.end - span.start for span in spans if span.phase == "explore"),
+            "run": ".",
+        }
+        return results(run.recipe, [run_entry(run.recipe, run.label, run.sparsifier, run.flops, cost, **measured)])

@@ -1,0 +1,317 @@
+"""Models by name: built-in networks for small images, timm, torchvision, or a callable of the user's."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError, nearest
+
+_WRN = re.compile(r"wrn(\d+)-(\d+)")
+
+
+def build(spec: str, num_classes: int, in_channels: int = 3, seed: int | None = None, **options: Any) -> nn.Module:
+    """A freshly initialised model on the CPU, in training mode.
+
+    Args:
+        spec: ``wrn{depth}-{width}`` (e.g. ``wrn22-2``), ``digits-cnn``, ``timm:NAME``, ``torchvision:NAME``, or
+            ``package.module:callable``, which is called with ``num_classes`` and ``in_channels`` (or ``in_chans``)
+            where it accepts them. The current directory can be imported from.
+        num_classes: size of the output.
+        in_channels: channels of the images; torchvision's models take 3.
+        seed: seeds the initial weights and leaves the global random state alone; None: uses and advances the latter.
+        **options: passed on to the model. ``pretrained=True`` downloads weights; nothing is ever downloaded without it.
+
+    Raises:
+        UserError: unknown name or option, or the model cannot be built with them.
+    """
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+        try:
+            return _build(spec, num_classes, in_channels, options)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"the model {spec!r} cannot be built: {first_line(error)}") from error
+
+
+def _build(spec: str, num_classes: int, in_channels: int, options: dict[str, Any]) -> nn.Module:
+    library, _, name = spec.partition(":")
+    if library == "timm":
+        import timm
+
+        _check_timm(name)
+        return timm.create_model(name, **{"pretrained": False} | options, num_classes=num_classes, in_chans=in_channels)
+    if library == "torchvision":
+        return _torchvision(name, num_classes, in_channels, options)
+    if name:
+        function = import_callable(spec)
+        model = call_accepting(
+            function, spec, options, num_classes=num_classes, in_channels=in_channels, in_chans=in_channels
+        )
+        if not isinstance(model, nn.Module):
+            raise UserError(f"{spec!r} returned a {type(model).__name__}, not a torch.nn.Module")
+        return model
+    return _built_in(spec, num_classes, in_channels, options)
+
+
+def default_shape(spec: str) -> tuple[int, int, int]:
+    """The image shape (channels, height, width) that a named model is made for.
+
+    Raises:
+        UserError: unknown name, or a ``package.module:callable``, whose shape only its author knows.
+    """
+    library, _, name = spec.partition(":")
+    if library == "timm":
+        import timm
+
+        _check_timm(name)
+        cfg = timm.models.get_pretrained_cfg(name)
+        channels, height, width = cfg.input_size if cfg is not None and cfg.input_size else (3, 224, 224)
+        return channels, height, width
+    if library == "torchvision":
+        import torchvision
+
+        _check_torchvision(name)
+        size = torchvision.models.get_model_weights(name).DEFAULT.transforms().crop_size[0]
+        return 3, size, size
+    if name:
+        raise UserError(f"the input shape of {spec!r} is not known: name a data set, or give a shape such as 3x32x32")
+    if spec == "digits-cnn":
+        return 1, 8, 8
+    _check_built_in(spec)
+    return 3, 32, 32
+
+
+def example_input(model: nn.Module | str, shape: Sequence[int] | None = None, batch: int = 1) -> Tensor:
+    """A reproducible random input (batch, *shape), on the device of the model.
+
+    Args:
+        model: a model, or the spec of one.
+        shape: (channels, height, width); default: `default_shape` of the spec.
+        batch: number of images.
+    """
+    if shape is None:
+        if not isinstance(model, str):
+            raise UserError("the input shape of the model is not known: give a shape such as 3x32x32")
+        shape = default_shape(model)
+    x = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
+    weight = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    return x if weight is None else x.to(weight.device)
+
+
+# --- built-in networks
+
+
+class WideResNet(nn.Module):
+    """Pre-activation wide residual network for small images (arXiv:1605.07146): a 3x3 stem of 16 channels, then three
+    stages of (depth - 4) / 6 blocks with 16, 32 and 64 times ``width`` channels.
+
+    Maps (batch, in_channels, H, W) to logits (batch, num_classes).
+    """
+
+    def __init__(self, depth: int, width: int, num_classes: int, in_channels: int = 3, dropout: float = 0.0) -> None:
+        super().__init__()
+        blocks = (depth - 4) // 6
+        channels = 16
+        self.stem = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+        stages = []
+        for out, stride in ((16 * width, 1), (32 * width, 2), (64 * width, 2)):
+            first = _PreActBlock(channels, out, stride, dropout)
+            stages.append(nn.Sequential(first, *(_PreActBlock(out, out, 1, dropout) for _ in range(blocks - 1))))
+            channels = out
+        self.stages = nn.Sequential(*stages)
+        self.norm = nn.BatchNorm2d(channels)
+        self.head = nn.Linear(channels, num_classes)
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.stages(self.stem(x))))
+        return self.head(x.mean((2, 3)))
+
+
+class _PreActBlock(nn.Module):
+    def __init__(self, channels: int, out: int, stride: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(channels, out, 3, stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(out)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
+        same = stride == 1 and channels == out
+        self.shortcut = None if same else nn.Conv2d(channels, out, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.norm1(x))
+        # a projection sees the activated input, an identity the raw one
+        skip = x if self.shortcut is None else self.shortcut(y)
+        return skip + self.conv2(self.dropout(torch.relu(self.norm2(self.conv1(y)))))
+
+
+class DigitsCNN(nn.Module):
+    """A small network for 8x8 images, with about 65,000 weights.
+
+    Maps (batch, in_channels, H, W) to logits (batch, num_classes).
+    """
+
+    def __init__(self, num_classes: int, in_channels: int = 1, width: int = 32) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            _conv_norm_relu(in_channels, width),
+            _conv_norm_relu(width, width),
+            nn.MaxPool2d(2),
+            _conv_norm_relu(width, 2 * width),
+            _conv_norm_relu(2 * width, 2 * width),
+        )
+        self.head = nn.Linear(2 * width, num_classes)
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).mean((2, 3)))
+
+
+def _conv_norm_relu(channels: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU())
+
+
+def _initialise(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+
+
+def _built_in(spec: str, num_classes: int, in_channels: int, options: dict[str, Any]) -> nn.Module:
+    _check_built_in(spec)
+    if options.pop("pretrained", False):
+        raise UserError(f"there are no pretrained weights for {spec!r}: drop pretrained, or choose a timm: model")
+    given = {"num_classes": num_classes, "in_channels": in_channels}
+    if spec == "digits-cnn":
+        return call_accepting(DigitsCNN, spec, options, **given)
+    depth, width = map(int, spec.removeprefix("wrn").split("-"))
+    return call_accepting(WideResNet, spec, options, depth=depth, width=width, **given)
+
+
+def _check_built_in(spec: str) -> None:
+    if spec == "digits-cnn":
+        return
+    match = _WRN.fullmatch(spec)
+    if not match:
+        names = ["wrn22-2", "wrn10-2", "wrn16-4", "wrn28-10", "digits-cnn"]
+        raise UserError(
+            f"unknown model {spec!r}{nearest(spec, names)} (others are timm:NAME, torchvision:NAME or "
+            "package.module:callable)"
+        )
+    depth, width = int(match[1]), int(match[2])
+    if depth < 10 or depth % 6 != 4 or width < 1:
+        raise UserError(
+            f"{spec!r}: the depth of a WideResNet is 6n + 4 (10, 16, 22, 28, 40, …) and its width at least 1"
+        )
+
+
+# --- libraries
+
+
+def _check_timm(name: str) -> None:
+    import timm
+
+    if not timm.is_model(name):
+        _unknown("timm", name, timm.list_models())
+
+
+def _check_torchvision(name: str) -> None:
+    import torchvision
+
+    names = torchvision.models.list_models(module=torchvision.models)
+    if name not in names:
+        _unknown("torchvision", name, names)
+
+
+def _unknown(library: str, name: str, names: Iterable[str]) -> None:
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.0)
+    raise UserError(f"{library} has no model {name!r}; did you mean {close[0]!r}?")
+
+
+def _torchvision(name: str, num_classes: int, in_channels: int, options: dict[str, Any]) -> nn.Module:
+    import torchvision
+
+    _check_torchvision(name)
+    if in_channels != 3:
+        raise UserError(
+            f"torchvision's {name} takes images of 3 channels, not {in_channels}: use the same network from timm:"
+        )
+    pretrained = options.pop("pretrained", False)
+    if name in ("inception_v3", "googlenet"):
+        options = {"aux_logits": False, "init_weights": True} | options
+    model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+    if pretrained:
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+        saved = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        own = model.state_dict()
+        # a head of another size keeps its fresh weights
+        model.load_state_dict({k: v for k, v in saved.items() if k in own and own[k].shape == v.shape}, strict=False)
+    return model
+
+
+# --- callables of the user's
+
+
+def import_callable(spec: str) -> Callable[..., Any]:
+    """The object that ``package.module:callable`` names; the current directory can be imported from.
+
+    Raises:
+        UserError: it cannot be imported, or is not callable.
+    """
+    module_name, _, path = spec.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        found: Any = importlib.import_module(module_name)
+    except Exception as error:
+        raise UserError(f"{spec!r}: the module {module_name!r} cannot be imported: {first_line(error)}") from error
+    for part in path.split("."):
+        if not hasattr(found, part):
+            raise UserError(f"{spec!r}: there is no {part!r} in {module_name!r}{_hint(part, vars(found))}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise UserError(f"{spec!r} is a {type(found).__name__} and cannot be called")
+    return found
+
+
+def call_accepting(function: Callable[..., Any], spec: str, options: dict[str, Any], **offered: Any) -> Any:
+    """Calls with all ``options``, and with those of ``offered`` that the function accepts by name.
+
+    A function with ``**kwargs`` is offered ``num_classes`` and ``in_channels`` but not the alias ``in_chans``.
+
+    Raises:
+        UserError: an option is not a parameter of the function.
+    """
+    parameters = inspect.signature(function).parameters
+    named = {n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name in options:
+        if name not in named and not takes_all:
+            raise UserError(f"{spec!r} has no option {name!r}{nearest(name, named - set(offered))}")
+    accepted = {n: v for n, v in offered.items() if n in named or (takes_all and n != "in_chans")}
+    return function(**accepted | options)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the error's name if it has none."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _hint(word: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, [n for n in names if not n.startswith("_")], n=1)
+    return nearest(word, close)

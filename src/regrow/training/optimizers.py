@@ -1,0 +1,313 @@
+"""Optimizers and learning-rate schedules by name: one small dataclass each, which lists exactly the options it uses."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from regrow.errors import UserError
+from regrow.training.fields import number
+
+if TYPE_CHECKING:
+    import torch
+
+Groups = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """What every optimizer of a recipe has.
+
+    Attributes:
+        lr: peak learning rate; the schedule multiplies it
+        weight_decay: weight decay, in the optimizer's own sense
+        decay_norms: whether biases and norm parameters (one-dimensional ones) decay too
+    """
+
+    lr: float = number(0.1, above=0)
+    weight_decay: float = number(0.0, low=0)
+    decay_norms: bool = True
+
+    def make(self, groups: Groups) -> torch.optim.Optimizer:
+        """The optimizer for these parameter groups."""
+        raise NotImplementedError
+
+    def options(self, *without: str) -> dict[str, Any]:
+        """The fields as keyword arguments."""
+        skipped = {"decay_norms", *without}
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in skipped}
+
+    def build(self, named_parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> torch.optim.Optimizer:
+        """The optimizer for a model's trainable parameters."""
+        trainable = [p for _, p in named_parameters if p.requires_grad]
+        if self.decay_norms:
+            return self.make([{"params": trainable}])
+        groups: Groups = [{"params": [p for p in trainable if p.ndim > 1]}]
+        groups.append({"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0})
+        return self.make([g for g in groups if g["params"]])
+
+
+@dataclass(frozen=True)
+class SGD(Optimizer):
+    """Stochastic gradient descent.
+
+    Attributes:
+        momentum: momentum
+        nesterov: Nesterov's momentum
+    """
+
+    momentum: float = number(0.9, 0, 1)
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        if self.nesterov and self.momentum == 0:
+            raise UserError("optimizer.nesterov needs a momentum: set optimizer.momentum above 0")
+
+    def make(self, groups: Groups) -> torch.optim.Optimizer:
+        import torch
+
+        return torch.optim.SGD(groups, **self.options())
+
+
+@dataclass(frozen=True)
+class Adam(Optimizer):
+    """Adam; the weight decay is added to the gradient.
+
+    Attributes:
+        betas: decay of the two moments
+        eps: added to the denominator
+    """
+
+    lr: float = number(1e-3, above=0)
+    betas: tuple[float, float] = number((0.9, 0.999), 0, 0.999999)
+    eps: float = number(1e-8, above=0)
+
+    def make(self, groups: Groups) -> torch.optim.Optimizer:
+        import torch
+
+        return torch.optim.Adam(groups, **self.options())
+
+
+@dataclass(frozen=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay."""
+
+    weight_decay: float = number(0.01, low=0)
+
+    def make(self, groups: Groups) -> torch.optim.Optimizer:
+        import torch
+
+        return torch.optim.AdamW(groups, **self.options())
+
+
+@dataclass(frozen=True)
+class RMSprop(Optimizer):
+    """RMSprop.
+
+    Attributes:
+        alpha: decay of the squared gradient
+        momentum: momentum
+        eps: added to the denominator
+    """
+
+    lr: float = number(1e-3, above=0)
+    alpha: float = number(0.99, 0, 1)
+    momentum: float = number(0.0, 0, 1)
+    eps: float = number(1e-8, above=0)
+
+    def make(self, groups: Groups) -> torch.optim.Optimizer:
+        import torch
+
+        return torch.optim.RMSprop(groups, **self.options())
+
+
+@dataclass(frozen=True)
+class Muon(Optimizer):
+    """Muon (timm's) for convolution and linear weights, AdamW for all other parameters.
+
+    Attributes:
+        momentum: momentum of the weights that Muon updates
+        nesterov: Nesterov's momentum
+        betas: decay of AdamW's two moments
+    """
+
+    lr: float = number(0.02, above=0)
+    momentum: float = number(0.95, 0, 1)
+    nesterov: bool = True
+    betas: tuple[float, float] = number((0.9, 0.95), 0, 0.999999)
+
+    def make(self, groups: Groups) -> torch.optim.Optimizer:
+        try:
+            from timm.optim.muon import Muon as TimmMuon
+        except ImportError as error:
+            raise UserError("optimizer.name muon needs timm 1.0.20 or newer: pip install -U timm") from error
+        return TimmMuon(groups, **self.options())
+
+
+@dataclass(frozen=True)
+class ScheduleFreeSGD(Optimizer):
+    """Schedule-free SGD (package schedulefree); use it with the constant schedule.
+
+    Attributes:
+        momentum: interpolation between the fast and the averaged weights
+    """
+
+    lr: float = number(1.0, above=0)
+    momentum: float = number(0.9, above=0, high=1)
+
+    def make(self, groups: Groups) -> torch.optim.Optimizer:
+        return _schedulefree().SGDScheduleFree(groups, **self.options())
+
+
+@dataclass(frozen=True)
+class ScheduleFreeAdamW(AdamW):
+    """Schedule-free AdamW (package schedulefree); use it with the constant schedule."""
+
+    lr: float = number(2.5e-3, above=0)
+
+    def make(self, groups: Groups) -> torch.optim.Optimizer:
+        return _schedulefree().AdamWScheduleFree(groups, **self.options())
+
+
+def _schedulefree() -> Any:
+    try:
+        import schedulefree
+    except ImportError as error:
+        raise UserError("the schedule-free optimizers need one more package: pip install schedulefree") from error
+    return schedulefree
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    "sgd": SGD,
+    "adam": Adam,
+    "adamw": AdamW,
+    "rmsprop": RMSprop,
+    "muon": Muon,
+    "schedulefree-sgd": ScheduleFreeSGD,
+    "schedulefree-adamw": ScheduleFreeAdamW,
+}
+
+
+class Schedule:
+    """A learning-rate schedule: a pure function of the step, so that a resumed run needs no state.
+
+    Points in time are fractions of the training below 1 and epochs from 1 on.
+    """
+
+    def factor(self, step: int, total_steps: int, steps_per_epoch: float) -> float:
+        """What the peak learning rate is multiplied with at ``step`` (from 0)."""
+        raise NotImplementedError
+
+    @staticmethod
+    def at(point: float, total_steps: int, steps_per_epoch: float) -> float:
+        """A point in time as a step."""
+        return point * total_steps if point < 1 else point * steps_per_epoch
+
+
+@dataclass(frozen=True)
+class Warmed(Schedule):
+    """A schedule that may begin with a warm-up.
+
+    Attributes:
+        warmup: length of the linear warm-up: a fraction of the training, or epochs from 1 on; 0 means none
+    """
+
+    warmup: float = number(0.0, low=0)
+
+    def factor(self, step: int, total_steps: int, steps_per_epoch: float) -> float:
+        """What the peak learning rate is multiplied with at ``step`` (from 0)."""
+        warmup = self.at(self.warmup, total_steps, steps_per_epoch)
+        after = self.after_warmup(step, warmup, total_steps, steps_per_epoch)
+        return after * min(1.0, (step + 1) / warmup) if step < warmup else after
+
+    def after_warmup(self, step: int, warmup: float, total_steps: int, steps_per_epoch: float) -> float:
+        """The factor without the warm-up; ``warmup`` is its length in steps."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Constant(Warmed):
+    """The same learning rate all the time (after the warm-up)."""
+
+
+@dataclass(frozen=True)
+class CosineDecay(Warmed):
+    """Half a cosine from the peak to ``final``.
+
+    Attributes:
+        final: last learning rate as a share of the peak
+    """
+
+    final: float = number(0.0, 0, 1)
+
+    def after_warmup(self, step: int, warmup: float, total_steps: int, steps_per_epoch: float) -> float:
+        progress = min(max((step - warmup) / max(total_steps - warmup, 1), 0.0), 1.0)
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True)
+class OneCycle(Schedule):
+    """Up from ``initial`` to the peak, then down to ``final``, both along half a cosine.
+
+    Attributes:
+        peak: when the peak is reached
+        initial: first learning rate as a share of the peak
+        final: last learning rate as a share of the peak
+    """
+
+    peak: float = number(0.3, above=0)
+    initial: float = number(0.04, 0, 1)
+    final: float = number(4e-6, 0, 1)
+
+    def factor(self, step: int, total_steps: int, steps_per_epoch: float) -> float:
+        peak = min(self.at(self.peak, total_steps, steps_per_epoch), total_steps - 1.0)
+        if step <= peak:
+            start, end, progress = self.initial, 1.0, step / max(peak, 1)
+        else:
+            start, end, progress = 1.0, self.final, (step - peak) / max(total_steps - 1 - peak, 1)
+        return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+@dataclass(frozen=True)
+class Step(Warmed):
+    """Multiplied with ``gamma`` after every ``every``.
+
+    Attributes:
+        every: time between two drops
+        gamma: what the learning rate is multiplied with at a drop
+    """
+
+    every: float = number(0.3, above=0)
+    gamma: float = number(0.1, above=0, high=1)
+
+    def after_warmup(self, step: int, warmup: float, total_steps: int, steps_per_epoch: float) -> float:
+        return self.gamma ** int(step // max(self.at(self.every, total_steps, steps_per_epoch), 1))
+
+
+@dataclass(frozen=True)
+class MultiStep(Warmed):
+    """Multiplied with ``gamma`` at every one of the ``milestones``.
+
+    Attributes:
+        milestones: when the learning rate drops
+        gamma: what the learning rate is multiplied with at a drop
+    """
+
+    milestones: tuple[float, ...] = number((0.5, 0.75), above=0)
+    gamma: float = number(0.1, above=0, high=1)
+
+    def after_warmup(self, step: int, warmup: float, total_steps: int, steps_per_epoch: float) -> float:
+        passed = sum(step >= round(self.at(m, total_steps, steps_per_epoch)) for m in self.milestones)
+        return self.gamma**passed
+
+
+SCHEDULES: dict[str, type[Schedule]] = {
+    "constant": Constant,
+    "cosine": CosineDecay,
+    "onecycle": OneCycle,
+    "step": Step,
+    "multistep": MultiStep,
+}

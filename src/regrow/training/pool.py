@@ -1,0 +1,202 @@
+"""Runs as processes beside each other, with an overview of all of them.
+
+The processes are forked from a server that has imported torch already, which takes longer than a small run's epochs.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from regrow.training import rundir
+from regrow.training.progress import Interrupted, StopRequest
+
+_POLL = 0.2  # seconds
+_PATIENCE = 120.0  # seconds that runs get to write their checkpoints
+_TAIL = 4096  # bytes at the end of a metrics file that hold its last line
+# what every run imports sooner or later; torch._dynamo comes with its first optimizer
+_PRELOAD = ["torch._dynamo", "regrow.training.loop", "regrow.training.pool", "accelerate", "sklearn.datasets"]
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass
+class Job:
+    """A run to do: ``words`` for the command line, where it writes, and what has become of it."""
+
+    name: str
+    words: list[str]
+    directory: Path
+    log: Path
+    state: str = "waiting"  # then running, and finished, failed or stopped
+    process: Any = None
+    slot: int = -1
+    last: dict[str, Any] = field(default_factory=dict)
+
+    def last_words(self) -> str:
+        """The last line that the run wrote to its log."""
+        try:
+            lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        except OSError:
+            lines = []
+        said = lines[-1].removeprefix("regrow: ") if lines else "it said nothing"
+        return f"{said} ({self.log})"
+
+    def look(self) -> None:
+        """Read the newest line of the run's metrics."""
+        try:
+            with (self.directory / rundir.METRICS).open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+                lines = file.read().split(b"\n")[:-1]
+            if lines:
+                self.last |= json.loads(lines[-1])
+        except (OSError, ValueError):  # nothing there yet
+            pass
+
+
+def run_jobs(jobs: Sequence[Job], *, slots: Sequence[Mapping[str, str]], threads: int, quiet: bool = False) -> None:
+    """Do all jobs that are not finished yet, ``len(slots)`` at a time; returns when all have ended, however they did.
+
+    Args:
+        jobs: their ``state`` is kept up to date
+        slots: what the environment of a process has besides ours, for each that runs at the same time
+        threads: CPU threads of each process
+        quiet: show nothing
+
+    Raises:
+        Interrupted: after SIGINT or SIGTERM, when all processes have ended.
+    """
+    for job in jobs:
+        if rundir.is_finished(job.directory):
+            job.state = "finished"
+            job.look()
+    if all(job.state == "finished" for job in jobs):
+        return
+    context = _context(threads)
+    free = list(range(len(slots)))
+    with Overview(jobs, quiet) as overview, StopRequest() as stop:
+        try:
+            while any(job.state in ("waiting", "running") for job in jobs) and not stop.wanted:
+                for job in jobs:
+                    if job.state == "waiting" and free:
+                        _start(context, job, free.pop(0), slots)
+                        overview.changed(job)
+                time.sleep(_POLL)
+                for job in _ended(jobs):
+                    free.append(job.slot)
+                    overview.changed(job)
+                overview.refresh()
+        finally:
+            _stop_all(jobs)
+        if stop.wanted:
+            done = sum(job.state == "finished" for job in jobs)
+            raise Interrupted(f"stopped with {done} of {len(jobs)} runs finished")
+
+
+def _context(threads: int) -> Any:
+    methods = multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if "forkserver" in methods:
+        context.set_forkserver_preload(_PRELOAD)
+    for variable in _THREAD_VARIABLES:  # must be known before torch is imported
+        os.environ[variable] = str(threads)
+    return context
+
+
+def _start(context: Any, job: Job, slot: int, slots: Sequence[Mapping[str, str]]) -> None:
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    job.slot, job.state = slot, "running"
+    job.process = context.Process(target=_child, args=(job.words, str(job.log), dict(slots[slot])), name=job.name)
+    job.process.start()
+
+
+def _child(words: list[str], log: str, environment: dict[str, str]) -> None:
+    """What a process does: the command line, with a log for all that it says."""
+    if hasattr(os, "setsid"):
+        os.setsid()  # Ctrl-C on the terminal is for the parent, which asks each run to stop
+    os.environ.update(environment)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    from regrow.cli import main
+
+    sys.exit(main(words))
+
+
+def _ended(jobs: Sequence[Job]) -> list[Job]:
+    ended = []
+    for job in jobs:
+        if job.state == "running":
+            job.look()
+            if job.process.exitcode is not None:
+                job.state = "finished" if rundir.is_finished(job.directory) else "failed"
+                ended.append(job)
+    return ended
+
+
+def _stop_all(jobs: Sequence[Job]) -> None:
+    running = [job for job in jobs if job.state == "running"]
+    for job in running:
+        job.process.terminate()
+    deadline = time.monotonic() + _PATIENCE
+    for job in running:
+        job.process.join(max(0.0, deadline - time.monotonic()))
+        if job.process.exitcode is None:
+            job.process.kill()
+            job.process.join()
+        job.state = "finished" if rundir.is_finished(job.directory) else "stopped"
+
+
+class Overview:
+    """A live table of all runs on a terminal, a line for each change elsewhere."""
+
+    def __init__(self, jobs: Sequence[Job], quiet: bool) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._jobs = jobs
+        self._console = Console(quiet=quiet)
+        live = self._console.is_terminal and not quiet
+        self._live = Live(console=self._console, auto_refresh=False, transient=True) if live else None
+
+    def __enter__(self) -> Overview:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def changed(self, job: Job) -> None:
+        """A job has started or ended."""
+        if self._live is not None:
+            return
+        done = sum(j.state in ("finished", "failed") for j in self._jobs)
+        accuracy = (
+            f"  accuracy {job.last['accuracy']:.2%}" if "accuracy" in job.last and job.state == "finished" else ""
+        )
+        self._console.print(
+            f"[{done}/{len(self._jobs)}] {job.name}: {job.state}{accuracy}", highlight=False, markup=False
+        )
+
+    def refresh(self) -> None:
+        """Show the newest state."""
+        if self._live is None:
+            return
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False)
+        for heading in ("run", "", "step", "phase", "loss", "accuracy"):
+            table.add_column(heading)
+        for job in self._jobs:
+            last = job.last
+            numbers = [f"{last[k]:{form}}" if k in last else "" for k, form in (("loss", ".4f"), ("accuracy", ".2%"))]
+            table.add_row(job.name, job.state, str(last.get("step", "")), last.get("phase", ""), *numbers)
+        self._live.update(table, refresh=True)

@@ -1,0 +1,347 @@
+"""Recipes: YAML files (or the names of shipped ones) with dotted overrides, checked completely before anything runs.
+
+A recipe is merged from layers, each over the one before: the recipe that ``base`` names, the file itself, the
+overrides. A layer that names another method, optimizer, schedule or pattern than the layer before replaces that section
+instead of merging with it, so options of the old one never linger.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from regrow.errors import UserError, nearest
+from regrow.training.optimizers import OPTIMIZERS, SCHEDULES, Optimizer, Schedule
+from regrow.training.sections import DataSection, ModelSection, TopSection, TrainSection
+from regrow.training.typed import join, leaves, plain, require_mapping, show, suggest, typed
+
+Tree = dict[str, Any]
+
+_MAX_BYTES = 1_000_000
+_NAMED = ("method", "pattern", "optimizer", "schedule")  # sections whose options depend on their name
+_DEFAULT_NAMES = {"pattern": "weights", "optimizer": "sgd", "schedule": "cosine"}
+_WHOLE = ("pattern.distribution", "model.options")  # mappings that a later layer replaces instead of merging
+# keys that may differ between a run and its continuation: they change what is seen, not what is computed
+HARMLESS = (
+    "train.log_every", "train.eval_every", "train.checkpoint_minutes", "train.checkpoint_steps", "train.tensorboard",
+    "train.threads", "data.workers", "compare",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A complete, checked recipe. ``resolved()`` is its plain form, from which `parse` makes an equal recipe again."""
+
+    model: ModelSection
+    data: DataSection
+    top: TopSection
+    method_name: str
+    method: Any
+    pattern_name: str
+    pattern: Any
+    optimizer_name: str
+    optimizer: Optimizer
+    schedule_name: str
+    schedule: Schedule
+    train: TrainSection
+    compare: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def seed(self) -> int:
+        return self.top.seed
+
+    @property
+    def criterion(self) -> str:
+        return self.top.criterion
+
+    def total_steps(self, steps_per_epoch: float) -> int:
+        """Optimizer steps of the whole run, where an epoch has ``steps_per_epoch`` of them."""
+        if self.top.steps is not None:
+            return self.top.steps
+        assert self.top.epochs is not None
+        return max(1, math.floor(self.top.epochs * steps_per_epoch + 1e-6))
+
+    def resolved(self) -> Tree:
+        """The whole recipe as plain YAML values, with every default written out."""
+        length = {"steps": self.top.steps} if self.top.steps is not None else {"epochs": self.top.epochs}
+        return {
+            "model": plain(self.model),
+            "data": plain(self.data),
+            **length,
+            "seed": self.seed,
+            "method": {"name": self.method_name, **plain(self.method)},
+            "pattern": {"name": self.pattern_name, **plain(self.pattern)},
+            "criterion": self.criterion,
+            "optimizer": {"name": self.optimizer_name, **plain(self.optimizer)},
+            "schedule": {"name": self.schedule_name, **plain(self.schedule)},
+            "train": plain(self.train),
+            "compare": {label: dict(options) for label, options in self.compare.items()},
+        }
+
+    def to_yaml(self) -> str:
+        """`resolved` as YAML text."""
+        return yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True)
+
+    def variant(self, label: str) -> tuple[str, Tree]:
+        """The method and its options that ``compare`` uses for ``label``: a variant, the recipe's own, or the defaults.
+
+        Raises:
+            UserError: if ``label`` is neither a variant of this recipe nor a method.
+        """
+        if label in self.compare:
+            options = dict(self.compare[label])
+            return str(options.pop("name", label)), options
+        if label == self.method_name:
+            return label, plain(self.method)
+        if label not in registries()["method"]:
+            known = {*registries()["method"], *self.compare}
+            raise UserError(f"unknown method {label!r}{nearest(label, known)}")
+        return label, {}
+
+
+def registries() -> dict[str, Mapping[str, type]]:
+    """The classes that each named section can have, by name."""
+    from regrow.methods import METHODS
+    from regrow.patterns import PATTERNS
+
+    return {"method": METHODS, "pattern": PATTERNS, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
+
+
+def shipped() -> list[str]:
+    """Names of the recipes that the package ships."""
+    files = resources.files("regrow").joinpath("recipes").iterdir()
+    return sorted(
+        f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml") and not f.name.startswith("_")
+    )
+
+
+def load(source: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        source: path of a YAML file, or the name of a shipped recipe
+        overrides: ``["--method.h", "20", "--seed=1"]``, or a nested mapping
+
+    Raises:
+        UserError: if there is no such recipe, or anything in it is wrong.
+    """
+    return parse(tree_of(source, overrides))
+
+
+def tree_of(source: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Tree:
+    """The merged layers of a recipe, not yet checked."""
+    layer = dict(overrides) if isinstance(overrides, Mapping) else override_tree(overrides)
+    return merge(_read(str(source)), layer)
+
+
+def parse(tree: Mapping[str, Any]) -> Recipe:
+    """Check a recipe's plain form and make it typed.
+
+    Raises:
+        UserError: naming the first key that is unknown, missing or wrong.
+    """
+    tree = require_mapping(tree, "")
+    _known_sections(tree)
+    top = typed(TopSection, {k: tree[k] for k in _top_keys() if k in tree})
+    if (top.epochs is None) == (top.steps is None):
+        raise UserError("a recipe needs its length: give either epochs or steps" + (", not both" if top.steps else ""))
+    _check_criterion(top.criterion)
+    named = {section: _named(section, tree.get(section), section) for section in _NAMED}
+    compare = {
+        label: require_mapping(options, f"compare.{label}")
+        for label, options in require_mapping(tree.get("compare"), "compare").items()
+    }
+    for label, options in compare.items():
+        _named("method", {"name": label, **options}, f"compare.{label}")
+    sections: dict[str, Any] = {}
+    for section, (name, built) in named.items():
+        sections |= {f"{section}_name": name, section: built}
+    return Recipe(
+        model=typed(ModelSection, tree.get("model"), "model"),
+        data=typed(DataSection, tree.get("data"), "data"),
+        train=typed(TrainSection, tree.get("train"), "train"),
+        top=top,
+        compare=compare,
+        **sections,
+    )
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any], path: str = "") -> Tree:
+    """``above`` over ``below``, as the module's docstring says."""
+    result = dict(below)
+    if not path and ({"epochs", "steps"} & above.keys()):
+        result = {key: value for key, value in result.items() if key not in ("epochs", "steps")}
+    for key, value in above.items():
+        name, old = join(path, str(key)), result.get(key)
+        if not isinstance(value, Mapping) or not isinstance(old, Mapping) or name in _WHOLE:
+            result[key] = value
+        elif name in _NAMED and value.get("name", old.get("name")) != old.get("name"):
+            variants = below.get("compare")
+            variant = variants.get(value["name"]) if name == "method" and isinstance(variants, Mapping) else None
+            result[key] = merge(variant, value, name) if isinstance(variant, Mapping) else value
+        else:
+            result[key] = merge(old, value, name)
+    return result
+
+
+def override_tree(arguments: Sequence[str]) -> Tree:
+    """``["--method.h", "20", "--seed=1"]`` as a nested mapping.
+
+    Raises:
+        UserError: if an argument is no ``--key value`` or ``--key=value``.
+    """
+    tree: Tree = {}
+    words = iter(arguments)
+    for word in words:
+        key, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or not key or "" in key.split("."):
+            raise UserError(f"cannot read {show(word)}: overrides look like --method.h 20")
+        if not equals:
+            value = next(words, "--")
+            if value.startswith("--"):
+                raise UserError(f"--{key} needs a value, as in --{key}=VALUE")
+        branch = tree
+        *sections, last = key.split(".")
+        for section in sections:
+            branch = branch.setdefault(section, {})
+            if not isinstance(branch, dict):
+                raise UserError(f"--{key} contradicts an earlier override of a part of it")
+        branch[last] = _override_value(key, value)
+    return tree
+
+
+def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    """Dotted keys at which two plain recipes differ, without the harmless ones."""
+    if path in HARMLESS:
+        return
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in [*old, *(k for k in new if k not in old)]:
+            yield from differences(old.get(key), new.get(key), join(path, str(key)))
+    elif old != new:
+        yield path
+
+
+def with_method(recipe: Recipe, label: str, **changes: Any) -> Recipe:
+    """The recipe with the method that ``label`` names (see `Recipe.variant`) and other top-level ``changes``."""
+    name, options = recipe.variant(label)
+    tree = {**recipe.resolved(), "method": {"name": name, **options}}
+    if {"epochs", "steps"} & changes.keys():
+        tree = {key: value for key, value in tree.items() if key not in ("epochs", "steps")}
+    return parse({**tree, **changes})
+
+
+def _read(source: str, seen: tuple[str, ...] = ()) -> Tree:
+    path = Path(source)
+    if path.suffix in (".yaml", ".yml") or path.is_file() or "/" in source:
+        text, here = _file_text(path), path.parent
+    else:
+        text, here = _shipped_text(source), None
+    tree = dict(require_mapping(_parse_yaml(text, source), ""))
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str) or not base:
+        raise UserError(f"base must be the name or path of a recipe, not {show(base)}")
+    beside = here / base if here is not None else None
+    base = str(beside) if beside is not None and beside.is_file() else base
+    if base in seen or base == source:
+        raise UserError(f"recipe {source} is its own base")
+    return merge(_read(base, (*seen, source)), tree)
+
+
+def _file_text(path: Path) -> str:
+    if path.is_dir() and (path / "recipe.yaml").is_file():
+        path = path / "recipe.yaml"
+    try:
+        size = path.stat().st_size
+        text = path.read_text(encoding="utf-8") if size <= _MAX_BYTES else ""
+    except OSError as error:
+        raise UserError(f"cannot read the recipe {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not a recipe: it is no text file") from error
+    if size > _MAX_BYTES:
+        raise UserError(f"{path} is too large for a recipe")
+    return text
+
+
+def _shipped_text(name: str) -> str:
+    file = resources.files("regrow").joinpath("recipes", f"{name}.yaml")
+    if not name or not file.is_file():
+        raise UserError(f"there is no recipe file and no shipped recipe {name!r}{nearest(name, shipped())}")
+    return file.read_text(encoding="utf-8")
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode) and key_node.value != "<<":
+                if key_node.value in seen:
+                    raise yaml.constructor.ConstructorError(problem=f"the key {key_node.value!r} is given twice",
+                                                            problem_mark=key_node.start_mark)  # fmt: skip
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "it cannot be read"
+        raise UserError(f"{source}{place} is not valid YAML: {' '.join(str(problem).split())}") from error
+    except (ValueError, RecursionError, OverflowError, TypeError) as error:  # impossible dates, endless nesting
+        raise UserError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _override_value(key: str, value: str) -> Any:
+    if not value.startswith(("{", "[")):
+        return value
+    return _parse_yaml(value, f"the value of --{key}")
+
+
+def _top_keys() -> list[str]:
+    return [field.name for field in dataclasses.fields(TopSection)]
+
+
+def _known_sections(tree: Mapping[str, Any]) -> None:
+    sections = ["model", "data", *_NAMED, "train", "compare"]
+    for key in tree:
+        if key not in sections and key not in _top_keys():
+            valid = [*_top_keys(), *sections]
+            inner = [f"{name}.{leaf}" for name, cls in (("model", ModelSection), ("data", DataSection),
+                     ("train", TrainSection)) for leaf, _ in leaves(cls)]  # fmt: skip
+            inner += [
+                f"{name}.{leaf}" for name in _NAMED for cls in registries()[name].values() for leaf, _ in leaves(cls)
+            ]
+            exact = [name for name in inner if name.rpartition(".")[2] == key]
+            raise UserError(f"unknown key {key!r}{suggest(key, exact or valid)}")
+
+
+def _check_criterion(name: str) -> None:
+    from regrow.criteria import CRITERIA
+
+    if name not in CRITERIA:
+        raise UserError(f"unknown criterion {name!r}{nearest(name, CRITERIA)}")
+
+
+def _named(section: str, options: object, path: str) -> tuple[str, Any]:
+    """The name and the typed options of a section whose class its name decides."""
+    values = dict(require_mapping(options, path))
+    name = values.pop("name", _DEFAULT_NAMES.get(section))
+    classes = registries()[section]
+    if name is None:
+        raise UserError(f"{path}.name is missing: give one of {', '.join(sorted(classes))}")
+    if not isinstance(name, str) or name not in classes:
+        raise UserError(f"unknown {section} {show(name)} in {path}.name{nearest(str(name), classes)}")
+    return name, typed(classes[name], values, path)

@@ -1,0 +1,75 @@
+"""What a run leaves behind: ``results.json`` and ``structure.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from regrow.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from regrow.cost import ModelFlops
+    from regrow.sparsifier import Sparsifier
+
+
+def run_entry(
+    recipe: Recipe, label: str, sparsifier: Sparsifier, flops: ModelFlops, cost: Mapping[str, float], **measured: Any
+) -> dict[str, Any]:
+    """One run in ``results.json``; ``measured`` are accuracy, validation_accuracy (fractions), seconds and run."""
+    density = sparsifier.density()
+    return {
+        "method": recipe.method_name,
+        "label": label,
+        "seed": recipe.seed,
+        "accuracy": measured.pop("accuracy"),
+        "density": density,
+        "sparsity": 1.0 - density,
+        "training_cost": cost["total"],
+        "by_phase": {phase: value for phase, value in cost.items() if phase != "total"},
+        "inference_flops": flops.inference(sparsifier.layer_density()),
+        "dense_flops": flops.total,
+        **measured,
+    }
+
+
+def results(recipe: Recipe, runs: Sequence[Mapping[str, Any]], reference: str | None = None) -> dict[str, Any]:
+    """The content of ``results.json``; paired differences are against the label ``reference``, by default the first."""
+    from regrow import __version__
+    from regrow.report.statistics import summarise
+
+    return {
+        "regrow": __version__,
+        "recipe": recipe.resolved(),
+        "runs": [dict(run) for run in runs],
+        "summary": summarise(runs, reference),
+    }
+
+
+def structure(
+    recipe: Recipe, label: str, sparsifier: Sparsifier, model: nn.Module, flops: ModelFlops,
+    start_active: Mapping[str, int], cost: Mapping[str, float],
+) -> dict[str, Any]:  # fmt: skip
+    """The content of ``structure.json``: the layers, the updates and the training cost of a run."""
+    parameters = dict(model.named_parameters())
+    layers = [
+        {
+            "name": name,
+            "shape": list(mask.shape),
+            "total": mask.numel(),
+            "start_active": int(start_active.get(name, mask.numel())),
+            "active": int(mask.sum()),
+            "flops": flops.by_parameter.get(name, 0.0),
+        }
+        for name, mask in sparsifier.masks.items()
+        if name in parameters
+    ]
+    return {
+        "layers": layers,
+        "history": list(sparsifier.history),
+        "training_cost": dict(cost),
+        "method": recipe.method_name,
+        "seed": recipe.seed,
+        "label": label,
+    }

@@ -1,0 +1,177 @@
+"""What a training step needs, built from a recipe: model, data, optimizer, sparsifier, and the state to resume from."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from regrow.cost import count_flops, training_cost
+from regrow.errors import UserError
+from regrow.sparsifier import Sparsifier
+from regrow.training.data import BatchSource, DataSet
+from regrow.training.data import load as load_data
+from regrow.training.evaluation import Ema, eval_mode
+from regrow.training.models import build, example_input
+from regrow.training.recipe import Recipe
+
+
+class Run:
+    """Everything that a step needs, built from a recipe alone; nothing is written."""
+
+    def __init__(self, recipe: Recipe, label: str) -> None:
+        self.recipe, self.label = recipe, label
+        settings = recipe.train
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        if settings.tensorboard:
+            summary_writer()
+        self.accelerator = _accelerator(recipe)
+        self.device: torch.device = self.accelerator.device
+        self.data = _data(recipe, self.accelerator.process_index, self.accelerator.num_processes)
+        self.stream = Stream(self.data.train)
+        self.steps_per_epoch = self.stream.batches_per_epoch / settings.accumulate
+        self.total_steps = recipe.total_steps(self.steps_per_epoch)
+        self.model: nn.Module = build(
+            recipe.model.name, self.data.num_classes, self.data.shape[0], seed=recipe.seed, **recipe.model.options
+        ).to(self.device)
+        self.example = example_input(self.model, self.data.shape)
+        self.flops = count_flops(self.model, self.example)
+        _check_output(self.model, self.example, self.data.num_classes, recipe.model.name)
+        optimizer = recipe.optimizer.build(self.model.named_parameters())
+        self.peak_lr = [group["lr"] for group in optimizer.param_groups]
+        self.ema = Ema(self.model, settings.ema) if settings.ema is not None else None
+        self.sparsifier = Sparsifier(
+            self.model, optimizer, pattern=recipe.pattern, method=recipe.method, criterion=recipe.criterion,
+            total_steps=self.total_steps, seed=recipe.seed,
+        )  # fmt: skip
+        self.start_active = {name: int(mask.sum()) for name, mask in self.sparsifier.masks.items()}
+        self.prepared, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self.forward: Any = torch.compile(self.prepared) if settings.compile else self.prepared
+        self.optimizer.train()
+        self.step = 0
+        # since the last line of the metrics
+        self.loss_sum = torch.zeros((), device=self.device)
+        self.loss_count = 0
+        self.last_loss = 0.0
+
+    def state(self) -> dict[str, Any]:
+        """All that `load_state` needs to go on from here; to be read back with ``weights_only=True``."""
+        scaler = self.accelerator.scaler
+        return {
+            "recipe": self.recipe.resolved(),
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "sparsifier": self.sparsifier.state_dict(),
+            "ema": self.ema.state_dict() if self.ema is not None else None,
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "start_active": self.start_active,
+            "loss": [float(self.loss_sum), self.loss_count, self.last_loss],
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`.
+
+        Raises:
+            UserError: if the state does not belong to this model, optimizer or sparsifier.
+        """
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.sparsifier.load_state_dict(state["sparsifier"])
+            if self.ema is not None:
+                self.ema.load_state_dict(state["ema"])
+            if self.accelerator.scaler is not None and state["scaler"] is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.start_active = dict(state["start_active"])
+            self.step = int(state["step"])
+            total, self.loss_count, self.last_loss = state["loss"]
+            self.loss_sum.fill_(total)
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"the checkpoint does not fit the recipe's model or optimizer: {reason}") from error
+
+    def cost(self) -> dict[str, float]:
+        """Training FLOPs of the steps so far, x those of as many dense ones: by phase, and in total."""
+        spent = training_cost(self.flops, self.sparsifier.ledger)
+        return {phase: spent.get(phase, 0.0) for phase in ("estimate", "improve", "explore", "fixed", "total")}
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of the first parameter group at ``step``."""
+        return self.peak_lr[0] * self.recipe.schedule.factor(step, self.total_steps, self.steps_per_epoch)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The endless sequence of training batches of one process: batch m is a pure function of m."""
+
+    source: BatchSource
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return len(self.source)
+
+    def starting_at(self, position: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches from ``position`` on."""
+        epoch, index = divmod(position, len(self.source))
+        while True:
+            yield from self.source.epoch(epoch, start=index)
+            epoch, index = epoch + 1, 0
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Make what a model draws at random in this step (dropout) a pure function of these three."""
+    value = int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
+    random.seed(value)
+    torch.manual_seed(value)
+
+
+def _accelerator(recipe: Recipe) -> Any:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, PartialState
+
+    # one process may train several recipes in turn, but Accelerate keeps the settings of the first
+    if not PartialState().use_distributed:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    precision = {"fp32": "no"}.get(recipe.train.precision, recipe.train.precision)
+    try:
+        accelerator = Accelerator(mixed_precision=precision, gradient_accumulation_steps=recipe.train.accumulate)
+    except ValueError as error:
+        raise UserError(f"train.precision {recipe.train.precision} does not work on this machine: {error}") from error
+    if recipe.train.precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError("train.precision fp16 needs a GPU: use bf16 or fp32")
+    return accelerator
+
+
+def _data(recipe: Recipe, rank: int, world: int) -> DataSet:
+    options = dataclasses.asdict(recipe.data)
+    return load_data(options.pop("name"), seed=recipe.seed, rank=rank, world=world, **options)
+
+
+def _check_output(model: nn.Module, example: Tensor, classes: int, name: str) -> None:
+    """Refuse a model that does not turn an image into one logit for each class."""
+    shape = "x".join(str(n) for n in example.shape[1:])
+    try:
+        with eval_mode(model):
+            output = model(example)
+    except Exception as error:  # whatever the model's own code raises
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"the model {name!r} does not take images of {shape}: {reason}") from error
+    if not isinstance(output, Tensor) or output.shape != (1, classes):
+        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise UserError(f"the model {name!r} gives {found} for one image, but a tensor (1, {classes}) is needed")
+
+
+def summary_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError("train.tensorboard needs one more package: pip install tensorboard") from error
+    return SummaryWriter

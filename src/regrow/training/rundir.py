@@ -1,0 +1,158 @@
+"""A run's directory: who writes to it, its metrics, and files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from regrow.errors import UserError
+from regrow.training.recipe import Recipe, differences
+
+RECIPE = "recipe.yaml"
+METRICS = "metrics.jsonl"
+RESULTS = "results.json"
+STRUCTURE = "structure.json"
+REPORT = "report.html"
+_LOCK = ".lock"
+_OURS = {RECIPE, METRICS, RESULTS, STRUCTURE, REPORT, "checkpoint", "model", "tensorboard"}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file at once: a reader sees the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_text` of JSON."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def is_finished(directory: Path) -> bool:
+    """Whether the run in this directory has written its results, the last thing that a run does."""
+    return (directory / RESULTS).is_file()
+
+
+def check_target(directory: Path, resume: bool) -> None:
+    """Refuse a directory that a new run must not write to.
+
+    Raises:
+        UserError: if the directory holds a run and ``resume`` is off, or holds anything else.
+    """
+    if not directory.exists():
+        parent = next(p for p in directory.absolute().parents if p.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise UserError(f"cannot write to {directory}: {parent} is not a writable directory")
+        return
+    if not directory.is_dir():
+        raise UserError(f"{directory} is a file: choose another --out")
+    names = {entry.name for entry in directory.iterdir() if not entry.name.startswith(".")}
+    if foreign := sorted(names - _OURS):
+        raise UserError(f"{directory} holds something else than a run ({foreign[0]}): choose another --out")
+    if not resume and names:
+        raise UserError(f"{directory} already holds a run: continue it with --resume, or choose another --out")
+
+
+def create(directory: Path) -> None:
+    """Make a directory, if it is not there.
+
+    Raises:
+        UserError: if that is not possible.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {directory}: {error.strerror}") from error
+
+
+def sweep(directory: Path) -> None:
+    """Remove the half-written files that a killed process has left in its run directory."""
+    for leftover in [*directory.glob(".*.tmp"), *directory.glob(".model.*")]:
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def check_same_recipe(directory: Path, recipe: Recipe) -> None:
+    """Refuse to continue what is in a directory with another recipe; harmless differences pass.
+
+    Raises:
+        UserError: naming the first key that differs, or if the directory's recipe cannot be read.
+    """
+    path = directory / RECIPE
+    if not path.exists():
+        return
+    try:
+        old = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read: choose another --out") from error
+    check_recipe(old, recipe, directory)
+
+
+def check_recipe(old: Any, recipe: Recipe, directory: Path) -> None:
+    """The same for a recipe in its plain form."""
+    for key in differences(old, recipe.resolved()):
+        raise UserError(
+            f"{key or 'the recipe'} differs from the recipe that {directory} was started with: "
+            f"continue with {directory / RECIPE}, or choose another --out"
+        )
+
+
+class Lock:
+    """Keeps two processes from writing to one directory; it ends with the process, however that ends."""
+
+    def __init__(self, directory: Path) -> None:
+        self._file: IO[str] | None = (directory / _LOCK).open("w")
+        try:
+            import fcntl
+
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # no flock on this system
+            pass
+        except OSError as error:
+            self._file.close()
+            raise UserError(f"another process is writing to {directory}: wait until it has ended") from error
+
+    def release(self) -> None:
+        """Let others write."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class Metrics:
+    """``metrics.jsonl``: one object a line, flushed at once, so that it can be watched.
+
+    Args:
+        path: the file
+        lines: how many lines to keep of what is there (those that the checkpoint knows); the others are cut off
+    """
+
+    def __init__(self, path: Path, lines: int = 0) -> None:
+        kept = []
+        if path.exists() and lines:
+            kept = path.read_text(encoding="utf-8").splitlines(keepends=True)[:lines]
+        write_text(path, "".join(kept))
+        self.lines = len(kept)
+        self._file = path.open("a", encoding="utf-8")
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add a line."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        self.lines += 1
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

@@ -1,0 +1,101 @@
+"""The sections of a recipe that are the same for every method, optimizer and schedule."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from regrow.training.fields import number
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    """What is trained.
+
+    Attributes:
+        name: wrn22-2 and other built-in names, timm:NAME, torchvision:NAME or package.module:callable
+        options: keyword arguments for the model, e.g. dropout
+    """
+
+    name: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """What it is trained on.
+
+    Attributes:
+        name: digits, cifar10, fashion-mnist, folder:PATH, imagenet:PATH, generated:... or package.module:callable
+        batch_size: images per batch and process; an optimizer step sees batch_size x processes x train.accumulate
+        augment: standard augmentation of the data set, or none
+        val_fraction: share of the training images that is held out for validation; null means a tenth, or the val/ of
+            an image folder
+        split_seed: seed of that split
+        pool: squares of so many pixels a side are averaged into one
+        size: side to which the images of folders are resized; null means the data set's own
+        workers: processes that decode images on the fly (imagenet); null means one for each core, at most 8
+    """
+
+    name: str
+    batch_size: int = number(128, 1)
+    augment: Literal["standard", "none"] = "standard"
+    val_fraction: float | None = number(None, 0, 0.9)
+    split_seed: int = number(0, 0)
+    pool: int = number(1, 1)
+    size: int | None = number(None, 1)
+    workers: int | None = number(None, 0)
+
+
+@dataclass(frozen=True)
+class TrainSection:
+    """How it is trained.
+
+    Attributes:
+        label_smoothing: label smoothing of the training loss
+        precision: number format of the forward pass
+        accumulate: batches whose gradients are added up for one optimizer step
+        clip_norm: largest norm of the gradient; null means no clipping
+        ema: decay of a moving average of the weights, which is then what is evaluated and saved; null means none
+        recalibrate: training batches that re-estimate batch-norm statistics before the final evaluation; 0 means none
+        compile: compile the model with torch.compile
+        threads: CPU threads; null means torch's default
+        log_every: steps between two lines of metrics.jsonl
+        eval_every: epochs between two evaluations on the validation split; 0 means only at the end
+        checkpoint_minutes: minutes between two checkpoints; 0 means none by time
+        checkpoint_steps: steps between two checkpoints; 0 means none by steps
+        tensorboard: also write TensorBoard's event files
+    """
+
+    label_smoothing: float = number(0.0, 0, 0.999)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    accumulate: int = number(1, 1)
+    clip_norm: float | None = number(None, above=0)
+    ema: float | None = number(None, above=0, high=0.999999)
+    recalibrate: int = number(0, 0)
+    compile: bool = False
+    threads: int | None = number(None, 1, 1024)
+    log_every: int = number(50, 1)
+    eval_every: float = number(1.0, 0)
+    checkpoint_minutes: float = number(5.0, 0)
+    checkpoint_steps: int = number(0, 0)
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True)
+class TopSection:
+    """The run as a whole.
+
+    Attributes:
+        epochs: length of the training in epochs; give this or steps
+        steps: length of the training in optimizer steps
+        seed: seed of the weights, the order of the data, the augmentation and the structure
+        criterion: how important a weight is
+    """
+
+    epochs: float | None = number(None, above=0)
+    steps: int | None = number(None, 1)
+    seed: int = number(0, 0, 2**31 - 1)
+    criterion: str = "magnitude"

@@ -1,0 +1,131 @@
+"""The page in a real browser: every figure drawn, no error, nothing asked of the network."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_runs import write_compare, write_run
+
+from regrow.report.page import write
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium")
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-default-apps",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--enable-logging=stderr",
+    "--virtual-time-budget=5000",
+    "--dump-dom",
+]
+# what the browser asks for on its own account, whatever it shows
+OWN = re.compile(r"(google(apis|usercontent)?|gvt1|gstatic)\.com$")
+
+
+class Recorder:
+    """A proxy that answers nobody and remembers whom it was asked for: the browser's only way out."""
+
+    def __init__(self) -> None:
+        self.hosts: list[str] = []
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self.socket.getsockname()[1]}"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self.socket.accept()
+            except OSError:  # closed
+                return
+            with connection:
+                connection.settimeout(2)
+                try:
+                    request = connection.recv(4096).decode("latin-1")
+                    connection.sendall(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                except OSError:
+                    continue
+            found = re.match(r"[A-Z]+ (?:https?://)?([^/:\s]+)", request)
+            self.hosts += [found.group(1)] if found else []
+
+    def asked(self) -> list[str]:
+        return [host for host in self.hosts if not OWN.search(host)]
+
+
+@pytest.fixture
+def proxy() -> Iterator[Recorder]:
+    recorder = Recorder()
+    yield recorder
+    recorder.socket.close()
+
+
+def browse(page: Path, proxy: Recorder, profile: Path, width: int = 1280) -> tuple[str, list[str]]:
+    """The document after its scripts ran, and what the console said."""
+    options = [f"--user-data-dir={profile}", f"--proxy-server=http://{proxy.address}", f"--window-size={width},3000"]
+    done = subprocess.run(
+        [str(CHROMIUM), *FLAGS, *options, page.as_uri()], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def figures(dom: str) -> dict[str, str]:
+    """What the browser put into each figure's place."""
+    parts = re.split(r'<div class="plot[^"]*" id="plot-(\w+)"', dom)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("browser")
+    compare = write_compare(base / "compare", ["dense", "static", "rigl", "iee"], [0, 1, 2], steps=300)
+    hostile = write_run(base / "hostile", "iee", 0, steps=300, label='</script><img src="http://evil.example/x.png">')
+    unfinished = write_run(base / "unfinished", "iee", 1, steps=300, finished=False)
+    return write([compare, hostile, unfinished], base / "report.html")
+
+
+@pytest.mark.parametrize("width", [1280, 420])
+def test_every_figure_is_drawn_without_an_error(page: Path, proxy: Recorder, tmp_path: Path, width: int) -> None:
+    dom, console = browse(page, proxy, tmp_path / "profile", width)
+    drawn = figures(dom)
+    assert list(drawn) == ["tradeoff", "phases", "curves", "iou", "survival", "layers"]
+    for name, content in drawn.items():
+        assert 'class="main-svg"' in content, name
+        marks = (
+            'class="trace bars"' if name == "phases" else "js-line" if name in ("curves", "iou") else 'class="point"'
+        )
+        assert marks in content, name
+    assert console == []
+    assert proxy.asked() == []
+
+
+def test_an_error_or_a_request_would_be_seen(proxy: Recorder, tmp_path: Path) -> None:
+    page = tmp_path / "bad.html"
+    page.write_text('<img src="http://evil.example/x.png"><script>missing();</script>')
+    _, console = browse(page, proxy, tmp_path / "profile")
+    assert any("missing is not defined" in line for line in console)
+    assert proxy.asked() == ["evil.example"]
+
+
+def test_the_page_itself_forbids_requests(page: Path, proxy: Recorder, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.html"
+    script = '<script>fetch("http://evil.example/"); new Image().src = "http://evil.example/x.png";</script></body>'
+    bad.write_text(page.read_text(encoding="utf-8").replace("</body>", script), encoding="utf-8")
+    _, console = browse(bad, proxy, tmp_path / "profile")
+    assert any("Content Security Policy" in line for line in console)
+    assert proxy.asked() == []

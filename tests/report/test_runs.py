@@ -1,0 +1,167 @@
+"""Reading run and compare directories, and refusing what is none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from regrow.errors import UserError
+from regrow.report.runs import Layer, Metric, Update, read
+
+Make = Callable[..., Path]
+
+
+def test_reads_a_run(tmp_path: Path) -> None:
+    result = {"method": "iee", "label": "iee", "seed": 3, "accuracy": 0.9, "density": 0.1, "training_cost": 0.3}
+    result |= {
+        "seconds": 12.5,
+        "steps": 20,
+        "explore_steps": 5,
+        "by_phase": {"explore": 0.2, "fixed": 0.1, "total": 0.3},
+    }
+    (tmp_path / "results.json").write_text(json.dumps({"regrow": "0.1.0", "runs": [result]}))
+    lines = [
+        {"step": 10, "epoch": 0, "phase": "explore", "loss": 1.5, "lr": 0.1, "density": 0.1, "seconds": 1, "cost": 0.1},
+        {"step": 20, "phase": "fixed", "loss": float("nan"), "accuracy": 0.8, "split": "val"},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    structure = {
+        "layers": [{"name": "conv.weight", "shape": [2, 5], "total": 10, "start_active": 4, "active": 3, "flops": 7}],
+        "history": [{"update": 1, "step": 8, "iou": 0.5, "survival": None}],
+    }
+    (tmp_path / "structure.json").write_text(json.dumps(structure))
+    (tmp_path / "recipe.yaml").write_text("method: iee\n")
+    found = read([tmp_path])
+    (run,) = found.runs
+    assert (run.label, run.method, run.seed, run.finished) == ("iee", "iee", 3, True)
+    assert (run.accuracy, run.density, run.training_cost, run.seconds) == (0.9, 0.1, 0.3, 12.5)
+    assert (run.steps, run.explore_steps, run.by_phase) == (20, 5, {"explore": 0.2, "fixed": 0.1})
+    assert run.metrics == (
+        Metric(step=10, phase="explore", loss=1.5, density=0.1, cost=0.1),
+        Metric(step=20, phase="fixed", accuracy=0.8, split="val"),
+    )
+    assert run.layers == (Layer("conv.weight", 10, 4, 3),)
+    assert run.updates == (Update(8, 0.5, None),)
+    assert found.version == "0.1.0"
+    assert [(r.title, r.text) for r in found.recipes] == [(tmp_path.name, "method: iee")]
+
+
+def test_reads_a_compare_in_the_order_of_its_results(make_compare: Make, tmp_path: Path) -> None:
+    directory = make_compare(tmp_path / "c", ["rigl", "dense", "iee"], [1, 0], steps=100)
+    found = read([directory])
+    labels = [(run.label, run.seed) for run in found.runs]
+    assert labels == [("rigl", 1), ("rigl", 0), ("dense", 1), ("dense", 0), ("iee", 1), ("iee", 0)]
+    assert all(run.finished and run.metrics and run.layers for run in found.runs)
+    assert [recipe.title for recipe in found.recipes] == ["c"]
+
+
+def test_a_compare_keeps_the_results_of_runs_whose_directory_is_gone(make_compare: Make, tmp_path: Path) -> None:
+    directory = make_compare(tmp_path / "c", ["iee"], [0, 1], steps=100)
+    shutil.rmtree(directory / "runs" / "iee-seed1")
+    kept, bare = read([directory]).runs
+    assert (kept.seed, bool(kept.metrics)) == (0, True)
+    assert (bare.seed, bare.finished, bare.metrics) == (1, True, ())
+    shutil.rmtree(directory / "runs")
+    assert [(run.seed, run.accuracy is not None) for run in read([directory]).runs] == [(0, True), (1, True)]
+
+
+def test_a_compare_under_way(make_run: Make, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs" / "iee-seed0", "iee", 0, steps=100)
+    make_run(tmp_path / "runs" / "iee-seed1", "iee", 1, steps=100, finished=False)
+    started = tmp_path / "runs" / "my-variant-seed12"
+    started.mkdir()
+    (started / "recipe.yaml").write_text("method:\n  name: iee\n")
+    (tmp_path / "runs" / "lock").mkdir()
+    runs = read([tmp_path]).runs
+    assert [(r.label, r.method, r.seed, r.finished, r.steps) for r in runs] == [
+        ("iee", "iee", 0, True, 100),
+        ("iee", "iee", 1, False, 50),
+        ("my-variant", "iee", 12, False, None),
+    ]
+
+
+def test_an_unfinished_run_is_named_by_its_recipe_and_known_by_its_metrics(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("method: {class_path: regrow.methods.RigL}\nseed: 4\n")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 5, "density": 0.2, "cost": 0.1, "accuracy": 0.5}\n{"step": 6}\n')
+    (run,) = read([tmp_path]).runs
+    assert (run.label, run.method, run.seed, run.finished) == ("rigl", "rigl", 4, False)
+    assert (run.density, run.training_cost, run.steps, run.last_accuracy) == (0.2, 0.1, 6, 0.5)
+
+
+@pytest.mark.parametrize("tail", ['{"step": 3, "lo', '{"step": 3, "loss": 1.', "{"])
+def test_half_a_last_line_is_ignored(tmp_path: Path, tail: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n' + tail)
+    assert [m.step for m in read([tmp_path]).runs[0].metrics] == [1, 2]
+
+
+def test_lines_of_a_resumed_run_replace_those_after_its_checkpoint(tmp_path: Path) -> None:
+    steps = [(1, 1.0), (2, 2.0), (3, 3.0), (2, 2.5), (2, 2.6), (3, 3.5)]
+    lines = "".join(json.dumps({"step": step, "loss": loss}) + "\n" for step, loss in steps)
+    (tmp_path / "metrics.jsonl").write_text(lines)
+    rows = [(m.step, m.loss) for m in read([tmp_path]).runs[0].metrics]
+    # two lines of one step are two lines (training and evaluation)
+    assert rows == [(1, 1.0), (2, 2.0), (2, 2.5), (2, 2.6), (3, 3.5)]
+
+
+def test_a_directory_given_twice_is_read_once(make_run: Make, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", "iee", 0, steps=50)
+    assert len(read([run, tmp_path / "." / "a"]).runs) == 1
+
+
+def test_equal_labels_and_seeds_are_told_apart_by_directory(make_run: Make, tmp_path: Path) -> None:
+    paths = [make_run(tmp_path / name / "same", "iee", 0, steps=50) for name in "abc"]
+    other = make_run(tmp_path / "d", "iee", 1, steps=50)
+    labels = [run.label for run in read([*paths, other]).runs]
+    assert labels == ["iee", "iee (same)", "iee (same 2)", "iee"]
+
+
+def refuse(directory: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        read([directory])
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("results.json", '{"runs": [{"method": "iee", ', "results.json is not valid JSON (line 1)"),
+        ("results.json", "[1, 2]", "it holds a list, not an object"),
+        ("results.json", '{"name": "somebody else"}', 'it needs a list "runs"'),
+        ("results.json", '{"runs": 3}', 'it needs a list "runs"'),
+        ("results.json", '{"runs": [{"method": "iee"}]}', '"seed"'),
+        ("results.json", '{"runs": [{"method": "iee", "seed": 0, "accuracy": 88.4}]}', "fraction from 0 to 1"),
+        ("results.json", "[" * 100_000, "not valid JSON"),
+        ("metrics.jsonl", '{"step": 1}\n{"st\n{"step": 3}\n', "line 2 is not valid JSON"),
+        ("metrics.jsonl", '{"loss": 1}\n', 'line 1 is not an object with a "step"'),
+        ("metrics.jsonl", "17\n", 'line 1 is not an object with a "step"'),
+        ("metrics.jsonl", '{"step": 1e400}\n', 'line 1 is not an object with a "step"'),
+        ("structure.json", '{"layers": {}}', '"layers" must be a list of objects'),
+        ("structure.json", '{"history": [1]}', '"history" must be a list of objects'),
+        ("structure.json", '{"layers": [', "structure.json is not valid JSON"),
+    ],
+)
+def test_bad_files_are_refused_by_name(tmp_path: Path, file: str, content: str, said: str) -> None:
+    (tmp_path / file).write_text(content)
+    text = refuse(tmp_path)
+    assert str(tmp_path / file) in text
+    assert said in text
+
+
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe\x00")
+    assert "not text in UTF-8" in refuse(tmp_path)
+
+
+def test_what_is_no_run_directory(tmp_path: Path) -> None:
+    assert "holds no run" in refuse(tmp_path)
+    assert "does not exist" in refuse(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    assert "is a file" in refuse(tmp_path / "file")
+    with pytest.raises(UserError, match="give at least one run directory"):
+        read([])

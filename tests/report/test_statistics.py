@@ -1,0 +1,94 @@
+"""Paired intervals and summaries, against hand numbers and SciPy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from regrow.report.statistics import Paired, mean, paired, sample_std, summarise
+
+
+def test_paired_by_hand() -> None:
+    # differences 1, 2, 3: mean 2, s = 1, t(0.975, 2) = 4.302652729911275, half width 4.302652729911275 / sqrt(3)
+    result = paired({0: 11.0, 1: 22.0, 2: 33.0}, {2: 30.0, 1: 20.0, 0: 10.0})
+    assert result.difference == 2.0
+    assert result.n == 3
+    assert result.ci_low == pytest.approx(2 - 2.4841377118, abs=1e-9)
+    assert result.ci_high == pytest.approx(2 + 2.4841377118, abs=1e-9)
+    assert not result.clear
+
+
+def test_paired_against_scipy() -> None:
+    from scipy.stats import ttest_rel
+
+    a = {0: 0.912, 1: 0.907, 2: 0.921, 3: 0.915, 4: 0.918}
+    b = {0: 0.905, 1: 0.903, 2: 0.911, 3: 0.909, 4: 0.908}
+    result = paired(a, b)
+    interval = ttest_rel(list(a.values()), list(b.values())).confidence_interval(0.95)
+    assert result.ci_low == pytest.approx(interval.low, rel=1e-9)
+    assert result.ci_high == pytest.approx(interval.high, rel=1e-9)
+    assert result.clear
+
+
+def test_paired_uses_shared_seeds_only() -> None:
+    assert paired({0: 1.0, 7: 5.0}, {7: 3.0, 9: 0.0}) == Paired(2.0, None, None, 1)
+    assert paired({0: 1.0}, {1: 1.0}) == Paired(None, None, None, 0)
+
+
+def test_equal_differences_have_an_interval_of_no_width() -> None:
+    assert paired({0: 3.0, 1: 5.0}, {0: 2.0, 1: 4.0}) == Paired(1.0, 1.0, 1.0, 2)
+    assert not paired({0: 1.0, 1: 1.0}, {0: 1.0, 1: 1.0}).clear
+
+
+def test_mean_and_std() -> None:
+    assert mean([0.1] * 10) == 0.1  # a plain sum gives 0.09999999999999999
+    assert sample_std([1.0, 3.0]) == pytest.approx(2**0.5)
+    assert sample_std([1.0]) is None
+
+
+def run(label: str, seed: int, accuracy: float | None, **more: Any) -> dict[str, Any]:
+    return {"method": label.split("-")[0], "label": label, "seed": seed, "accuracy": accuracy, **more}
+
+
+def test_summarise() -> None:
+    runs = [
+        run("iee", 0, 0.9, training_cost=0.3, density=0.1, inference_flops=20.0, dense_flops=100.0, seconds=10.0),
+        run("iee-h50", 0, 0.8),
+        run("iee", 1, 0.8, training_cost=0.5, density=0.1, inference_flops=30.0, dense_flops=100.0, seconds=12.0),
+        run("iee-h50", 1, 0.72),
+    ]
+    first, second = summarise(runs)
+    assert first == {
+        "label": "iee",
+        "method": "iee",
+        "mean": pytest.approx(0.85),
+        "std": pytest.approx(0.0707106781),
+        "n": 2,
+        "training_cost": pytest.approx(0.4),
+        "density": 0.1,
+        "inference_flops": 25.0,
+        "dense_flops": 100.0,
+        "inference_ratio": 0.25,
+        "seconds": 11.0,
+        "paired": None,
+    }
+    assert (second["label"], second["method"], second["n"]) == ("iee-h50", "iee", 2)
+    assert second["paired"]["reference"] == "iee"
+    assert second["paired"]["difference"] == pytest.approx(-0.09)
+    assert second["paired"]["n"] == 2
+    assert second["training_cost"] is second["inference_ratio"] is second["density"] is None
+
+
+def test_summarise_against_a_named_reference() -> None:
+    runs = [run("iee", 0, 0.9), run("dense", 0, 0.95)]
+    iee, dense = summarise(runs, reference="dense")
+    assert iee["paired"]["difference"] == pytest.approx(-0.05)
+    assert iee["paired"]["ci_low"] is None
+    assert dense["paired"] is None
+
+
+def test_summarise_without_accuracies_labels_or_runs() -> None:
+    assert summarise([]) == []
+    only = summarise([{"method": "rigl", "seed": 0, "accuracy": None}])
+    assert [(s["label"], s["mean"], s["std"], s["n"], s["paired"]) for s in only] == [("rigl", None, None, 0, None)]

@@ -1,0 +1,130 @@
+"""The command line: help, recipes and overrides, and each command from end to end."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+import regrow
+import tiny_recipe as tiny
+from regrow.cli import _split_overrides, main
+from regrow.training import recipe as recipes
+
+HEAVY = ["accelerate", "jsonargparse", "plotly", "rich", "scipy", "sklearn", "timm", "torch", "torchvision", "yaml"]
+
+
+def test_help_answers_at_once():
+    code = (
+        "import sys; from regrow.cli import main; assert main(['--help']) == 0; main(['train', '--help']);"
+        f"print([m for m in {HEAVY} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_public_function_is_not_hidden_by_its_module():
+    code = "import regrow.training.loop, regrow; print(callable(regrow.recalibrate))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "True\n"
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"regrow {regrow.__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "compare", "inspect", "report"])
+def test_every_help_has_examples(command, capsys):
+    if command in ("train", "compare"):
+        assert main([command, "--help"]) == 0
+    else:
+        with pytest.raises(SystemExit, match="0"):
+            main([command, "--help"])
+    text = capsys.readouterr().out
+    assert f"usage: regrow {command}" in text
+    assert f"examples:\n  regrow {command}" in text
+    assert "--debug" in text
+
+
+def test_the_help_lists_the_commands_that_there_are(capsys):
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    for command in ("demo", "train", "compare", "inspect", "report"):
+        assert f"\n    {command}" in text
+    assert "profile" not in text
+    assert "export" not in text
+
+
+def test_the_help_of_a_recipe_lists_its_keys(capsys):
+    assert main(["train", "digits-rigl", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--method.interval" in text
+    assert "--method.q" not in text
+    assert main(["train", "digits-rigl", "--method.name", "iee", "--schedule.name", "multistep", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--method.q" in text
+    assert "--schedule.milestones" in text
+    assert "CONFIG" not in text
+    for key in ("--epochs", "--model.name", "--data.batch_size", "--pattern.sparsity", "--optimizer.lr", "--train.ema"):
+        assert key in text
+
+
+def test_overrides_are_told_from_options():
+    from regrow.cli import _parsers
+
+    train = _parsers()[1]["train"][0]
+    words = ["--epochs", "3", "tiny.yaml", "--out", "DIR", "--method.h=4", "--resume", "--seed", "-1", "--label", "a"]
+    own, overrides = _split_overrides(words, train)
+    assert own == ["tiny.yaml", "--out", "DIR", "--resume", "--label", "a"]
+    assert overrides == ["--epochs", "3", "--method.h=4", "--seed", "-1"]
+
+
+def test_print_config(tmp_path, capsys):
+    path = tiny.write(tmp_path)
+    assert main(["train", str(path), "--method.name", "rigl", "--print_config", "--steps", "7"]) == 0
+    text = capsys.readouterr().out
+    assert recipes.parse(yaml.safe_load(text)) == recipes.load(path, ["--method.name", "rigl", "--steps", "7"])
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_train(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny.write(tmp_path)
+    assert main(["train", "tiny.yaml", "--seed", "3"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("step 9/30  epoch 1.0  estimate  loss ")
+    assert "val accuracy" in said[0]
+    assert said[-1].startswith("iee: test accuracy ")
+    assert said[-1].endswith("; see runs/tiny")
+    page = (tmp_path / "runs" / "tiny" / "report.html").read_text()
+    assert page.startswith("<!DOCTYPE html>")
+    assert main(["train", "tiny.yaml", "--quiet", "--no-report", "--label", "mine"]) == 0
+    assert capsys.readouterr().out == ""
+    results = json.loads((tmp_path / "runs" / "tiny-2" / "results.json").read_text())
+    assert results["runs"][0]["label"] == "mine"
+    assert not (tmp_path / "runs" / "tiny-2" / "report.html").exists()
+
+
+def test_inspect(capsys):
+    assert main(["inspect", "digits-cnn", "--sparsity", "0.9", "--distribution", "erk"]) == 0
+    text = capsys.readouterr().out
+    assert "features.1.0.weight" in text
+    assert "65,440" in text  # all sparsified weights
+    assert "10.00%" in text
+    assert "stay dense: features.0.0.weight" in text
+    assert main(["inspect", "digits-cnn", "--data-shape", "3,16,16", "--classes", "7", "--exclude", "head"]) == 0
+    text = capsys.readouterr().out
+    assert "digits-cnn on images of 3×16×16" in text
+    assert text.splitlines()[-1] == "stay dense: features.0.0.weight, head.weight"
+
+
+def test_report(tmp_path, capsys):
+    path = tiny.write(tmp_path)
+    for seed in (0, 1):
+        words = ["train", str(path), "--seed", str(seed), "--out", str(tmp_path / str(seed))]
+        assert main([*words, "--quiet", "--no-report"]) == 0
+    out = tmp_path / "both.html"
+    assert main(["report", str(tmp_path / "0"), str(tmp_path / "1"), "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"report: {out}\n"
+    assert out.stat().st_size > 10_000

@@ -1,0 +1,151 @@
+"""Saved models come back bit for bit, and what does not fit is refused before anything changes."""
+
+import json
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from regrow import UserError, storage
+
+
+def network(seed=0, tied=True, width=64):
+    torch.manual_seed(seed)
+    linears = [nn.Linear(width, 40), nn.Linear(40, 40), nn.Linear(40, 40)]
+    model = nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.Flatten(), *linears)
+    if tied:
+        model[5].weight = model[4].weight
+    return model
+
+
+def sparsify(model, density=0.1):
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() > 1:
+                p.masked_fill_(torch.rand(p.shape) > density, 0.0)
+    return model
+
+
+def bits(model):
+    state = model.state_dict()
+    return {name: t.detach().contiguous().flatten().view(torch.uint8).tolist() for name, t in state.items()}
+
+
+@pytest.mark.parametrize("density", [0.0, 0.05, 0.5, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_round_trip_is_exact(tmp_path, density, dtype):
+    model = sparsify(network(), density).to(dtype)
+    with torch.no_grad():
+        special = torch.tensor([-0.0, float("nan"), float("inf"), 1e-40])
+        model[0].weight.view(-1)[:4] = special.to(dtype)
+    storage.save(model, tmp_path / "m")
+    fresh = network(seed=1).to(dtype)
+    assert storage.load(fresh, tmp_path / "m") is fresh
+    assert bits(fresh) == bits(model)
+    assert fresh[5].weight is fresh[4].weight
+
+
+def test_sparse_files_are_small_and_described(tmp_path):
+    storage.save(sparsify(network()), tmp_path / "sparse", extra={"accuracy": 0.5})
+    storage.save(network(), tmp_path / "dense")
+    sizes = [(tmp_path / name / storage.WEIGHTS).stat().st_size for name in ("sparse", "dense")]
+    assert sizes[0] < 0.35 * sizes[1]
+    manifest = storage.read_manifest(tmp_path / "sparse")
+    entry = manifest["tensors"]["0.weight"]
+    assert (entry["shape"], entry["dtype"], entry["encoding"]) == ([64, 3, 3, 3], "float32", "bitmask")
+    assert entry["density"] == pytest.approx(0.1, abs=0.03)
+    assert manifest["tied"] == {"5.weight": "4.weight"}
+    assert manifest["extra"] == {"accuracy": 0.5}
+
+
+def test_saving_again_replaces_the_whole(tmp_path):
+    storage.save(network(), tmp_path / "m")
+    second = network(seed=2)
+    storage.save(second, tmp_path / "m")
+    assert bits(storage.load(network(), tmp_path / "m")) == bits(second)
+    assert sorted(os.listdir(tmp_path)) == ["m"]
+    assert sorted(os.listdir(tmp_path / "m")) == ["manifest.json", "model.safetensors"]
+
+
+def test_a_failed_save_leaves_the_old_one(tmp_path, monkeypatch):
+    model = network()
+    storage.save(model, tmp_path / "m")
+    monkeypatch.setattr(storage.json, "dumps", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        storage.save(network(seed=3), tmp_path / "m")
+    assert sorted(os.listdir(tmp_path)) == ["m"]
+    assert bits(storage.load(network(), tmp_path / "m")) == bits(model)
+
+
+def test_other_things_are_not_overwritten(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match="holds something else than a saved model"):
+        storage.save(network(), tmp_path)
+    with pytest.raises(UserError, match="holds something else than a saved model"):
+        storage.save(network(), tmp_path / "thesis.tex")
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+def test_state_that_is_no_tensor_is_refused(tmp_path):
+    class Odd(nn.Linear):
+        def get_extra_state(self):
+            return "text"
+
+    with pytest.raises(UserError, match="'_extra_state' is no tensor but str"):
+        storage.save(Odd(2, 2), tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+def _edit(change):
+    def damage(directory):
+        path = directory / storage.MANIFEST
+        manifest = json.loads(path.read_text())
+        change(manifest)
+        path.write_text(json.dumps(manifest))
+
+    return damage
+
+
+def _truncate(name, keep=0.5):
+    def damage(directory):
+        path = directory / name
+        path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "model", "message"),
+    [
+        (None, lambda: network(width=32), r"'0.weight' has shape \[64, 3, 3, 3\] in .*, but \[32, 3, 3, 3\] in"),
+        (None, lambda: nn.Linear(2, 2), "has no tensor 'bias': it was saved from another model"),
+        (None, lambda: nn.Sequential(*network(), nn.Linear(2, 2)), "has no tensor '6.bias'"),
+        (None, lambda: network()[:5], "the model has no tensor '5.bias'"),
+        (None, lambda: network(tied=False), "'5.weight' is tied in only one"),
+        (None, lambda: network().double(), "'0.weight' is float32 in .*, but float64 in the model"),
+        (_truncate(storage.WEIGHTS), network, "is damaged or no safetensors file"),
+        (_truncate(storage.WEIGHTS, 0.0), network, "is damaged or no safetensors file"),
+        (_truncate(storage.MANIFEST), network, "is not valid JSON"),
+        (lambda d: (d / storage.WEIGHTS).unlink(), network, "is missing"),
+        (lambda d: (d / storage.MANIFEST).unlink(), network, "holds no saved model"),
+        (_edit(lambda m: m.update(format="other")), network, "is not the manifest of a model saved by regrow"),
+        (_edit(lambda m: m.update(version=99)), network, "has format version 99, this regrow reads 1"),
+        (_edit(lambda m: m.update(tensors=[1])), network, "is damaged"),
+        (_edit(lambda m: m.update(tied={"5.weight": ["4.weight"]})), network, "is damaged"),
+        (_edit(lambda m: m["tensors"]["0.weight"].update(shape=[-1])), network, "is damaged"),
+        (_edit(lambda m: m["tensors"]["0.weight"].pop("shape")), network, "is damaged"),
+        (_edit(lambda m: m["tensors"]["0.weight"].update(encoding="dense")), network, "'0.weight' does not match"),
+        (_edit(lambda m: m["tensors"]["0.weight"].update(encoding="zip")), network, "'0.weight' does not match"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path, damage, model, message):
+    storage.save(sparsify(network()), tmp_path / "m")
+    if damage is not None:
+        damage(tmp_path / "m")
+    target = model()
+    before = bits(target)
+    with pytest.raises(UserError, match=message) as error:
+        storage.load(target, tmp_path / "m")
+    assert "\n" not in str(error.value)
+    assert bits(target) == before

@@ -1,0 +1,279 @@
+"""The training loop: what it writes, what each option does, and what it refuses."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import regrow
+import tiny_recipe as tiny
+from regrow import UserError, storage
+from regrow.training import loop
+from regrow.training.evaluation import Ema
+from regrow.training.models import build
+from regrow.training.recipe import differences, load, shipped
+
+
+def run(tmp_path, *overrides, extra="", **options):
+    """Train the tiny recipe; its directory and results."""
+    out = tmp_path / "run"
+    found = loop.train(load(tiny.write(tmp_path, extra), overrides), out, report=False, quiet=True, **options)
+    return out, found
+
+
+def metrics(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def saved_model(out):
+    return storage.load(build("digits-cnn", 10, 1, width=4), out / "model")
+
+
+def test_a_run_leaves_what_the_documentation_says(tmp_path):
+    out, found = run(tmp_path)
+    names = sorted(p.name for p in out.iterdir() if not p.name.startswith("."))
+    assert names == ["checkpoint", "metrics.jsonl", "model", "recipe.yaml", "results.json", "structure.json"]
+    assert load(out / "recipe.yaml") == load(tiny.write(tmp_path))
+    assert json.loads((out / "results.json").read_text()) == found
+    [entry] = found["runs"]
+    documented = {
+        "method",
+        "seed",
+        "accuracy",
+        "density",
+        "sparsity",
+        "training_cost",
+        "inference_flops",
+        "dense_flops",
+    }
+    documented |= {"dense_flops", "seconds", "steps", "explore_steps"}
+    assert entry.keys() == documented | {"label", "validation_accuracy", "by_phase", "run"}
+    assert (entry["method"], entry["steps"], entry["explore_steps"]) == ("iee", 30, 6)
+    assert entry["density"] == pytest.approx(0.2, abs=1e-3)
+    assert sum(entry["by_phase"].values()) == pytest.approx(entry["training_cost"])
+    assert 0 < entry["inference_flops"] < entry["dense_flops"]
+    assert found["summary"][0]["label"] == "iee"
+
+
+def test_metrics(tmp_path):
+    out, found = run(tmp_path)
+    lines = metrics(out)
+    assert [line["step"] for line in lines] == [5, 9, 10, 15, 18, 20, 25, 27, 30, 30, 30]
+    assert [line["split"] for line in lines if "split" in line] == ["val"] * 4 + ["test"]
+    assert [line["phase"] for line in lines] == ["explore", "estimate", "estimate", "explore"] + ["fixed"] * 7
+    for line in lines:
+        assert {"step", "epoch", "phase", "loss", "lr", "density", "seconds", "cost"} <= line.keys()
+    assert lines[-1]["accuracy"] == found["runs"][0]["accuracy"]
+    assert lines[-1]["cost"] == pytest.approx(found["runs"][0]["training_cost"])
+    assert [line["cost"] for line in lines] == sorted(line["cost"] for line in lines)
+
+
+def test_the_saved_model_is_the_one_that_was_measured(tmp_path):
+    out, found = run(tmp_path)
+    model = saved_model(out).eval()
+    data = regrow.training.data.load("generated:1x8x8:10:160", batch_size=16)
+    with torch.no_grad():
+        right = sum(int((model(x).argmax(1) == y).sum()) for x, y in data.test.epoch(0))
+    assert right / data.test.examples == pytest.approx(found["runs"][0]["accuracy"])
+    structure = json.loads((out / "structure.json").read_text())
+    parameters = dict(model.named_parameters())
+    assert [update["update"] for update in structure["history"]] == [1, 2]
+    for layer in structure["layers"]:
+        assert int((parameters[layer["name"]] != 0).sum()) == layer["active"] == layer["start_active"]
+        assert layer["total"] == parameters[layer["name"]].numel()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--method.name rigl --method.interval 5",
+        "--method.name set --method.interval 5 --optimizer.name adam",
+        "--method.name static --optimizer.name adamw --optimizer.decay_norms false",
+        "--method.name gmp --method.interval 5 --optimizer.name rmsprop",
+        "--method.name oneshot --method.h 4",
+        "--optimizer.name muon",
+        "--optimizer.name schedulefree-sgd --schedule.name constant",
+        "--optimizer.name schedulefree-adamw --schedule.name constant --train.ema 0.9",
+        "--train.precision bf16 --train.label_smoothing 0.1 --schedule.name onecycle",
+        "--train.accumulate 2 --train.clip_norm 0.5 --schedule.name step",
+        "--train.ema 0.9 --train.recalibrate 3",
+        "--criterion taylor --data.val_fraction 0",
+    ],
+)
+def test_options_work_and_keep_the_sparsity(tmp_path, words):
+    out, found = run(tmp_path, *words.split())
+    model = saved_model(out)
+    total = kept = 0
+    for name, p in model.named_parameters():
+        if name.endswith("weight") and p.dim() > 1:
+            total, kept = total + p.numel(), kept + int((p != 0).sum())
+    assert kept / total <= found["runs"][0]["density"] + 1e-9
+    assert found["runs"][0]["density"] == pytest.approx(0.2, abs=1e-3)
+
+
+def test_dense_removes_nothing(tmp_path):
+    out, found = run(tmp_path, "--method.name", "dense")
+    [entry] = found["runs"]
+    assert (entry["density"], entry["training_cost"]) == (1.0, 1.0)
+    assert entry["inference_flops"] == entry["dense_flops"]
+    assert all((p != 0).all() for name, p in saved_model(out).named_parameters() if p.dim() > 1)
+
+
+def test_without_a_validation_split_the_test_set_is_seen_once(tmp_path):
+    out, found = run(tmp_path, "--data.val_fraction", "0")
+    assert [line["split"] for line in metrics(out) if "split" in line] == ["test"]
+    assert found["runs"][0]["validation_accuracy"] is None
+
+
+def test_the_same_recipe_gives_the_same_run(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    one, two = run(tmp_path / "a")[0], run(tmp_path / "b")[0]
+    name = f"model/{storage.WEIGHTS}"
+    assert (one / name).read_bytes() == (two / name).read_bytes()
+
+
+def test_accumulated_gradients_are_those_of_the_large_batch(tmp_path):
+    recipe = load(tiny.write(tmp_path), ["--train.accumulate", "4"])
+    assert loop.Run(recipe, "iee").steps_per_epoch == 9 / 4
+    grads = []
+    for accumulate, words in ((1, []), (4, ["--train.accumulate", "4"])):
+        part = loop.Run(load(tiny.write(tmp_path), ["--model.options.width", "2", *words]), "iee")
+        part.model.eval()  # batch statistics differ between the two
+        seen = []
+        part.optimizer.optimizer.register_step_pre_hook(
+            lambda o, *_, seen=seen: seen.append([p.grad.clone() for g in o.param_groups for p in g["params"]])
+        )
+        stream = part.stream.starting_at(0)
+        if accumulate == 1:
+            images, labels = (torch.cat(parts) for parts in zip(*(next(stream) for _ in range(4)), strict=True))
+            stream = iter([(images, labels)])
+        trainer = loop.Trainer(part, None, None, 0.0, True)
+        trainer._step(stream)
+        grads.append(seen[0])
+    for one, four in zip(*grads, strict=True):
+        torch.testing.assert_close(one, four, rtol=1e-4, atol=1e-6)
+
+
+def test_clipping_sees_only_what_trains(tmp_path):
+    part = loop.Run(load(tiny.write(tmp_path), ["--train.clip_norm", "0.001"]), "iee")
+    norms = []
+
+    def record(optimizer, *_):
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        norms.append(nn.utils.get_total_norm([p.grad for p in params if p.grad is not None]))
+
+    part.optimizer.optimizer.register_step_pre_hook(record)
+    trainer = loop.Trainer(part, None, None, 0.0, True)
+    stream = part.stream.starting_at(0)
+    for _ in range(8):  # through estimate, improve and explore
+        trainer._step(stream)
+    assert torch.stack(norms).numpy() == pytest.approx([0.001] * 8, rel=1e-2)
+
+
+def test_the_average_is_evaluated_inside_the_structure():
+    model = nn.Linear(4, 4, bias=False)
+    ema = Ema(model, 0.5)
+    mask = torch.zeros(4, 4, dtype=torch.bool)
+    mask[0] = True
+    ema.update(model)
+    with torch.no_grad():
+        model.weight.mul_(mask)
+    ema.update(model)
+    averaged = ema.model({"weight": mask})
+    assert torch.equal(averaged.weight != 0, mask)
+    assert not torch.equal(ema.model({}).weight != 0, mask)  # what was pruned fades only slowly
+
+
+def test_evaluation_during_exploration_sees_the_active_structure(tmp_path):
+    part = loop.Run(load(tiny.write(tmp_path)), "iee")
+    trainer = loop.Trainer(part, None, None, 0.0, True)
+    stream = part.stream.starting_at(0)
+    while part.sparsifier.phase != "explore":
+        trainer._step(stream)
+    trainer._step(stream)
+    before = {name: p.clone() for name, p in part.model.state_dict().items()}
+    with trainer._evaluated_model() as model:
+        for name, mask in part.sparsifier.masks.items():
+            assert not dict(model.named_parameters())[name][~mask].any()
+    for name, p in part.model.state_dict().items():
+        assert torch.equal(p, before[name]), name
+
+
+def test_divergence_is_named(tmp_path):
+    with pytest.raises(
+        UserError, match=r"training diverged: the loss is (nan|inf) before step 5; try a lower optimizer.lr"
+    ):
+        run(tmp_path, "--optimizer.lr", "1e30")
+
+
+def test_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    out, _ = run(tmp_path, "--train.tensorboard", "true")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    assert {"train/loss", "train/lr", "train/density", "val/accuracy", "test/accuracy"} <= set(events.Tags()["scalars"])
+
+
+def test_the_sparsity_is_all_that_differs_between_the_imagenet_recipes():
+    for method in ("iee", "rigl"):
+        pair = [load(f"imagenet-resnet50-erk{s}-{method}").resolved() for s in (80, 90)]
+        assert list(differences(*pair)) == ["pattern.sparsity"]
+
+
+# one of each pair, as they differ in nothing but the sparsity
+LARGE = [n for n in shipped() if n.startswith("cifar")] + [
+    "imagenet-resnet50-erk80-rigl",
+    "imagenet-resnet50-erk90-iee",
+]
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_recipes_run(tmp_path, name):
+    """A few steps of everything the recipe asks for, on generated images and with short phases."""
+    words = ["--steps", "5", "--data.batch_size", "2", "--train.log_every", "4", "--train.threads", "1"]
+    shape, classes = ("3x32x32", 10) if name.startswith("cifar") else ("3x32x32", 1000)
+    words += ["--data.name", f"generated:{shape}:{classes}:24", "--data.val_fraction", "0.1"]
+    short = {"iee": ["h", "j", "q"], "rigl": ["interval"], "set": ["interval"], "gmp": ["interval"]}
+    words += [w for key in short.get(name.rpartition("-")[2], []) for w in (f"--method.{key}", "1")]
+    recipe = load(name, words)
+    found = loop.train(recipe, tmp_path / "run", report=False, quiet=True)
+    sparsity = 0.0 if name.endswith("dense") else recipe.pattern.sparsity
+    assert found["runs"][0]["sparsity"] == pytest.approx(sparsity, abs=1e-4)
+
+
+def test_two_processes(tmp_path):
+    """The real thing, launched as on many GPUs: DistributedDataParallel, sharded data and one writer."""
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    command += [
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+        "-m",
+        "regrow",
+        "train",
+    ]
+    command += [str(tiny.write(tmp_path)), "--data.batch_size", "8", "--train.accumulate", "2", "--train.ema", "0.9"]
+    done = subprocess.run([*command, "--out", str(tmp_path / "run")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("test accuracy") == 2  # of one process: in its progress, and at the end
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert found["runs"][0]["density"] == pytest.approx(0.2, abs=1e-3)
+    assert len(metrics(tmp_path / "run")) == 11

@@ -1,0 +1,189 @@
+"""A run that is stopped, or killed, and continued ends bit-identical to one that was left alone."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny_recipe as tiny
+from regrow import UserError, storage
+from regrow.cli import main
+from regrow.training import checkpoint, loop
+from regrow.training.progress import Interrupted
+from regrow.training.recipe import load
+
+EVERYTHING = """--model.name wrn10-1 --model.options {dropout: 0.2} --train.ema 0.9 --train.accumulate 2
+    --train.clip_norm 1 --optimizer.name adamw --schedule.name onecycle --data.val_fraction 0.2 --train.recalibrate 2
+    --criterion taylor"""
+VARIANTS = {
+    "plain": "",
+    "everything": EVERYTHING,
+    "rigl": "--method.name rigl --method.interval 4 --optimizer.nesterov true",
+    "muon": "--optimizer.name muon --train.precision bf16",
+    "schedulefree": "--optimizer.name schedulefree-adamw --schedule.name constant",
+}
+
+
+def words_of(text):
+    """Split at blanks, but not inside {...}."""
+    return re.findall(r"\{.*?\}|\S+", text)
+
+
+def without_time(value):
+    if isinstance(value, dict):
+        return {k: without_time(v) for k, v in value.items() if k != "seconds"}
+    return [without_time(v) for v in value] if isinstance(value, list) else value
+
+
+def outcome(out: Path):
+    """All that a run leaves behind, but for the time it took."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    results, structure = (json.loads((out / name).read_text()) for name in ("results.json", "structure.json"))
+    results["recipe"]["train"].pop("checkpoint_steps")
+    weights = (out / "model" / storage.WEIGHTS).read_bytes()
+    return without_time([results, structure, lines]), weights
+
+
+def train(recipe, out, stop_after=None, monkeypatch=None, **options):
+    with monkeypatch.context() as patch:
+        if stop_after is not None:
+            patch.setattr(loop.Trainer, "_stop_wanted", lambda self, stop: self.run.step == stop_after)
+        return loop.train(recipe, out, report=False, quiet=True, **options)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_stopped_at_any_step(tmp_path, monkeypatch, variant):
+    """Stops in every phase and at every boundary: 3 estimate, 2 improve, 3 explore, twice; then fixed."""
+    recipe = load(tiny.write(tmp_path), words_of(VARIANTS[variant]))
+    train(recipe, tmp_path / "whole", monkeypatch=monkeypatch)
+    stops = [1, 2, 3, 4, 5, 6, 7, 8, 12, 15, 16, 29] if variant == "plain" else [4, 7, 13]
+    for stop in stops:
+        out = tmp_path / f"stopped-{stop}"
+        with pytest.raises(Interrupted, match=f"stopped after step {stop} of 30"):
+            train(recipe, out, stop, monkeypatch)
+        train(recipe, out, None, monkeypatch, resume=True)
+        assert outcome(out) == outcome(tmp_path / "whole"), stop
+
+
+def test_stopped_again_and_again(tmp_path, monkeypatch):
+    recipe = load(tiny.write(tmp_path))
+    train(recipe, tmp_path / "whole", monkeypatch=monkeypatch)
+    for stop in range(2, 30, 3):
+        with pytest.raises(Interrupted):
+            train(recipe, tmp_path / "run", stop, monkeypatch, resume=True)
+    train(recipe, tmp_path / "run", None, monkeypatch, resume=True)
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+def start(recipe, out, *words):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "regrow", "train", str(recipe), "--out", str(out), "--resume", "--quiet", "--no-report",
+         "--train.log_every", "1", *words],
+        env=environment, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def wait_for_step(process, out, step):
+    """Until the metrics have reached a step, or the process has ended."""
+    path = out / "metrics.jsonl"
+    while process.poll() is None:
+        text = path.read_text() if path.exists() else ""
+        if text.count("\n") and json.loads(text[: text.rindex("\n")].splitlines()[-1])["step"] >= step:
+            return
+        time.sleep(0.001)
+
+
+def test_killed(tmp_path, monkeypatch):
+    """kill -9 of the real command, several times in one run: in every phase, at whatever it is doing."""
+    recipe = tiny.write(tmp_path)
+    long = ["--steps", "300", "--method.h", "20", "--method.j", "20", "--method.q", "20"]
+    train(load(recipe, [*long, "--train.log_every", "1"]), tmp_path / "whole", monkeypatch=monkeypatch)
+    kills = 0
+    for step in (10, 30, 50, 260):
+        process = start(recipe, tmp_path / "run", *long, "--train.checkpoint_steps", "7")
+        wait_for_step(process, tmp_path / "run", step)
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait(timeout=60) == -signal.SIGKILL
+    process = start(recipe, tmp_path / "run", *long, "--train.checkpoint_steps", "7")
+    assert process.wait(timeout=120) == 0, process.stderr.read()
+    assert kills == 4
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    assert not [p for p in (tmp_path / "run").rglob("*.tmp*") if "checkpoint" not in str(p)]
+
+
+def test_asked_to_stop(tmp_path):
+    """SIGINT and SIGTERM: the step ends, the checkpoint is written, the command says how to go on."""
+    recipe, out = tiny.write(tmp_path), tmp_path / "run"
+    for number, step in ((signal.SIGTERM, 50), (signal.SIGINT, 150)):
+        process = start(recipe, out, "--steps", "3000")
+        wait_for_step(process, out, step)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert said.count("\n") == 1
+        assert f"continue with: regrow train --out {out} --resume" in said
+        state = torch.load(checkpoint.path_in(out), weights_only=True)
+        assert step <= state["step"] < 3000
+        assert state["metrics_lines"] == len((out / "metrics.jsonl").read_text().splitlines())
+
+
+def test_a_finished_run_says_so(tmp_path, capsys, monkeypatch):
+    recipe, out = tiny.write(tmp_path), tmp_path / "run"
+    train(load(recipe), out, monkeypatch=monkeypatch)
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+    assert main(["train", str(recipe), "--out", str(out), "--resume"]) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert main(["train", "--out", str(out), "--resume"]) == 0  # the recipe is in the directory
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
+
+
+def test_killed_between_the_last_step_and_the_results(tmp_path, monkeypatch):
+    recipe = load(tiny.write(tmp_path))
+    train(recipe, tmp_path / "whole", monkeypatch=monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "structure", lambda *a: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(recipe, tmp_path / "run", monkeypatch=patch)
+    train(recipe, tmp_path / "run", None, monkeypatch, resume=True)
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+def test_what_a_kill_leaves_behind_is_swept(tmp_path, monkeypatch):
+    recipe, out = load(tiny.write(tmp_path)), tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(recipe, out, 4, monkeypatch)
+    (out / ".results.json.1.tmp").write_text("{")
+    (out / ".model.x1").mkdir()
+    (out / ".model.x1" / "manifest.json").write_text("{")
+    train(recipe, out, None, monkeypatch, resume=True)
+    assert [p.name for p in out.iterdir() if p.name.startswith(".")] == [".lock"]
+
+
+def test_another_recipe_is_refused_and_harmless_keys_are_not(tmp_path, monkeypatch):
+    path, out = tiny.write(tmp_path), tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(load(path), out, 4, monkeypatch)
+    for words, key in ((["--seed", "1"], "seed"), (["--method.budget.start", "0.2"], "method.budget.start")):
+        with pytest.raises(UserError, match=f"^{key} differs from the recipe that"):
+            train(load(path, words), out, None, monkeypatch, resume=True)
+    changed = load(path, ["--train.log_every", "3", "--train.checkpoint_steps", "5"])
+    assert train(changed, out, None, monkeypatch, resume=True)["runs"][0]["steps"] == 30
+
+
+def test_two_processes_do_not_share_a_directory(tmp_path, monkeypatch):
+    recipe, out = load(tiny.write(tmp_path)), tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(recipe, out, 4, monkeypatch)
+    lock = loop.rundir.Lock(out)
+    with pytest.raises(UserError, match="another process is writing to"):
+        train(recipe, out, None, monkeypatch, resume=True)
+    lock.release()
+    train(recipe, out, None, monkeypatch, resume=True)

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from regrow.criteria import Criterion
-from regrow.methods.base import Role, Scoring
 from regrow.schedule import PhaseName, Span
 from regrow.state import WeightState
+
+Role = Literal["prune", "grow"]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a phase scores: for which purpose, by which criterion, over how many of its last steps (None: all)."""
+
+    role: Role
+    criterion: Criterion
+    window: int | None = None
 
 
 def generator(seed: int, step: int, index: int) -> torch.Generator:

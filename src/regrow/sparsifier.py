@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow import attach
+from regrow import attach, fingerprint
 from regrow.cost import ModelFlops, PhaseSteps, count_flops, training_cost
 from regrow.criteria import Criterion
 from regrow.errors import UserError, nearest
@@ -317,7 +316,7 @@ class Sparsifier:
         self._account()
         return {
             "format": FORMAT,
-            "config": self._config(),
+            "config": self._fingerprint(),
             "step": self.step_count,
             "finished": self._finished,
             "weights": {name: state.state_dict() for name, state in self._states.items()},
@@ -328,13 +327,19 @@ class Sparsifier:
             "ledger": {phase: asdict(entry) for phase, entry in self._ledger.items()},
         }
 
+    def _fingerprint(self) -> dict[str, str]:
+        return fingerprint.of(
+            self.method, self.pattern if self._states else None, self.criterion, self.total_steps, self.seed
+        )
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where `state_dict` was taken, bit for bit, once model and optimizer have been loaded (in any order).
 
         Raises:
             UserError: where it is of another model, method, pattern or run; nothing is changed then.
         """
-        self._check(state)
+        shapes = {name: tuple(one.param.shape) for name, one in self._states.items()}
+        fingerprint.check(state, FORMAT, self._fingerprint(), shapes)
         for name, one in self._states.items():
             if self.step_count == 0 and one.param._version == self._versions[name]:
                 one.undo_start()  # the model was loaded before attaching pruned it
@@ -352,33 +357,6 @@ class Sparsifier:
         self._buffers = None
         if state["buffers"] is not None:
             self._buffers = {name: value.to(buffers[name].device).clone() for name, value in state["buffers"].items()}
-
-    def _config(self) -> dict[str, str]:
-        return {
-            "method": json.dumps([self.method.name, asdict(self.method)], default=str, sort_keys=True),  # type: ignore[call-overload]
-            "pattern": json.dumps([self.pattern.name, asdict(self.pattern)], default=str, sort_keys=True)  # type: ignore[call-overload]
-            if self.pattern and self._states
-            else "none",
-            "criterion": self.criterion.name,
-            "total_steps": str(self.total_steps),
-            "seed": str(self.seed),
-        }
-
-    def _check(self, state: dict[str, Any]) -> None:
-        if not isinstance(state, dict) or state.get("format") != FORMAT:
-            raise UserError("this is not the state of a regrow.Sparsifier of this version")
-        for key, value in self._config().items():
-            if state["config"].get(key) != value:
-                raise UserError(
-                    f"the state belongs to {key} {state['config'].get(key)}, but this sparsifier has {value}"
-                )
-        if list(state["weights"]) != list(self._states):
-            other = next(iter(set(state["weights"]) ^ set(self._states)), "the order of the parameters")
-            raise UserError(f"the state is of another model: {other!r} does not match")
-        for name, one in self._states.items():
-            shape = tuple(state["weights"][name]["flags"].shape)
-            if shape != tuple(one.param.shape):
-                raise UserError(f"the state has {name!r} of shape {shape}, but the model's is {tuple(one.param.shape)}")
 
 
 def _method(value: Method | str | None) -> Method:

@@ -12,10 +12,11 @@ from torch import Tensor
 from regrow import state as codes
 from regrow.criteria import CRITERIA
 from regrow.errors import UserError
-from regrow.methods.base import Role, Start
 from regrow.patterns.base import Pattern
-from regrow.saliency import Saliency, generator
+from regrow.saliency import Role, Saliency, generator
 from regrow.state import Init, WeightState
+
+Start = Literal["random", "criterion"]
 
 
 def sparsity_of(final: Mapping[str, tuple[int, int]]) -> float:

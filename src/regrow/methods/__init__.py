@@ -1,6 +1,6 @@
 """One file for each method; importing this package registers them all."""
 
-from regrow.methods.base import METHODS, Method, Scoring
+from regrow.methods.base import METHODS, Method
 from regrow.methods.dense import Dense
 from regrow.methods.gmp import GMP
 from regrow.methods.iee import IEE
@@ -9,4 +9,4 @@ from regrow.methods.rigl import RigL
 from regrow.methods.set import SET
 from regrow.methods.static import Static
 
-__all__ = ["GMP", "IEE", "METHODS", "SET", "Dense", "Method", "OneShot", "RigL", "Scoring", "Static"]
+__all__ = ["GMP", "IEE", "METHODS", "SET", "Dense", "Method", "OneShot", "RigL", "Static"]

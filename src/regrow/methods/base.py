@@ -4,29 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar
 
 from regrow.criteria import Criterion
 from regrow.errors import UserError
+from regrow.saliency import Scoring
 from regrow.schedule import Boundary, PhaseName, Span, Timeline
-
-if TYPE_CHECKING:
-    from regrow.units import Units
+from regrow.units import Units
 
 METHODS: dict[str, type[Method]] = {}
-
-Role = Literal["prune", "grow"]
-Start = Literal["random", "criterion"]
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """What a phase scores: for which purpose, by which criterion, over how many of its last steps (None: all)."""
-
-    role: Role
-    criterion: Criterion
-    window: int | None = None
 
 
 class Method(ABC):

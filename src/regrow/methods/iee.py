@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from regrow.criteria import Criterion
 from regrow.errors import UserError
-from regrow.methods.base import Method, Scoring, Start, check_start, check_steps, register
+from regrow.methods.base import Method, check_start, check_steps, register
+from regrow.saliency import Scoring
 from regrow.schedule import Boundary, Budget, Phase, PhaseName, Timeline, cubic, repeat, steps_of
 from regrow.state import Init
-
-if TYPE_CHECKING:
-    from regrow.units import Units
+from regrow.units import Start, Units
 
 
 @register

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from regrow.criteria import Criterion
-from regrow.methods.base import Method, Scoring, check_steps, register
+from regrow.methods.base import Method, check_steps, register
+from regrow.saliency import Scoring
 from regrow.schedule import Boundary, Phase, PhaseName, Timeline, repeat
-
-if TYPE_CHECKING:
-    from regrow.units import Units
+from regrow.units import Units
 
 
 @register

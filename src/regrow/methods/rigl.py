@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from regrow.criteria import Criterion
-from regrow.methods.base import Method, Scoring, Start, check_start, check_steps, register
+from regrow.methods.base import Method, check_start, check_steps, register
+from regrow.saliency import Scoring
 from regrow.schedule import Boundary, Budget, Phase, PhaseName, Timeline, repeat, steps_of
-
-if TYPE_CHECKING:
-    from regrow.units import Units
+from regrow.units import Start, Units
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from regrow.methods.base import Method, Start, check_start, register
+from regrow.methods.base import Method, check_start, register
 from regrow.schedule import Timeline
-
-if TYPE_CHECKING:
-    from regrow.units import Units
+from regrow.units import Start, Units
 
 
 @register

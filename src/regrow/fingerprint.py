@@ -1,0 +1,55 @@
+"""What a checkpoint belongs to, and whether it fits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from regrow.criteria import Criterion
+from regrow.errors import UserError
+from regrow.methods.base import Method
+from regrow.patterns.base import Pattern
+
+
+def of(method: Method, pattern: Pattern | None, criterion: Criterion, total_steps: int, seed: int) -> dict[str, str]:
+    """All that decides how a run goes on, as text."""
+    return {
+        "method": _text(method.name, method),
+        "pattern": _text(pattern.name, pattern) if pattern else "none",
+        "criterion": criterion.name,
+        "total_steps": str(total_steps),
+        "seed": str(seed),
+    }
+
+
+def check(state: Any, version: int, expected: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuses a state that is of something else.
+
+    Args:
+        state: what somebody hands in.
+        version: of the format.
+        expected: the fingerprint it must have.
+        shapes: parameter name → shape, in order.
+
+    Raises:
+        UserError: naming the first thing that does not match.
+    """
+    if not isinstance(state, dict) or state.get("format") != version:
+        raise UserError("this is not the state of a regrow.Sparsifier of this version")
+    for key, value in expected.items():
+        found = state["config"].get(key)
+        if found != value:
+            raise UserError(f"the state belongs to {key} {found}, but this sparsifier has {value}")
+    if list(state["weights"]) != list(shapes):
+        other = next(iter(set(state["weights"]) ^ set(shapes)), "the order of the parameters")
+        raise UserError(f"the state is of another model: {other!r} does not match")
+    for name, shape in shapes.items():
+        found = tuple(state["weights"][name]["flags"].shape)
+        if found != shape:
+            raise UserError(f"the state has {name!r} of shape {found}, but the model's is {shape}")
+
+
+def _text(name: str, options: Any) -> str:
+    return json.dumps([name, asdict(options)], default=str, sort_keys=True)

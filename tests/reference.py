@@ -124,7 +124,7 @@ class Reference:
                 known = torch.tensor([flat[j].item() if j in trained_before else 0.0 for j in range(len(flat))])
                 mean = known.view_as(tensor).sum(dtype=torch.float32) / max(1, int((known != 0).sum()))
                 for j in trains_now - trained_before:
-                    if flat[j] == 0:
+                    if flat[j] < 1e-3 * mean:
                         flat[j] = mean
         return trains_now
 

@@ -59,7 +59,7 @@ def test_optimizers_in_the_table_do_keep_zeros(name) -> None:
     for decay in (0.0, 0.1):
         p = nn.Parameter(torch.tensor([0.0, 1.0]))
         optimizer = kind([p], lr=0.1, weight_decay=decay)
-        assert keeps_zero(optimizer, optimizer.param_groups[0])
+        assert keeps_zero(optimizer, optimizer.param_groups[0], torch.float32)
         for _ in range(20):
             p.grad = torch.tensor([0.0, 1.0])
             optimizer.step()
@@ -69,7 +69,7 @@ def test_optimizers_in_the_table_do_keep_zeros(name) -> None:
         assert known <= set(KINDS)
     if KEEPS_ZERO[name]:
         optimizer = kind([p], lr=0.1, **{KEEPS_ZERO[name]: 0.0})
-        assert not keeps_zero(optimizer, optimizer.param_groups[0])
+        assert not keeps_zero(optimizer, optimizer.param_groups[0], torch.float32)
 
 
 def test_a_subclass_is_not_taken_for_its_parent() -> None:
@@ -77,7 +77,7 @@ def test_a_subclass_is_not_taken_for_its_parent() -> None:
         pass
 
     optimizer = Noisy(network().parameters(), 0.1)
-    assert not keeps_zero(optimizer, optimizer.param_groups[0])
+    assert not keeps_zero(optimizer, optimizer.param_groups[0], torch.float32)
 
 
 def test_unwrap() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from regrow import optim_state
 from regrow.errors import UserError
@@ -91,7 +92,8 @@ def check_weights(sparsified: Mapping[str, Tensor]) -> None:
 class InputRecorder:
     """A forward pre-hook that keeps the shapes of the first batch, so that FLOPs can be counted later.
 
-    It refers to nothing else, so models that carry it can be copied and pickled; it does nothing while compiling.
+    It never disturbs the model: what it cannot record it leaves, copies and pickles of it are empty, and it does
+    nothing while compiling.
     """
 
     def __init__(self) -> None:
@@ -101,5 +103,34 @@ class InputRecorder:
         """Records; called by the model with its inputs."""
         if torch.compiler.is_compiling() or self.inputs is not None:
             return
-        strip = torch.utils._pytree.tree_map_only
-        self.inputs = strip(Tensor, lambda t: torch.empty_like(t, device="meta"), (args, dict(kwargs)))
+        leaves, tree = tree_flatten((args, kwargs))
+        if not all(type(leaf) in (Tensor, nn.Parameter, bool, int, float, str, type(None)) for leaf in leaves):
+            return
+        try:
+            shapes = [torch.empty_like(x, device="meta") if isinstance(x, Tensor) else x for x in leaves]
+        except RuntimeError:  # e.g. inside a functorch transform
+            return
+        self.inputs = tree_unflatten(shapes, tree)
+
+    def __deepcopy__(self, memo: object) -> InputRecorder:
+        return InputRecorder()
+
+    def __reduce__(self) -> tuple[type[InputRecorder], tuple[()]]:
+        return InputRecorder, ()
+
+
+class LoadListener:
+    """A hook on loading weights or optimizer state, after which both may not fit the codes. Copies of it are deaf."""
+
+    def __init__(self) -> None:
+        self.unsettled = True  # as after attaching
+
+    def __call__(self, *args: object) -> None:
+        """Notes; called by a model or an optimizer that has loaded its state."""
+        self.unsettled = True
+
+    def __deepcopy__(self, memo: object) -> LoadListener:
+        return LoadListener()
+
+    def __reduce__(self) -> tuple[type[LoadListener], tuple[()]]:
+        return LoadListener, ()

@@ -10,6 +10,16 @@ import torch
 from torch import Tensor, nn
 
 
+def norm_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The running statistics of a model's batch (and instance) norms, by name."""
+    return {
+        f"{name}.{key}" if name else key: buffer
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase)
+        for key, buffer in module.named_buffers(recurse=False)
+    }
+
+
 @torch.no_grad()
 def recalibrate(model: nn.Module, loader: Iterable[Any], batches: int | None = None) -> None:
     """Re-estimates the running statistics of batch norms, which pruning leaves stale.

@@ -37,7 +37,10 @@ class Criterion:
         args: list[Tensor | None] = [weight]
         if self.uses_grad:
             args.append(grad)
+        versions = [tensor._version for tensor in args if tensor is not None]
         score = self.function(*args, generator=generator) if self.uses_generator else self.function(*args)
+        if versions != [tensor._version for tensor in args if tensor is not None]:
+            raise UserError(f"criterion {self.name!r} changes its arguments in place; let it return a new tensor")
         if not isinstance(score, Tensor) or score.shape != weight.shape:
             got = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
             raise UserError(f"criterion {self.name!r} must return scores of shape {tuple(weight.shape)}, not {got}")
@@ -58,12 +61,20 @@ class Criterion:
             return CRITERIA[value]
         if not callable(value):
             raise UserError(f"criterion must be a name or a function of (weight) or (weight, grad), not {value!r}")
-        names = list(inspect.signature(value).parameters)
-        random = "generator" in names
-        tensors = len(names) - random
-        if tensors not in (1, 2):
-            raise UserError(f"criterion {value!r} must take (weight) or (weight, grad), not ({', '.join(names)})")
-        return cls(getattr(value, "__name__", "custom"), value, uses_grad=tensors == 2, uses_generator=random)
+        try:
+            parameters = inspect.signature(value).parameters
+        except ValueError:  # a builtin: taken as a function of the weight
+            parameters = inspect.signature(lambda weight: weight).parameters
+        random = "generator" in parameters
+        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        tensors = [
+            name
+            for name, p in parameters.items()
+            if p.kind in positional and p.default is inspect.Parameter.empty and name != "generator"
+        ]
+        if len(tensors) not in (1, 2):
+            raise UserError(f"criterion {value!r} must take (weight) or (weight, grad), not ({', '.join(parameters)})")
+        return cls(getattr(value, "__name__", "custom"), value, uses_grad=len(tensors) == 2, uses_generator=random)
 
 
 def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

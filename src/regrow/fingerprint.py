@@ -12,6 +12,10 @@ from regrow.errors import UserError
 from regrow.methods.base import Method
 from regrow.patterns.base import Pattern
 
+KEYS = (
+    "config", "step", "finished", "weights", "saliency", "tally", "buffers", "history", "ledger",
+)  # fmt: skip
+
 
 def of(method: Method, pattern: Pattern | None, criterion: Criterion, total_steps: int, seed: int) -> dict[str, str]:
     """All that decides how a run goes on, as text."""
@@ -38,6 +42,9 @@ def check(state: Any, version: int, expected: Mapping[str, str], shapes: Mapping
     """
     if not isinstance(state, dict) or state.get("format") != version:
         raise UserError("this is not the state of a regrow.Sparsifier of this version")
+    missing = [key for key in KEYS if key not in state]
+    if missing:
+        raise UserError(f"the state is damaged: it lacks {missing[0]!r}")
     for key, value in expected.items():
         found = state["config"].get(key)
         if found != value:

@@ -25,20 +25,33 @@ KINDS: dict[str, Kind] = {
     "exp_avg": "first",
     "grad_avg": "first",
     "prev": "first",
+    "momentum": "first",
     "mu": "first",
+    "exp_avg_diff": "first",
+    "last_grad": "first",
+    "neg_pre_grad": "first",
     "exp_avg_sq": "second",
     "max_exp_avg_sq": "second",
     "square_avg": "second",
     "exp_inf": "second",
     "sum": "second",
     "acc_delta": "second",
+    "exp_avg_var": "second",
+    "grad_sum_sq": "second",
     "z": "parameter",
     "ax": "parameter",
+    "x": "parameter",
+    "y": "parameter",
+    "x0": "parameter",
+    "lookahead_slow_buff": "parameter",
     "slow_buffer": "parameter",
     "slow_param": "parameter",
     "cached_params": "parameter",
     "step_size": "keep",
 }
+
+# Below this share of the mean, a second moment is taken as never estimated, or faded away while its entry was pruned.
+FADED = 1e-3
 
 # Optimizers whose step leaves an entry at exactly zero if its value, gradient and first moments are zero: element-wise,
 # multiplicative decay, and a denominator that is never zero. For any other, zeros are written again after every step.
@@ -66,11 +79,16 @@ def unwrap(optimizer: Any) -> Optimizer:
     return optimizer
 
 
-def keeps_zero(optimizer: Optimizer, group: MutableMapping[str, Any]) -> bool:
-    """Whether a masked gradient is enough to keep pruned entries of this group at exactly zero."""
+def keeper(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that holds the state of another: timm's Lookahead leaves it all to the one inside."""
+    return getattr(optimizer, "_base_optimizer", optimizer)
+
+
+def keeps_zero(optimizer: Optimizer, group: MutableMapping[str, Any], dtype: torch.dtype) -> bool:
+    """Whether a masked gradient is enough to keep pruned entries of this group, of this dtype, at exactly zero."""
     kind = type(optimizer)
     option = KEEPS_ZERO.get(f"{kind.__module__}.{kind.__qualname__}")
-    return option is not None and (not option or group[option] > 0)
+    return option is not None and (not option or bool(torch.tensor(group[option], dtype=dtype) > 0))
 
 
 def tensors(state: MutableMapping[str, Any], param: Tensor) -> Iterator[tuple[str, Kind, Tensor]]:
@@ -108,9 +126,9 @@ def mend(state: MutableMapping[str, Any], param: Tensor, trainable: Tensor, befo
         if kind == "first":
             value.masked_fill_(~trainable | fresh, 0)
         elif kind == "second":
-            unknown = fresh & (value == 0)
             known = value.masked_fill(~before, 0)
             mean = known.sum(dtype=torch.float32) / (known != 0).sum().clamp(min=1)
-            value.copy_(torch.where(unknown, mean.to(value.dtype), value))
+            faded = fresh & (value < FADED * mean)
+            value.copy_(torch.where(faded, mean.to(value.dtype), value))
         elif kind == "parameter":
             value.copy_(torch.where(restarted, param, value))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,6 +31,11 @@ def generator(seed: int, step: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(mixed)
 
 
+def finite_gradients(grads: Iterable[Tensor]) -> Tensor:
+    """Whether no gradient holds a NaN or an Inf: a bool scalar, without synchronisation."""
+    return torch.stack([grad.sum(dtype=torch.float32) for grad in grads]).isfinite().all()
+
+
 class Saliency:
     """Keeps what a method asks to be scored.
 
@@ -53,7 +58,7 @@ class Saliency:
         self.scorings = scorings
         self.seed = seed
         self._sums: dict[Role, dict[str, Tensor]] = {}
-        self._steps: dict[Role, Tensor] = {}
+        self._steps: dict[Role, dict[str, Tensor]] = {}
 
     def due(self, span: Span, step: int) -> list[Scoring]:
         """The scorings that take the gradients of this step."""
@@ -66,27 +71,33 @@ class Saliency:
         ]
 
     @torch.no_grad()
-    def observe(self, scorings: list[Scoring], unscale: Tensor | None) -> None:
+    def observe(
+        self, states: Mapping[str, WeightState], scorings: list[Scoring], unscale: Tensor | None
+    ) -> Tensor | None:
         """Adds the scores of a step, unless one of its gradients holds a NaN or an Inf; no synchronisation.
 
         Args:
+            states: those of the parameters whose gradients are ready.
             scorings: those that are due.
             unscale: what gradients are multiplied by first, where a gradient scaler has not done so.
+
+        Returns:
+            Whether all gradients were finite, a bool scalar; None where there are none.
         """
-        grads = {name: state.param.grad for name, state in self.states.items() if state.param.grad is not None}
+        grads = {name: state.param.grad for name, state in states.items() if state.param.grad is not None}
         if not grads:
-            return
-        finite = torch.stack([grad.sum(dtype=torch.float32) for grad in grads.values()]).isfinite().all()
+            return None
+        finite = finite_gradients(grads.values())
         for scoring in scorings:
-            sums = self._sums.setdefault(scoring.role, {})
+            sums, steps = self._sums.setdefault(scoring.role, {}), self._steps.setdefault(scoring.role, {})
             for name, grad in grads.items():
-                state = self.states[name]
+                state = states[name]
                 weight = state.param.detach() if scoring.role == "prune" else state.values()
                 score = scoring.criterion(weight, grad if unscale is None else grad * unscale)
                 score = score.masked_fill(~finite, 0)
                 sums[name] = sums[name].add_(score) if name in sums else score
-            count = self._steps.get(scoring.role)
-            self._steps[scoring.role] = finite.long() if count is None else count.add_(finite)
+                steps[name] = steps[name] + finite if name in steps else finite.long()
+        return finite
 
     def scores(self, role: Role, name: str, step: int) -> Tensor:
         """The scores of one parameter: fp32, its shape, higher stays; averaged over the steps that counted."""
@@ -99,7 +110,7 @@ class Saliency:
             sums = self._sums.get(role, {})
             if name not in sums:  # it took part in no step
                 return torch.zeros_like(state.param, dtype=torch.float32)
-            return sums[name] / self._steps[role].clamp(min=1)
+            return sums[name] / self._steps[role][name].clamp(min=1)
         index = list(self.states).index(name)
         return criterion(state.values(), generator=generator(self.seed, step, index))
 
@@ -112,7 +123,7 @@ class Saliency:
         """The sums so far."""
         return {
             "sums": {role: {k: v.clone() for k, v in sums.items()} for role, sums in self._sums.items()},
-            "steps": {role: int(count) for role, count in self._steps.items()},
+            "steps": {role: {k: int(n) for k, n in steps.items()} for role, steps in self._steps.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -121,4 +132,7 @@ class Saliency:
         self._sums = {
             role: {name: v.to(device[name]).clone() for name, v in sums.items()} for role, sums in state["sums"].items()
         }
-        self._steps = {role: torch.tensor(n, device=next(iter(device.values()))) for role, n in state["steps"].items()}
+        self._steps = {
+            role: {name: torch.tensor(n, device=device[name]) for name, n in steps.items()}
+            for role, steps in state["steps"].items()
+        }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow import attach, fingerprint
+from regrow import attach, fingerprint, gradients
+from regrow.batchnorm import norm_buffers
 from regrow.cost import ModelFlops, PhaseSteps, count_flops, training_cost
 from regrow.criteria import Criterion
 from regrow.errors import UserError, nearest
 from regrow.methods import IEE, METHODS, Method
-from regrow.optim_state import keeps_zero
+from regrow.optim_state import keeper, keeps_zero
 from regrow.patterns.base import Pattern, unwrap
 from regrow.saliency import Saliency
 from regrow.schedule import Boundary, PhaseName
@@ -85,26 +85,34 @@ class Sparsifier:
 
         self._states = {name: _state(name, param, *groups[id(param)]) for name, param in params.items()}
         self._by_optimizer = {
-            id(one): [s for s in self._states.values() if groups[id(s.param)][0] is one] for one in self._optimizers
+            id(one): {name: s for name, s in self._states.items() if groups[id(s.param)][0] is one}
+            for one in self._optimizers
         }
         self._target = sparsity_of(final)
         self._saliency = Saliency(self._states, self.criterion, scorings, seed)
+        self._gradients = gradients.Gradients(self._by_optimizer, self._saliency)
         self._units: Units | None = None
         self._finished = False
-        self._prepared: tuple[weakref.ref[Tensor], int] | None = None
         self._skipped = False
+        self._shown_sparse = False
         self._buffers: dict[str, Tensor] | None = None  # as they were when exploration began
         self._ledger: dict[str, PhaseSteps] = {}
         self._accounted = 0
         self._flops: ModelFlops | None = None
+        for state in self._states.values():
+            _agree(state.param.data)
         if params and pattern is not None:
             self._units = Units(self._states, pattern, final, self._saliency, _agree, seed)
             self._units.aim(self.method.sparsity_at(-1, self._timeline.updates, self._target), 0.0, 0)
             self.method.begin(self._units)
-        self._versions = {name: state.param._version for name, state in self._states.items()}
         self._recorder = attach.InputRecorder()
-        self._handles: list[Any] = [self.model.register_forward_pre_hook(self._recorder, with_kwargs=True)]
+        self._loads = attach.LoadListener()
+        self._handles: list[Any] = [
+            self.model.register_forward_pre_hook(self._recorder, with_kwargs=True),
+            self.model.register_load_state_dict_post_hook(self._loads),
+        ]
         for one in self._optimizers:
+            self._handles.append(keeper(one).register_load_state_dict_post_hook(self._loads))
             self._handles.append(one.register_step_pre_hook(self._before_step))
             self._handles.append(one.register_step_post_hook(self._after_step))
 
@@ -160,66 +168,38 @@ class Sparsifier:
     def prepare_step(self) -> None:
         """Scores and masks the gradients of this step. The optimizer's step does it by itself; call it before clipping
         gradients (and after unscaling them), so that their norm is that of the weights that train. Idempotent."""
-        probe = self._probe()
-        if probe is None or (self._prepared and self._prepared[0]() is probe and self._prepared[1] == probe._version):
-            return
-        self._score(None)
-        self._mask(probe)
+        for optimizer in self._optimizers:
+            self._prepare(optimizer, None, again=True)
 
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if callable(closure):  # gradients come into being inside the step
-
-            def prepared() -> Any:
-                with torch.enable_grad():
-                    loss = closure()
-                self.prepare_step()
-                return loss
-
-            return (
-                ((args[0], prepared, *args[2:]), kwargs)
-                if "closure" not in kwargs
-                else (args, kwargs | {"closure": prepared})
-            )
+        closure = gradients.closure_of(args, kwargs)
+        if closure is not None:  # gradients come into being inside the step
+            return gradients.with_closure(args, kwargs, lambda: self._prepare_after(closure))
         # fused optimizers get scaled gradients and may skip the step by themselves
         found_inf = getattr(optimizer, "found_inf", None)
         self._skipped = found_inf is not None and bool(found_inf)
         if self._skipped:
             return None
-        probe = self._probe()
-        if probe is not None:
-            if self._prepared is None or self._prepared[0]() is not probe:
-                scale = getattr(optimizer, "grad_scale", None)
-                self._score(None if scale is None else scale.reciprocal())
-                self._mask(probe)
-            elif self._prepared[1] != probe._version:  # clipped since; or made anew in place
-                self._mask(probe)
+        scale = getattr(optimizer, "grad_scale", None)
+        self._prepare(optimizer, None if scale is None else scale.reciprocal(), again=False)
         return None
 
-    def _probe(self) -> Tensor | None:
-        """Any gradient, by which a new backward pass is told from the last one."""
-        return next((s.param.grad for s in self._states.values() if s.param.grad is not None), None)
+    def _prepare_after(self, closure: Callable[[], Any]) -> Any:
+        with torch.enable_grad():
+            loss = closure()
+        self.prepare_step()
+        return loss
 
-    def _score(self, unscale: Tensor | None) -> None:
+    def _prepare(self, optimizer: Optimizer, unscale: Tensor | None, again: bool) -> None:
+        if self._loads.unsettled:
+            for state in self._states.values():
+                state.settle()
+            self._loads.unsettled = False
         span = self._timeline.phase_at(self.step_count)
         due = [] if self._finished else self._saliency.due(span, self.step_count)
-        if due:
-            self._saliency.observe(due, unscale)
-
-    def _mask(self, probe: Tensor) -> None:
-        for state in self._states.values():
-            state.mask_gradient()
-        if self._freezes:
-            # without a gradient an optimizer leaves a parameter and its state alone
-            for optimizer in self._optimizers:
-                mine = {id(state.param) for state in self._by_optimizer[id(optimizer)]}
-                for group in optimizer.param_groups:
-                    for param in group["params"]:
-                        if id(param) not in mine:
-                            param.grad = None
-        self._prepared = (weakref.ref(probe), probe._version)
+        self._gradients.prepare(optimizer, due, self._freezes, unscale, again)
 
     @property
     def _freezes(self) -> bool:
@@ -228,10 +208,10 @@ class Sparsifier:
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._skipped:
             return
-        for state in self._by_optimizer[id(optimizer)]:
+        for state in self._by_optimizer[id(optimizer)].values():
             state.enforce()
+        self._gradients.used(optimizer)
         if optimizer is self._optimizers[-1]:
-            self._prepared = None
             self.step_count += 1
             if not self._finished:
                 for boundary in self._timeline.ended_at(self.step_count):
@@ -251,11 +231,11 @@ class Sparsifier:
         if boundary.last:
             self.history.append(self._units.record(boundary.update))
         if self._freezes and self._buffers is None:
-            self._buffers = {name: b.detach().clone() for name, b in self.model.named_buffers()}
+            self._buffers = {name: b.detach().clone() for name, b in norm_buffers(self.model).items()}
 
     def _restore_buffers(self) -> None:
         if self._buffers is not None:
-            _write(dict(self.model.named_buffers()), self._buffers)
+            _write(norm_buffers(self.model), self._buffers)
         self._buffers = None
 
     def _account(self) -> None:
@@ -276,21 +256,21 @@ class Sparsifier:
         """Inside it, the model computes as its active structure, also while others are explored: for evaluating and
         saving. Afterwards everything is as it was, bit for bit."""
         for state in self._states.values():
-            state.enforce(again=True)
-        if self.phase != "explore":
+            state.write_zeros()
+        if self.phase != "explore" or self._shown_sparse:
             yield
             return
         weights = {name: state.hide_explored() for name, state in self._states.items()}
-        live: dict[str, Tensor] = {}
-        if self._buffers is not None:
-            buffers = dict(self.model.named_buffers())
-            live = {name: b.detach().clone() for name, b in buffers.items()}
-            _write(buffers, self._buffers)
+        buffers = norm_buffers(self.model) if self._buffers is not None else {}
+        live = {name: b.detach().clone() for name, b in buffers.items()}
+        _write(buffers, self._buffers or {})
+        self._shown_sparse = True
         try:
             yield
         finally:
             _write({name: state.param for name, state in self._states.items()}, weights)
-            _write(dict(self.model.named_buffers()), live)
+            _write(buffers, live)
+            self._shown_sparse = False
 
     def finalize(self) -> None:
         """Ends updates at the exact target, also in the middle of one; the structure stays fixed and enforced."""
@@ -302,7 +282,7 @@ class Sparsifier:
             self._saliency.forget()
         self._finished = True
         for state in self._states.values():
-            state.enforce(again=True)
+            state.write_zeros()
 
     def detach(self) -> None:
         """Finalizes and leaves: the model keeps its zeros, but nothing holds them any more."""
@@ -313,6 +293,8 @@ class Sparsifier:
 
     def state_dict(self) -> dict[str, Any]:
         """All that resuming needs beside model and optimizer: tensors, numbers, strings, lists and dicts only."""
+        if self._shown_sparse:
+            raise UserError("state_dict() inside sparse() would lose what is being explored; take it outside")
         self._account()
         return {
             "format": FORMAT,
@@ -326,6 +308,12 @@ class Sparsifier:
             "history": list(self.history),
             "ledger": {phase: asdict(entry) for phase, entry in self._ledger.items()},
         }
+
+    def __deepcopy__(self, memo: object) -> Sparsifier:
+        raise TypeError("a Sparsifier belongs to one optimizer; attach a new one and give it this one's state_dict()")
+
+    def __reduce__(self) -> str:
+        raise TypeError("a Sparsifier cannot be pickled; save its state_dict()")
 
     def _fingerprint(self) -> dict[str, str]:
         return fingerprint.of(
@@ -341,19 +329,18 @@ class Sparsifier:
         shapes = {name: tuple(one.param.shape) for name, one in self._states.items()}
         fingerprint.check(state, FORMAT, self._fingerprint(), shapes)
         for name, one in self._states.items():
-            if self.step_count == 0 and one.param._version == self._versions[name]:
-                one.undo_start()  # the model was loaded before attaching pruned it
+            if self.step_count == 0:
+                one.undo_start()  # the model may have been loaded before attaching pruned it
             one.load_state_dict(state["weights"][name])
-        self._versions = {}
         self._saliency.load_state_dict(state["saliency"])
         if self._units:
             self._units.tally = dict(state["tally"])
         self.step_count = self._accounted = state["step"]
         self._finished = state["finished"]
-        self._prepared = None
+        self._loads.unsettled = True
         self.history = [dict(record) for record in state["history"]]
         self._ledger = {phase: PhaseSteps(**entry) for phase, entry in state["ledger"].items()}
-        buffers = dict(self.model.named_buffers())
+        buffers = norm_buffers(self.model)
         self._buffers = None
         if state["buffers"] is not None:
             self._buffers = {name: value.to(buffers[name].device).clone() for name, value in state["buffers"].items()}
@@ -379,9 +366,9 @@ def _total_steps(value: int | None) -> int:
 
 def _state(name: str, param: nn.Parameter, optimizer: Optimizer, group: dict[str, Any]) -> WeightState:
     def optimizer_state() -> Any:
-        return optimizer.state.get(param, {})
+        return keeper(optimizer).state.get(param, {})
 
-    return WeightState(name, param, optimizer_state, keeps_zero(optimizer, group))
+    return WeightState(name, param, optimizer_state, keeps_zero(optimizer, group, param.dtype))
 
 
 def _agree(code: Tensor) -> Tensor:

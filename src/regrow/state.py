@@ -49,6 +49,7 @@ class WeightState:
         self._optimizer_state = optimizer_state
         self._has_frozen = False
         self._has_pruned = False
+        self._settled = False
 
     @property
     def code(self) -> Tensor:
@@ -77,8 +78,8 @@ class WeightState:
         return (self.flags & _GROWN).to(torch.bool)
 
     def optimizer_state(self) -> MutableMapping[str, Any]:
-        """The optimizer's state of this parameter, empty before its first step."""
-        return self._optimizer_state()
+        """The optimizer's state of this parameter; empty before its first step, and before `settle`."""
+        return self._optimizer_state() if self._settled else {}
 
     def values(self) -> Tensor:
         """What each entry is worth now: its live value, or for pruned ones the value in memory."""
@@ -136,14 +137,23 @@ class WeightState:
             self.param.grad.mul_(self.flags & 1)
 
     @torch.no_grad()
-    def enforce(self, again: bool = False) -> None:
-        """Puts pruned and frozen entries back to their values, bit for bit; no synchronisation.
+    def settle(self) -> None:
+        """Makes values and optimizer state that somebody else wrote (or left from before attaching) fit the codes."""
+        self._settled = True
+        self.write_zeros()
+        trains = self.trainable
+        optim_state.mend(self.optimizer_state(), self.param, trains, trains, self.code == PRUNED)
 
-        Args:
-            again: also write zeros that the optimizer should have kept by itself (after somebody else wrote weights).
-        """
-        write_zeros = self._has_pruned and (again or not self.holds_zero)
-        if not (self._has_frozen or write_zeros):
+    @torch.no_grad()
+    def write_zeros(self) -> None:
+        """Zeroes what is pruned."""
+        if self._has_pruned:
+            self.param.masked_fill_(self.code == PRUNED, 0)
+
+    @torch.no_grad()
+    def enforce(self) -> None:
+        """Puts pruned and frozen entries back to their values after a step, bit for bit; no synchronisation."""
+        if not self._has_frozen and (self.holds_zero or not self._has_pruned):
             return
         self._restore(self.param, self.memory)
         for name, kind, value in optim_state.tensors(self.optimizer_state(), self.param):
@@ -165,8 +175,9 @@ class WeightState:
 
     @torch.no_grad()
     def undo_start(self) -> None:
-        """Puts back the values from before the first transition, which memory still holds."""
-        self.param.copy_(self.values())
+        """Puts back the values from before the first transition, where nobody has written others since."""
+        if torch.equal(self.param, self.memory.masked_fill(self.code == PRUNED, 0)):
+            self.param.copy_(self.memory)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors only: flags, memory, and held optimizer state."""
@@ -180,3 +191,5 @@ class WeightState:
         self._has_frozen = bool((self.code == FROZEN).any())
         self._has_pruned = bool((self.code == PRUNED).any())
         self.held = {name: value.to(self.param.device).clone() for name, value in state["held"].items()}
+        self._settled = True
+        self.write_zeros()

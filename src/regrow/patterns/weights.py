@@ -33,7 +33,8 @@ class Weights(Pattern):
         sparsity: share of these weights that is removed, from 0 up to but not including 1.
         distribution: how many per layer. ``"uniform"`` (the first layer of the model stays dense), ``"er"``, ``"erk"``
             (Evci et al. 2020; layers that come out denser than full are dense), ``"global"`` (all layers ranked
-            together from the start), or a mapping from layer to density, the others uniform at `sparsity`.
+            together from the start), or a mapping from layer to density (names as in `exclude`; of several that
+            match the last one counts, and a parameter's own name above all), the others uniform at `sparsity`.
         scope: ``"layer"`` keeps each layer's count; ``"global"`` ranks all layers together at every update, so that the
             distribution drifts. Each layer keeps at least one weight.
         exclude: layers that stay dense; names of modules or parameters, ``*`` and ``?`` allowed.
@@ -75,7 +76,7 @@ class Weights(Pattern):
 
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
         model = unwrap(model)
-        everything = {canonical(name): p for name, p in model.named_parameters() if p.dim() > 1}
+        everything = {canonical(name): p for name, p in model.named_parameters() if p.dim() > 1 and p.numel()}
         named = _match(self.include, everything, "include")
         chosen = {name: everything[name] for name in (named or list(_layers(model)))}
         if not named:
@@ -102,7 +103,8 @@ class Weights(Pattern):
         if isinstance(self.distribution, str):
             kind = self.distribution
         else:
-            for pattern, density in self.distribution.items():
+            exact_last = sorted(self.distribution.items(), key=lambda item: item[0] in shapes)
+            for pattern, density in exact_last:
                 named |= dict.fromkeys(_match([pattern], shapes, "distribution"), density)
         counts = active_counts(shapes, self.sparsity, kind, named)
         return {name: (counts[name], p.numel()) for name, p in params.items()}
@@ -124,7 +126,7 @@ def _layers(model: nn.Module) -> Iterator[str]:
             if isinstance(module, kind):
                 for attribute in attributes:
                     p = module._parameters.get(attribute)
-                    if p is not None and p in first:
+                    if p is not None and p.numel() and p in first:
                         yield first.pop(p)
 
 

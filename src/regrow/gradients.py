@@ -1,0 +1,95 @@
+"""What happens to gradients before an optimizer takes its step: they are scored, and masked."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from regrow.saliency import Saliency, Scoring
+from regrow.state import WeightState
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """By what a new backward pass is told from the one prepared last, and whether the scores of that one counted."""
+
+    gradient: weakref.ref[Tensor]
+    version: int
+    finite: Tensor | None
+
+
+class Gradients:
+    """Prepares the gradients of each backward pass once, however often and by whomever it is asked to.
+
+    Args:
+        by_optimizer: id of an optimizer → the sparsified parameters that it trains.
+        saliency: where scores are added up.
+    """
+
+    def __init__(self, by_optimizer: Mapping[int, Mapping[str, WeightState]], saliency: Saliency) -> None:
+        self._by_optimizer = by_optimizer
+        self._saliency = saliency
+        self._prepared: dict[int, _Prepared] = {}
+
+    def prepare(
+        self, optimizer: Optimizer, due: list[Scoring], freezes: bool, unscale: Tensor | None, again: bool
+    ) -> None:
+        """Scores and masks the gradients in the hands of one optimizer.
+
+        Args:
+            optimizer: one of those in `by_optimizer`.
+            due: what is scored in this step.
+            freezes: whether parameters that are not sparsified get no gradient.
+            unscale: what gradients are multiplied by before they are scored, if a gradient scaler has not done so.
+            again: whether a gradient that has changed in place since it was prepared may be of a new backward pass,
+                after a step that was skipped; otherwise it was clipped.
+        """
+        states = self._by_optimizer[id(optimizer)]
+        if freezes:
+            _drop(optimizer, {id(state.param) for state in states.values()})
+        probe = next((s.param.grad for s in states.values() if s.param.grad is not None), None)
+        if probe is None:
+            return
+        last = self._prepared.get(id(optimizer))
+        finite = None
+        if last is not None and last.gradient() is probe:
+            if last.version == probe._version:
+                return
+            finite = last.finite
+        if due and (finite is None or (again and not finite)):
+            finite = self._saliency.observe(states, due, unscale)
+        for state in states.values():
+            state.mask_gradient()
+        self._prepared[id(optimizer)] = _Prepared(weakref.ref(probe), probe._version, finite)
+
+    def used(self, optimizer: Optimizer) -> None:
+        """The optimizer has taken its step: whatever gradient comes next is new."""
+        self._prepared.pop(id(optimizer), None)
+
+
+def _drop(optimizer: Optimizer, keep: set[int]) -> None:
+    """Without a gradient, an optimizer leaves a parameter and its state alone."""
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            if id(param) not in keep:
+                param.grad = None
+
+
+def closure_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any] | None:
+    """The closure among the arguments of ``optimizer.step`` (the first is the optimizer), if there is one."""
+    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    return closure if callable(closure) else None
+
+
+def with_closure(
+    args: tuple[Any, ...], kwargs: dict[str, Any], closure: Callable[[], Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same arguments with this closure in the place of theirs."""
+    if "closure" in kwargs:
+        return args, kwargs | {"closure": closure}
+    return (args[0], closure, *args[2:]), kwargs

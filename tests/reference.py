@@ -146,6 +146,7 @@ class Reference:
             for k, p in self.params.items():
                 self.sums[k] += (p.detach() * grads[k]).abs()
             self.seen += 1
+        self.evolve(grads)
         exploring = self.explored is not None and self.o.get("freeze", True)
         sparsified = {id(p) for p in self.params.values()}
         saved = {k: p.detach().clone() for k, p in self.params.items()}
@@ -163,6 +164,28 @@ class Reference:
                     p.detach().view(-1)[j] = saved[k].view(-1)[j]
         self.step += 1
         self.cross()
+
+    def evolve(self, grads):
+        """Shadow exploration: memory of what is out of use follows the dense gradient."""
+        speed, every = self.o.get("shadow_speed", 0.0), self.o.get("shadow_every", 1)
+        if not speed or self.update >= self.updates() or self.explored is not None:
+            return
+        if self.step == 0:
+            self.memory = {k: torch.zeros_like(m) for k, m in self.memory.items()}
+        if self.step % every != every - 1:
+            return
+        group = self.optimizer.param_groups[0]
+        rate = every * group["lr"] / (1 - group.get("momentum", 0.0))
+        for k, g in grads.items():
+            second = next((v for n, v in self.optimizer.state.get(self.params[k], {}).items() if n in SECOND), None)
+            change = g * (-speed * rate)
+            if second is not None:
+                count = max(1, int((second != 0).sum()))
+                change = change / ((second.sum(dtype=torch.float32) / count).sqrt() + group["eps"])
+            for j in range(g.numel()):
+                if j not in self.active[k]:
+                    m = self.memory[k].view(-1)
+                    m[j] = m[j] * (1 - rate * group["weight_decay"]) + change.view(-1)[j]
 
     def cross(self):
         if self.update >= self.updates():

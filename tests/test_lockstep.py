@@ -73,6 +73,8 @@ def test_every_method_with_every_optimizer(method: str, optimizer: str, criterio
         {"q": 0},
         {"j": 0, "q": 1},
         {"start": "criterion"},
+        {"q": 0, "shadow_speed": 0.1},
+        {"shadow_speed": 0.3, "shadow_every": 3, "grown_init": "explored"},
         {"ramp": 0.0},
         {"ramp": 0.5, "start": "criterion", "grown_init": "explored"},
     ],

@@ -18,6 +18,8 @@ PLANS = [(METHODS[name](**options)) for name, options in OPTIONS.items()] + [
     IEE(h=4, j=3, q=2, ramp=0.3),
     IEE(h=4, j=3, q=2, freeze=False),
     IEE(h=4, j=3, q=0),
+    IEE(h=4, j=3, q=0, shadow_speed=0.1),
+    IEE(h=4, j=3, q=2, shadow_speed=0.1, shadow_every=3),
     GMP(interval=6, begin_at=10, update_end=45),
 ]
 

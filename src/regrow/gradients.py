@@ -10,7 +10,9 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from regrow.saliency import Saliency, Scoring
+from regrow.attach import Groups
+from regrow.saliency import Saliency, Scoring, finite_gradients
+from regrow.shadow import Shadow
 from regrow.state import WeightState
 
 
@@ -29,21 +31,32 @@ class Gradients:
     Args:
         by_optimizer: id of an optimizer → the sparsified parameters that it trains.
         saliency: where scores are added up.
+        groups: id of a parameter → its optimizer and group.
     """
 
-    def __init__(self, by_optimizer: Mapping[int, Mapping[str, WeightState]], saliency: Saliency) -> None:
+    def __init__(
+        self, by_optimizer: Mapping[int, Mapping[str, WeightState]], saliency: Saliency, groups: Groups
+    ) -> None:
         self._by_optimizer = by_optimizer
+        self._groups = groups
         self._saliency = saliency
         self._prepared: dict[int, _Prepared] = {}
 
     def prepare(
-        self, optimizer: Optimizer, due: list[Scoring], freezes: bool, unscale: Tensor | None, again: bool
+        self,
+        optimizer: Optimizer,
+        due: list[Scoring],
+        shadow: Shadow | None,
+        freezes: bool,
+        unscale: Tensor | None,
+        again: bool,
     ) -> None:
         """Scores and masks the gradients in the hands of one optimizer.
 
         Args:
             optimizer: one of those in `by_optimizer`.
             due: what is scored in this step.
+            shadow: how what is out of use evolves in this step, if it does.
             freezes: whether parameters that are not sparsified get no gradient.
             unscale: what gradients are multiplied by before they are scored, if a gradient scaler has not done so.
             again: whether a gradient that has changed in place since it was prepared may be of a new backward pass,
@@ -61,8 +74,13 @@ class Gradients:
             if last.version == probe._version:
                 return
             finite = last.finite
-        if due and (finite is None or (again and not finite)):
-            finite = self._saliency.observe(states, due, unscale)
+        if (due or shadow) and (finite is None or (again and not finite)):
+            ready = {name: state for name, state in states.items() if state.param.grad is not None}
+            finite = finite_gradients(state.param.grad for state in ready.values() if state.param.grad is not None)
+            self._saliency.observe(ready, due, unscale, finite)
+            if shadow is not None:
+                groups = {name: self._groups[id(state.param)][1] for name, state in ready.items()}
+                shadow.evolve(ready, groups, unscale, finite)
         for state in states.values():
             state.mask_gradient()
         self._prepared[id(optimizer)] = _Prepared(weakref.ref(probe), probe._version, finite)

@@ -72,32 +72,26 @@ class Saliency:
 
     @torch.no_grad()
     def observe(
-        self, states: Mapping[str, WeightState], scorings: list[Scoring], unscale: Tensor | None
-    ) -> Tensor | None:
-        """Adds the scores of a step, unless one of its gradients holds a NaN or an Inf; no synchronisation.
+        self, states: Mapping[str, WeightState], scorings: list[Scoring], unscale: Tensor | None, finite: Tensor
+    ) -> None:
+        """Adds the scores of a step; no synchronisation.
 
         Args:
-            states: those of the parameters whose gradients are ready.
+            states: those of the parameters that have gradients.
             scorings: those that are due.
             unscale: what gradients are multiplied by first, where a gradient scaler has not done so.
-
-        Returns:
-            Whether all gradients were finite, a bool scalar; None where there are none.
+            finite: bool scalar; where it is False, nothing is added.
         """
-        grads = {name: state.param.grad for name, state in states.items() if state.param.grad is not None}
-        if not grads:
-            return None
-        finite = finite_gradients(grads.values())
         for scoring in scorings:
             sums, steps = self._sums.setdefault(scoring.role, {}), self._steps.setdefault(scoring.role, {})
-            for name, grad in grads.items():
-                state = states[name]
+            for name, state in states.items():
+                grad = state.param.grad
+                assert grad is not None
                 weight = state.param.detach() if scoring.role == "prune" else state.values()
                 score = scoring.criterion(weight, grad if unscale is None else grad * unscale)
                 score = score.masked_fill(~finite, 0)
                 sums[name] = sums[name].add_(score) if name in sums else score
                 steps[name] = steps[name] + finite if name in steps else finite.long()
-        return finite
 
     def scores(self, role: Role, name: str, step: int) -> Tensor:
         """The scores of one parameter: fp32, its shape, higher stays; averaged over the steps that counted."""

@@ -90,7 +90,7 @@ class Sparsifier:
         }
         self._target = sparsity_of(final)
         self._saliency = Saliency(self._states, self.criterion, scorings, seed)
-        self._gradients = gradients.Gradients(self._by_optimizer, self._saliency)
+        self._gradients = gradients.Gradients(self._by_optimizer, self._saliency, groups)
         self._units: Units | None = None
         self._finished = False
         self._skipped = False
@@ -197,9 +197,13 @@ class Sparsifier:
             for state in self._states.values():
                 state.settle()
             self._loads.unsettled = False
+            if self.step_count == 0 and self.method.shadow is not None:
+                for state in self._states.values():
+                    state.memory.zero_()  # what was never in use starts its preview from nothing
         span = self._timeline.phase_at(self.step_count)
         due = [] if self._finished else self._saliency.due(span, self.step_count)
-        self._gradients.prepare(optimizer, due, self._freezes, unscale, again)
+        shadow = None if self._finished else self.method.shadow_at(span, self.step_count)
+        self._gradients.prepare(optimizer, due, shadow, self._freezes, unscale, again)
 
     @property
     def _freezes(self) -> bool:

@@ -124,6 +124,11 @@ class WeightState:
         }
 
     @torch.no_grad()
+    def evolve_memory(self, decay: float, change: Tensor) -> None:
+        """memory ← decay·memory + change. Means something for pruned entries; that of trainable ones is not in use."""
+        self.memory.mul_(decay).add_(change)
+
+    @torch.no_grad()
     def mark(self, previous: Tensor | None = None, grown: Tensor | None = None) -> None:
         """Records (as bool, the parameter's shape) the structure that an update left, or what of it was grown."""
         for bit, mask in ((_PREVIOUS, previous), (_GROWN, grown)):

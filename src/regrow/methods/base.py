@@ -10,6 +10,7 @@ from regrow.criteria import Criterion
 from regrow.errors import UserError
 from regrow.saliency import Scoring
 from regrow.schedule import Boundary, PhaseName, Span, Timeline
+from regrow.shadow import Shadow
 from regrow.units import Units
 
 METHODS: dict[str, type[Method]] = {}
@@ -51,6 +52,17 @@ class Method(ABC):
         raise NotImplementedError(f"{type(self).__name__} has updates but no at_boundary")
 
     @property
+    def shadow(self) -> Shadow | None:
+        """How what is out of use evolves in memory while the active structure trains; None if it rests."""
+        return None
+
+    def shadow_at(self, span: Span, step: int) -> Shadow | None:
+        """The same, where it uses the gradient of this step."""
+        shadow = self.shadow
+        at_rest = shadow is None or span.update is None or span.phase == "explore" or not shadow.due(step)
+        return None if at_rest else shadow
+
+    @property
     def explores(self) -> bool:
         """Whether there are steps in which the active structure is frozen."""
         return False
@@ -59,6 +71,8 @@ class Method(ABC):
         """How many of the steps from `start` to `end` of a span use the gradient of every weight."""
         if span.phase == "explore":
             return 0 if self.explores else end - start
+        if self.shadow is not None and span.update is not None:
+            return self.shadow.steps(start, end)
         windows = [
             span.end - span.start if scoring.window is None else scoring.window
             for scoring in self.scorings(criterion).get(span.phase, ())

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from regrow import shadow as shadows
 from regrow.criteria import Criterion
 from regrow.errors import UserError
 from regrow.methods.base import Method, check_start, check_steps, register
@@ -38,6 +39,9 @@ class IEE(Method):
         start: ``"random"`` (from scratch) or ``"criterion"`` (the best units of a trained model).
         ramp: sparsity to start with; it rises to the target along GMP's cubic while updates go on. None starts at the
             target.
+        shadow_speed: speed, as a share of the optimizer's own, at which removed units evolve in memory by the dense
+            gradients of `h` and `j` (see `regrow.shadow`); 0 leaves them at rest. With q=0 this is all the preview.
+        shadow_every: use the dense gradient of every so many steps only.
 
     Raises:
         UserError: for options out of range, or that contradict each other.
@@ -56,6 +60,8 @@ class IEE(Method):
     improve: bool = True
     start: Start = "random"
     ramp: float | None = None
+    shadow_speed: float = 0.0
+    shadow_every: int = 1
 
     def __post_init__(self) -> None:
         check_steps("h", self.h, 1)
@@ -68,6 +74,7 @@ class IEE(Method):
             raise UserError(f"reactivate {self.reactivate!r} is unknown; use 'mru' or 'zero'")
         if self.ramp is not None and not 0 <= self.ramp < 1:
             raise UserError(f"ramp is {self.ramp}, but must be a sparsity in [0, 1) to start with")
+        shadows.of(self.shadow_speed, self.shadow_every)
         if self.q == 0 and self.reactivate == "zero":
             raise UserError("q=0 explores nothing, so reactivate='zero' leaves nothing to rank; use reactivate='mru'")
 
@@ -92,6 +99,10 @@ class IEE(Method):
 
     def churn(self, update: int, timeline: Timeline) -> float:
         return self.budget.fraction(timeline.prune_step(update), timeline.until)
+
+    @property
+    def shadow(self) -> shadows.Shadow | None:
+        return shadows.of(self.shadow_speed, self.shadow_every)
 
     @property
     def explores(self) -> bool:

@@ -1,0 +1,82 @@
+"""Shadow exploration: what is out of use goes on changing in memory, by the gradients that training computes anyway.
+
+So it is previewed while the active structure trains on, and no step is spent on exploring alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regrow import optim_state
+from regrow.errors import UserError
+from regrow.state import WeightState
+
+
+@dataclass(frozen=True)
+class Shadow:
+    """How the memory m of an entry that is out of use moves: m ← (1 − r·wd)·m − speed·r·g.
+
+    r is the step that the optimizer takes per unit of a steady gradient: lr/(1 − momentum), for Adam and its kin
+    lr / (√v + eps) with v the mean second moment of the layer; wd is the weight decay; g the dense gradient. Memory
+    starts at zero for what was never in use, and at the value it had for what was pruned.
+
+    Args:
+        speed: share of the optimizer's own speed.
+        every: use the gradient of every so many steps only, with so many times the rate.
+    """
+
+    speed: float
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if self.speed < 0:
+            raise UserError(f"shadow is {self.speed}, but must be a share of the optimizer's speed, at least 0")
+        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
+            raise UserError(f"shadow_every is {self.every!r}, but must be a whole number of steps, at least 1")
+
+    def due(self, step: int) -> bool:
+        """Whether the gradient of this step is used."""
+        return step % self.every == self.every - 1
+
+    def steps(self, start: int, end: int) -> int:
+        """How many of these steps are due."""
+        return end // self.every - start // self.every
+
+    @torch.no_grad()
+    def evolve(
+        self,
+        states: Mapping[str, WeightState],
+        groups: Mapping[str, Mapping[str, Any]],
+        unscale: Tensor | None,
+        finite: Tensor,
+    ) -> None:
+        """Moves the memory of all entries that are out of use; no synchronisation.
+
+        Args:
+            states: those of the parameters that have gradients.
+            groups: the optimizer's group of each.
+            unscale: what gradients are multiplied by first, where a gradient scaler has not done so.
+            finite: bool scalar; where it is False, no gradient is used.
+        """
+        for name, state in states.items():
+            grad, group = state.param.grad, groups[name]
+            assert grad is not None
+            rate = self.every * group["lr"] / (1 - group.get("momentum", 0.0))
+            change = grad * (-self.speed * rate)
+            if unscale is not None:
+                change *= unscale
+            divisor = optim_state.typical_step(state.optimizer_state(), grad, group.get("eps", 0.0))
+            if divisor is not None:
+                change /= divisor
+            state.evolve_memory(1 - rate * group.get("weight_decay", 0.0), change.masked_fill_(~finite, 0))
+
+
+def of(speed: float, every: int) -> Shadow | None:
+    """The shadow exploration of these options; none at speed 0."""
+    shadow = Shadow(speed, every)
+    return shadow if speed else None

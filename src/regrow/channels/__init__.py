@@ -1,0 +1,1 @@
+"""Channels: which of them belong together, what they cost, and which to keep."""

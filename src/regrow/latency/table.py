@@ -1,0 +1,302 @@
+"""Tables of latency: measured points of each kind of unit, interpolated, stored with the machine's fingerprint."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regrow.errors import UserError
+from regrow.latency.trace import Key, Network, Unit
+
+FORMAT = "regrow-latency"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a latency holds for.
+
+    Attributes:
+        cpu: model name
+        cores: that the system reports
+        torch: version
+        runtime: "eager" or "onnxruntime"
+        runtime_version: of ONNX Runtime; PyTorch's own for "eager"
+    """
+
+    cpu: str
+    cores: int
+    torch: str
+    runtime: str
+    runtime_version: str
+
+    @classmethod
+    def here(cls, runtime: str) -> Machine:
+        """This machine."""
+        import torch
+
+        version = torch.__version__
+        if runtime == "onnxruntime":
+            import onnxruntime
+
+            version = onnxruntime.__version__
+        return cls(_cpu_name(), os.cpu_count() or 1, torch.__version__, runtime, version)
+
+    def differences(self, other: Machine) -> list[str]:
+        """What differs, in words."""
+        mine, theirs = asdict(self), asdict(other)
+        return [
+            f"{name.replace('_', ' ')} {theirs[name]}, here {mine[name]}" for name in mine if mine[name] != theirs[name]
+        ]
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    facts: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        facts.setdefault(name.strip(), value.strip())
+    if "model name" in facts:
+        return " ".join(facts[k] for k in ("model name", "cpu family", "model", "stepping") if k in facts)
+    return platform.processor() or platform.machine()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Measured seconds of one kind of unit.
+
+    Attributes:
+        c_in, c_out: strictly increasing channel counts; ``c_out`` is (0,) where one number says both
+        seconds: (len(c_in), len(c_out)), for a whole batch
+        step: kernels handle so many channels at a time
+        stairs: for input and output how much of a started step is paid: 0 as many channels as there are, 1 all of it
+    """
+
+    c_in: tuple[int, ...]
+    c_out: tuple[int, ...]
+    seconds: NDArray[np.float64]
+    step: int = 16
+    stairs: tuple[float, float] = (0.0, 0.0)
+
+    def at(self, c_in: int, c_out: int) -> float:
+        """Seconds by bilinear interpolation: exact at measured points, held constant below the smallest one."""
+        row, up = _place(self.c_in, c_in, self.step, self.stairs[0])
+        column, right = (0, 0.0) if len(self.c_out) == 1 else _place(self.c_out, c_out, self.step, self.stairs[1])
+        rows = self.seconds[row : row + 2, column : column + 2]
+        across = rows[:, 0] if right == 0.0 else rows[:, 0] * (1 - right) + rows[:, 1] * right
+        return float(across[0] if up == 0.0 else across[0] * (1 - up) + across[1] * up)
+
+
+def _place(points: tuple[int, ...], channels: int, step: int, stairs: float) -> tuple[int, float]:
+    """Index of the point at or below, and the fraction of the way to the next (above 1 beyond the last)."""
+    if len(points) == 1 or channels <= points[0]:
+        return 0, 0.0
+    index = min(int(np.searchsorted(points, channels, side="right")) - 1, len(points) - 2)
+    low, high = points[index], points[index + 1]
+    rounded = math.ceil(channels / step) * step
+    if channels < high:  # points end a step too, so that they stay exact
+        rounded = channels if channels == low else min(rounded, high)
+    c = channels + stairs * (rounded - channels)
+    return index, (c - low) / (high - low)
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """What the units of a model cost on a machine, in seconds per batch.
+
+    Attributes:
+        machine: where it was measured
+        batch: examples at a time
+        threads: that were used
+        network: the units of the model it was measured for
+        grids: measured points by kind of unit
+        correction: factor on the units' own times, as they run a little differently among others than by themselves
+        other: seconds of the whole that do not depend on widths
+        measured: seconds of the whole dense model
+    """
+
+    machine: Machine
+    batch: int
+    threads: int
+    network: Network
+    grids: Mapping[Key, Grid]
+    correction: float = 1.0
+    other: float = 0.0
+    measured: float = 0.0
+    _units: dict[str, Unit] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._units.update({unit.name: unit for unit in self.network.units})
+
+    def latency(self, key: Key | str, c_in: int, c_out: int) -> float:
+        """Seconds per batch of one unit at these widths.
+
+        Args:
+            key: a kind of unit, or the name of one of the model's units ("layer1.0.conv1")
+            c_in, c_out: channels; for units with one width ``c_in`` counts
+
+        Raises:
+            UserError: if the table has no such unit.
+        """
+        found = key if isinstance(key, Key) else self._units[key].key if key in self._units else None
+        if found is None or found not in self.grids:
+            raise UserError(f"the latency table has no unit {key!s}: measure it with the model that has it")
+        return self.correction * self.grids[found].at(c_in, c_out)
+
+    def model(self, widths: Mapping[str, tuple[int, int]] | None = None) -> float:
+        """Seconds per batch of the whole model at given widths.
+
+        Args:
+            widths: name of a layer → its (c_in, c_out); layers that are not named are dense. Pools, norms and the like
+                have as many channels as the layers that feed them.
+
+        Raises:
+            UserError: if a name is not a layer of the model.
+        """
+        widths = dict(widths or {})
+        if unknown := [name for name in widths if name not in self._units]:
+            raise UserError(f"the latency table has no layer {unknown[0]}: it was measured for another model")
+        total = self.other
+        for unit in self.network.units:
+            total += self.latency(unit.key, *self._widths(unit, widths))
+        return total
+
+    def _widths(self, unit: Unit, widths: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
+        if unit.name in widths:
+            return widths[unit.name]
+        if unit.key.two_sided or not unit.sources or not all(s in self._units for s in unit.sources):
+            return unit.c_in, unit.c_out
+        dense = sum(self._units[s].c_out for s in unit.sources)
+        if dense != unit.c_in:
+            return unit.c_in, unit.c_out
+        total = sum(widths[s][1] if s in widths else self._units[s].c_out for s in unit.sources)
+        return total, total
+
+    def predict(self, network: Network) -> float:
+        """Seconds per batch of another model that is made of the same kinds of units, thin ones for example.
+
+        Raises:
+            UserError: if it has a unit that the table does not know.
+        """
+        return self.other + sum(self.latency(unit.key, unit.c_in, unit.c_out) for unit in network.units)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write JSON, atomically."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(_as_json(self), file, indent=1)
+                file.write("\n")
+            os.chmod(temporary, 0o644)  # mkstemp makes it private
+            os.replace(temporary, target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, allow_other_machine: bool = False) -> LatencyTable:
+        """Read what `save` wrote.
+
+        Args:
+            allow_other_machine: take a table from another machine or version, with a warning
+
+        Raises:
+            UserError: if the file cannot be read, is damaged or no latency table, or was measured elsewhere.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"the latency table {path} cannot be read ({error.strerror})") from error
+        except ValueError as error:
+            raise UserError(f"the latency table {path} is damaged, perhaps cut short: measure it again") from error
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise UserError(f"{path} is not a latency table: make one with `regrow profile`")
+        if content.get("version") != VERSION:
+            raise UserError(
+                f"the latency table {path} has format version {content.get('version')}, this regrow reads {VERSION}: "
+                "measure it again"
+            )
+        try:
+            table = _from_json(content)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"the latency table {path} is damaged: measure it again") from error
+        table.check_machine(str(path), allow_other_machine)
+        return table
+
+    def check_machine(self, name: str, allow: bool) -> None:
+        """Warns, or raises a UserError unless ``allow``, if this table was measured elsewhere."""
+        try:
+            differences = Machine.here(self.machine.runtime).differences(self.machine)
+        except ImportError:
+            differences = [f"runtime {self.machine.runtime}, here not installed"]
+        if differences:
+            sentence = f"the latency table {name} was measured elsewhere ({'; '.join(differences)})"
+            if not allow:
+                raise UserError(f"{sentence}: measure it here with `regrow profile`, or set allow_other_machine")
+            warnings.warn(sentence, stacklevel=3)
+
+
+def _as_json(table: LatencyTable) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "machine": asdict(table.machine),
+        "batch": table.batch,
+        "threads": table.threads,
+        "measured": table.measured,
+        "correction": table.correction,
+        "other": table.other,
+        "unpriced": table.network.unpriced,
+        "units": [{**asdict(unit), "key": asdict(unit.key)} for unit in table.network.units],
+        "grids": [
+            {
+                "key": asdict(key), "c_in": grid.c_in, "c_out": grid.c_out, "step": grid.step, "stairs": grid.stairs,
+                "seconds": grid.seconds.tolist(),
+            }
+            for key, grid in table.grids.items()
+        ],
+    }  # fmt: skip
+
+
+def _from_json(content: dict[str, Any]) -> LatencyTable:
+    """Raises a KeyError, TypeError or ValueError for whatever does not fit."""
+    grids = {}
+    for entry in content["grids"]:
+        seconds = np.asarray(entry["seconds"], dtype=np.float64)
+        c_in, c_out = (tuple(int(c) for c in entry[side]) for side in ("c_in", "c_out"))
+        rising = all(list(c) == sorted(set(c)) and c for c in (c_in, c_out))
+        if seconds.shape != (len(c_in), len(c_out)) or not rising or not (np.isfinite(seconds) & (seconds >= 0)).all():
+            raise ValueError("a grid does not fit its axes")
+        first, second = entry["stairs"]
+        grids[_key(entry["key"])] = Grid(c_in, c_out, seconds, int(entry["step"]), (float(first), float(second)))
+    units = tuple(
+        replace(Unit(**{**unit, "key": _key(unit["key"])}), sources=tuple(unit["sources"])) for unit in content["units"]
+    )
+    numbers = {name: float(content[name]) for name in ("correction", "other", "measured")}
+    if not all(math.isfinite(number) for number in numbers.values()):
+        raise ValueError("a number is not finite")
+    return LatencyTable(
+        Machine(**content["machine"]), int(content["batch"]), int(content["threads"]),
+        Network(units, dict(content["unpriced"])), grids, **numbers,
+    )  # fmt: skip
+
+
+def _key(fields: dict[str, Any]) -> Key:
+    given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+    return Key(**given)

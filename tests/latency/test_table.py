@@ -1,0 +1,184 @@
+"""Latency tables: interpolation, files, fingerprints."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from regrow.errors import UserError
+from regrow.latency.table import Grid, LatencyTable, Machine
+from regrow.latency.trace import Key, Network, Unit, trace
+
+CONV = Key("conv", (8, 8), (3, 3), (1, 1), (1, 1), (1, 1), tail=("batch_norm", "relu_"))
+POOL = Key("mean", (8, 8))
+
+
+def table() -> LatencyTable:
+    units = (
+        Unit("a", CONV, 3, 32),
+        Unit("b", CONV, 32, 64, ("a",)),
+        Unit("mean:7", POOL, 64, 64, ("b",)),
+    )
+    grids = {
+        CONV: Grid((3, 16, 32), (16, 64), np.array([[1.0, 3.0], [2.0, 6.0], [4.0, 12.0]])),
+        POOL: Grid((16, 64), (0,), np.array([[0.1], [0.4]])),
+    }
+    return LatencyTable(Machine.here("eager"), 4, 1, Network(units, {}), grids)
+
+
+def test_interpolation_is_bilinear_and_exact_at_measured_points():
+    made = table()
+    grid = made.grids[CONV]
+    for row, c_in in enumerate(grid.c_in):
+        for column, c_out in enumerate(grid.c_out):
+            assert made.latency(CONV, c_in, c_out) == grid.seconds[row, column]
+    assert made.latency("b", 24, 40) == pytest.approx((2 + 6 + 4 + 12) / 4)
+    assert made.latency(CONV, 16, 28) == pytest.approx(3.0)
+    assert made.latency(CONV, 1, 8) == 1.0  # no cheaper below the smallest point
+    assert made.latency(CONV, 48, 64) == pytest.approx(18.0)  # continued beyond the last
+    assert made.latency(POOL, 40, 40) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0, 2.0])
+def test_started_steps_cost_their_share_and_measured_points_stay_exact(share):
+    grid = Grid((16, 64), (0,), np.array([[1.0], [4.0]]), stairs=(share, 0.0))
+    assert grid.at(16, 16) == 1.0
+    assert grid.at(32, 32) == 2.0
+    assert grid.at(64, 64) == 4.0
+    assert grid.at(24, 24) == pytest.approx(1.5 + 0.5 * share)
+    assert grid.at(63, 63) == pytest.approx((63 + share) / 16)
+
+
+def test_a_model_is_the_sum_of_its_units_at_given_widths():
+    made = table()
+    assert made.model() == pytest.approx(made.latency(CONV, 3, 32) + 12.0 + 0.4)
+    thin = made.model({"a": (3, 16), "b": (16, 16)})
+    assert thin == pytest.approx(1.0 + 2.0 + 0.1)  # the pool follows b
+    scaled = replace(made, correction=2.0, other=5.0)
+    assert scaled.model({"a": (3, 16), "b": (16, 16)}) == pytest.approx(2 * thin + 5.0)
+    assert scaled.predict(made.network) == pytest.approx(scaled.model())
+
+
+def test_unknown_units_and_layers_are_named():
+    with pytest.raises(UserError, match="has no unit layer9: measure it"):
+        table().latency("layer9", 1, 1)
+    with pytest.raises(UserError, match="has no unit conv 9x9"):
+        table().latency(replace(CONV, size=(9, 9)), 1, 1)
+    with pytest.raises(UserError, match="has no layer c: it was measured for another model"):
+        table().model({"c": (1, 1)})
+
+
+def test_save_and_load_are_exact(tmp_path):
+    made = replace(table(), correction=1.25, other=0.5, measured=3.0)
+    made.save(tmp_path / "deep" / "table.json")
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["table.json"]
+    read = LatencyTable.load(tmp_path / "deep" / "table.json")
+    assert read.network == made.network
+    assert (read.machine, read.batch, read.threads) == (made.machine, 4, 1)
+    assert (read.correction, read.other, read.measured) == (1.25, 0.5, 3.0)
+    for key, grid in made.grids.items():
+        assert (read.grids[key].c_in, read.grids[key].c_out) == (grid.c_in, grid.c_out)
+        assert np.array_equal(read.grids[key].seconds, grid.seconds)
+    assert read.model() == made.model()
+
+
+def test_every_truncation_is_refused_in_one_sentence(tmp_path):
+    path = tmp_path / "table.json"
+    table().save(path)
+    text = path.read_text()
+    for cut in range(0, len(text) - 2, 37):
+        path.write_text(text[:cut])
+        with pytest.raises(UserError, match="is damaged, perhaps cut short: measure it again"):
+            LatencyTable.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(format="other"), "is not a latency table: make one with `regrow profile`"),
+        (lambda c: c.update(version=99), "has format version 99, this regrow reads 1"),
+        (lambda c: c.pop("grids"), "is damaged: measure it again"),
+        (lambda c: c["grids"][0]["seconds"].pop(), "is damaged: measure it again"),
+        (lambda c: c["grids"][0]["c_in"].reverse(), "is damaged: measure it again"),
+        (lambda c: c["grids"][0]["seconds"][0].__setitem__(0, -1.0), "is damaged: measure it again"),
+        (lambda c: c["units"][0].update(surprise=1), "is damaged: measure it again"),
+        (lambda c: c.update(machine=3), "is damaged: measure it again"),
+        (lambda c: c.update(correction=None), "is damaged: measure it again"),
+        (lambda c: c["machine"].update(cpu="Z80", cores=64), r"measured elsewhere \(cpu Z80, here .*; cores 64, here"),
+    ],
+)
+def test_foreign_and_damaged_tables_are_refused_in_one_sentence(tmp_path, change, message):
+    path = tmp_path / "table.json"
+    table().save(path)
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        LatencyTable.load(path)
+
+
+def test_a_missing_table_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"none.json cannot be read \(No such file"):
+        LatencyTable.load(tmp_path / "none.json")
+
+
+def test_a_table_from_elsewhere_is_taken_with_a_warning_if_asked_for(tmp_path):
+    path = tmp_path / "table.json"
+    replace(table(), machine=replace(Machine.here("eager"), cpu="Z80")).save(path)
+    with pytest.warns(UserWarning, match="measured elsewhere"):
+        assert LatencyTable.load(path, allow_other_machine=True).machine.cpu == "Z80"
+
+
+def test_a_failed_save_keeps_the_old_table(tmp_path, monkeypatch):
+    path = tmp_path / "table.json"
+    table().save(path)
+    before = path.read_text()
+    monkeypatch.setattr(json, "dump", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        table().save(path)
+    assert path.read_text() == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.short = nn.Conv2d(3, 8, 1)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv2(torch.relu_(self.bn1(self.conv1(x))))
+        y = torch.relu(y + self.short(x))
+        y = torch.cat([y, y], 1)[:, :8]
+        return self.fc(y.mean((2, 3))).cumsum(1)
+
+
+def test_trace_finds_units_with_their_tails_and_sources():
+    model = Block().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    network = trace(model, torch.randn(2, 3, 8, 8))
+    found = [(u.name.split(":")[0], str(u.key), u.c_in, u.c_out, u.sources, u.fixed) for u in network.units]
+    assert found == [
+        ("conv1", "conv 8x8 k3x3 p1x1 +batch_norm +relu_", 3, 8, (), False),
+        ("conv2", "conv-depthwise 8x8 k3x3 p1x1 bias", 8, 8, ("conv1",), False),
+        ("short", "conv 8x8 k1x1 bias +add +relu", 3, 8, (), False),
+        ("cat", "cat 8x8", 16, 16, ("conv2", "conv2"), False),
+        ("mean", "mean 8x8", 8, 8, (), False),
+        ("fc", "linear bias", 8, 5, (), True),
+    ]
+    assert network.unpriced == {"cumsum": 1}
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_trace_refuses_what_does_not_run():
+    with pytest.raises(UserError, match=r"does not run on inputs of shape \(2, 4, 8, 8\)"):
+        trace(Block(), torch.randn(2, 4, 8, 8))

@@ -1,0 +1,222 @@
+"""Labels that follow channels through a network.
+
+Every index of every parameter's dimension is an *atom*, a number above 0. A `Layer` says which atom each slice of a
+tensor vanishes with, along one or several of its dimensions (0: with none). What an operation asks of them goes into a
+`Ledger`: these atoms vanish together, those cannot vanish. The layers of one tensor never share a dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Labels along some dimensions of a tensor.
+
+    Attributes:
+        atoms: int64, of the tensor's rank, each dimension of full length or of length 1 where labels do not vary.
+        zero: whether what belongs to a removed channel is exactly zero in a model where removed slices are zeroed.
+    """
+
+    atoms: Tensor
+    zero: bool = False
+
+    @property
+    def dims(self) -> frozenset[int]:
+        """The dimensions along which the labels vary."""
+        return frozenset(d for d, n in enumerate(self.atoms.shape) if n > 1)
+
+
+Layers = tuple[Layer, ...]
+
+
+@dataclass
+class Ledger:
+    """What the operations of a network ask of the atoms."""
+
+    pairs: list[Tensor] = field(default_factory=list)  # [2, n]: vanish together
+    fixed: list[tuple[Tensor, str, bool]] = field(default_factory=list)  # (atoms, reason, whether a user may insist)
+    grids: list[Tensor] = field(default_factory=list)  # what is kept of these must form a grid
+    produced: list[Tensor] = field(default_factory=list)  # outputs of convolutions and linear layers
+    sizes: list[tuple[str, str, int | None, Tensor]] = field(
+        default_factory=list
+    )  # (module, attribute, position, atoms)
+    axes: list[tuple[str, str, Tensor, int]] = field(default_factory=list)  # (module, attribute, grid, its axis)
+
+    def same(self, a: Tensor, b: Tensor, reason: str) -> None:
+        """Atoms at the same place (after broadcasting) vanish together; beside a 0 they cannot vanish."""
+        if a is b:
+            return
+        a, b = torch.broadcast_tensors(a, b)
+        pairs = torch.stack((a.reshape(-1), b.reshape(-1)))
+        pairs = pairs[:, pairs[0] != pairs[1]]
+        if pairs.numel() == 0:
+            return
+        if pairs.shape[1] > 4096:
+            pairs = torch.unique(pairs, dim=1)
+        lonely = (pairs == 0).any(dim=0)
+        if bool(lonely.any()):
+            self.fix(pairs[:, lonely].amax(dim=0), reason)
+            pairs = pairs[:, ~lonely]
+        self.pairs.append(pairs)
+
+    def fix(self, atoms: Tensor, reason: str, soft: bool = False) -> None:
+        """These atoms cannot vanish."""
+        atoms = torch.unique(atoms)
+        atoms = atoms[atoms > 0]
+        if atoms.numel():
+            self.fixed.append((atoms, reason, soft))
+
+    def fix_all(self, layers: Iterable[Layer], reason: str, soft: bool = False) -> None:
+        """Nothing that is labelled here can vanish."""
+        for layer in layers:
+            self.fix(layer.atoms, reason, soft)
+
+    def collapse(self, layer: Layer, dims: Iterable[int], reason: str, soft: bool = False) -> Layer | None:
+        """Slices along `dims` vanish together or, if that would be the whole tensor, not at all (None)."""
+        along = layer.dims & frozenset(dims)
+        if not along:
+            return layer
+        if along == layer.dims:
+            self.fix(layer.atoms, reason, soft)
+            return None
+        first = layer.atoms
+        for d in along:
+            first = first.narrow(d, 0, 1)
+        self.same(first, layer.atoms, reason)
+        return Layer(first, layer.zero)
+
+    def collapse_all(self, layers: Layers, dims: Iterable[int], reason: str, soft: bool = False) -> Layers:
+        """`collapse` for each layer; those that cannot vanish are gone."""
+        along = frozenset(dims)
+        done = (self.collapse(layer, along, reason, soft) for layer in layers)
+        return tuple(layer for layer in done if layer is not None)
+
+    def along(self, layers: Layers, dim: int, reason: str, soft: bool = False) -> Tensor | None:
+        """The atoms along one dimension, int64 [its length], whatever else vanishes with them; None without labels."""
+        for layer in layers:
+            if dim in layer.dims:
+                flat = self.collapse(layer, layer.dims - {dim}, reason, soft)
+                return None if flat is None else flat.atoms.reshape(-1)
+        return None
+
+
+def without(layers: Layers, dims: Iterable[int]) -> Layers:
+    """The layers that do not vary along any of `dims`."""
+    along = frozenset(dims)
+    return tuple(layer for layer in layers if not layer.dims & along)
+
+
+def axis(atoms: Tensor, dim: int, rank: int) -> Tensor:
+    """Atoms [n] as labels along dimension `dim` of a tensor of this rank."""
+    shape = [1] * rank
+    shape[dim] = -1
+    return atoms.reshape(shape)
+
+
+def compress(atoms: Tensor) -> Tensor:
+    """Dimensions along which all labels are equal, cut to length 1."""
+    for d, n in enumerate(atoms.shape):
+        if n > 1:
+            first = atoms.narrow(d, 0, 1)
+            if torch.equal(first.expand_as(atoms), atoms):
+                atoms = first
+    return atoms
+
+
+def tidy(layers: Iterable[Layer]) -> Layers:
+    """Compressed layers, without those that label nothing."""
+    done = (Layer(compress(layer.atoms), layer.zero) for layer in layers)
+    return tuple(layer for layer in done if layer.dims)
+
+
+def segments(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Which dimensions of a shape become which of another when the elements stay in order."""
+    result: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        left, right, a, b = [], [], 1, 1
+        if i < len(old):
+            left, a, i = [i], old[i], i + 1
+        if j < len(new):
+            right, b, j = [j], new[j], j + 1
+        while a != b:
+            if (a < b or j == len(new)) and i < len(old):
+                left, a, i = [*left, i], a * old[i], i + 1
+            else:
+                right, b, j = [*right, j], b * new[j], j + 1
+        result.append((left, right))
+    return result
+
+
+def reshape(layer: Layer, old: Sequence[int], new: Sequence[int]) -> tuple[Layer, list[list[int]]]:
+    """Labels of a tensor of shape `old` that is viewed as `new`.
+
+    Returns:
+        The layer, and the lists of new dimensions whose labels came out of mixing or splitting old ones.
+    """
+    full, target = list(layer.atoms.shape), [1] * len(new)
+    mixed = []
+    for left, right in segments(old, new):
+        if any(layer.atoms.shape[d] > 1 for d in left):
+            for d in left:
+                full[d] = old[d]
+            for d in right:
+                target[d] = new[d]
+            if len(left) > 1 or len(right) > 1:
+                mixed.append(right)
+    return Layer(compress(layer.atoms.expand(full).reshape(target)), layer.zero), mixed
+
+
+def combine(
+    ledger: Ledger, operands: Sequence[tuple[Layers, Sequence[int]]], rank: int, zero: str, reason: str
+) -> Layers:
+    """Labels of an elementwise function of tensors that broadcast together.
+
+    Args:
+        operands: layers and shape of each tensor; shapes are aligned at their last dimension.
+        rank: of the result.
+        zero: what a zero operand makes of the result: ``"any"``, ``"all"``, ``"first"`` or ``"none"``.
+        reason: why channels cannot vanish where an operand of full size has no labels.
+    """
+    lifted = []
+    for layers, shape in operands:
+        pad = (1,) * (rank - len(shape))
+        lifted.append((tuple(Layer(x.atoms.reshape(pad + x.atoms.shape), x.zero) for x in layers), (*pad, *shape)))
+    result = []
+    for dims in _connected([layer.dims for layers, _ in lifted for layer in layers]):
+        involved = [[layer for layer in layers if layer.dims & dims] for layers, _ in lifted]
+        merged = _merge(ledger, involved, reason)
+        bare: set[int] = set()  # where an operand of full length is not labelled at all
+        for mine, (_, shape) in zip(involved, lifted, strict=True):
+            if not mine:
+                bare |= {d for d in dims if shape[d] > 1}
+        flags = [any(layer.zero for layer in layers) for layers in involved]
+        holds = {"any": any(flags), "all": all(flags), "first": flags[0], "none": False}[zero]
+        done = ledger.collapse(Layer(merged, holds), bare, reason) if bare else Layer(merged, holds)
+        if done is not None:
+            result.append(done)
+    return tidy(result)
+
+
+def _merge(ledger: Ledger, involved: Sequence[Sequence[Layer]], reason: str) -> Tensor:
+    everything = [layer for layers in involved for layer in layers]
+    merged = everything[0].atoms
+    for layer in everything[1:]:
+        ledger.same(merged, layer.atoms, reason)
+        merged = torch.broadcast_tensors(merged, layer.atoms)[0]
+    return merged
+
+
+def _connected(sets: Iterable[frozenset[int]]) -> list[frozenset[int]]:
+    result: list[frozenset[int]] = []
+    for dims in sets:
+        touching = [other for other in result if other & dims]
+        result = [other for other in result if not other & dims]
+        result.append(dims.union(*touching))
+    return result

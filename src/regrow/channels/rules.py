@@ -1,0 +1,198 @@
+"""How channels pass through operations: one rule for each kind of aten operation.
+
+A rule takes a `Call` and returns the labels of its outputs. Operations that only move data run on the labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from regrow.channels import labels
+from regrow.channels.labels import Layer, Layers, Ledger
+
+
+def get(tensor: Any) -> Layers:
+    """The labels of a tensor; none for anything else."""
+    return getattr(tensor, "_regrow_layers", ()) if isinstance(tensor, Tensor) else ()
+
+
+@dataclass
+class Call:
+    """One operation of the forward pass."""
+
+    ledger: Ledger
+    op: str  # without namespace and overload, "convolution"
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+    module: str  # the innermost module that runs, "layer1.0.conv1"
+    attributes: dict[str, int]  # its plain integers
+
+    @property
+    def x(self) -> Tensor:
+        """The first operand."""
+        return self.args[0] if isinstance(self.args[0], Tensor) else self.args[0][0]
+
+    def at(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument, by position or name."""
+        return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
+
+    @property
+    def where(self) -> str:
+        """For reasons: the operation and the module that it runs in."""
+        return f"{self.op} in {self.module or 'the model'}"
+
+    def size(self, owner: Tensor | None, attribute: str, atoms: Tensor | None, position: int | None = None) -> None:
+        """Notes an attribute that counts these atoms, of the module that holds the parameter `owner`."""
+        name = getattr(owner, "_regrow_name", None)
+        module = self.module if name is None else name.rpartition(".")[0]
+        if atoms is not None:
+            self.ledger.sizes.append((module, attribute, position, atoms))
+
+
+Rule = Callable[[Call], Sequence[Layers]]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Registers a rule for operations; one without a leading underscore also serves those with one."""
+
+    def register(function: Rule) -> Rule:
+        for name in " ".join(names).split():
+            RULES[name] = function
+        return function
+
+    return register
+
+
+def find(op: str, pointwise: bool) -> Rule | None:
+    """The rule of an operation: also of its in-place (``relu_``) and inner (``_softmax``) forms."""
+    for name in (op, op.rstrip("_"), op.strip("_")):
+        if name in RULES:
+            return RULES[name]
+    return elementwise if pointwise else None
+
+
+@rule(
+    "detach alias clone contiguous _to_copy lift_fresh lift_fresh_copy requires_grad_ zeros_like ones_like "
+    "empty_like rand_like randn_like full_like dropout alpha_dropout"
+)
+def same(call: Call) -> Sequence[Layers]:
+    """The same shape, every slice for itself."""
+    return [get(call.x)]
+
+
+# what becomes of an operand whose removed slices are zero; for all others nothing is assumed
+ZERO = {"mul": "any", "div": "first", "add": "all", "sub": "all", "neg": "all"}
+
+
+@rule(
+    "relu relu6 hardswish hardsigmoid hardtanh silu mish gelu elu selu celu leaky_relu sigmoid tanh softplus "
+    "dropout_ where masked_fill bernoulli_ uniform_ normal_ fill_ zero_ copy_ lerp addcmul addcdiv clamp"
+)
+def elementwise(call: Call) -> Sequence[Layers]:
+    """Elementwise functions, with broadcasting."""
+    operands = [t for t in tree_leaves((call.args, call.kwargs)) if isinstance(t, Tensor) and t.dim()]
+    if not any(get(t) for t in operands):
+        return [()]
+    zero = ZERO.get(call.op.rstrip("_"), "none")
+    if zero == "first" and len(operands) > 1:
+        by_zero = [layer for layer in get(operands[1]) if layer.zero]
+        call.ledger.fix_all(by_zero, f"zeros would be divided by ({call.where})")
+    if call.op.startswith(("add", "sub")) and len(operands) < 2:
+        zero = "none"  # a number is added
+    rank = max(t.dim() for t in operands)
+    reason = f"it meets a tensor of fixed width ({call.where})"
+    pairs = [(get(t), t.shape) for t in operands]
+    return [labels.combine(call.ledger, pairs, rank, zero, reason)]
+
+
+@rule(
+    "mean sum amax amin max min argmax argmin var std var_mean std_mean prod norm linalg_vector_norm "
+    "logsumexp any all median nansum topk sort argsort cumsum cumprod softmax log_softmax _safe_softmax "
+    "_softmax kthvalue count_nonzero aminmax"
+)
+def reduce(call: Call) -> Sequence[Layers]:
+    """Reductions and other functions of whole slices: what goes into one number cannot vanish in part."""
+    x = call.x
+    if isinstance(call.at(1, "other"), Tensor):  # the larger of two tensors
+        return elementwise(call)
+    position = 2 if "norm" in call.op else 1
+    given = call.at(position, "dim", None)
+    if given is None or isinstance(given, bool):
+        given = list(range(x.dim()))
+    if call.op in ("topk", "kthvalue"):
+        given = call.at(2, "dim", -1)
+    dims = sorted({d % x.dim() for d in (given if isinstance(given, (list, tuple)) else [given])} or range(x.dim()))
+    layers = get(x)
+    if call.op in ("sum", "norm", "linalg_vector_norm"):  # zeros add nothing
+        layers = tuple(layer for layer in layers if not (layer.zero and layer.dims <= set(dims)))
+    left = call.ledger.collapse_all(layers, dims, f"it is reduced over ({call.where})")
+    out = tree_leaves(call.out)[0]
+    if out.dim() != x.dim():
+        left = tuple(Layer(layer.atoms.squeeze(dims), layer.zero) for layer in left)
+    return [tuple(Layer(layer.atoms) for layer in left)] * len(tree_leaves(call.out))
+
+
+@rule(
+    "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d "
+    "avg_pool3d adaptive_avg_pool1d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d "
+    "upsample_nearest1d upsample_nearest2d _upsample_nearest_exact2d upsample_bilinear2d upsample_bicubic2d "
+    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa upsample_trilinear3d grid_sampler_2d mkldnn_max_pool2d "
+    "roi_align roi_pool"
+)
+def pool(call: Call) -> Sequence[Layers]:
+    """Functions of the spatial dimensions, each channel for itself."""
+    rank = call.x.dim()
+    spatial = next((k for k in (1, 2, 3) if f"{k}d" in call.op), 2)
+    reason = f"it is mixed over space ({call.where})"
+    left = call.ledger.collapse_all(get(call.x), range(rank - spatial, rank), reason)
+    return [tuple(Layer(x.atoms) for x in left)]
+
+
+@rule("native_dropout")
+def dropout(call: Call) -> Sequence[Layers]:
+    """Values and their mask."""
+    return [get(call.x), get(call.x)]
+
+
+def unknown(call: Call) -> Sequence[Layers]:
+    """An operation without a rule: nothing that goes in can vanish."""
+    for t in tree_leaves((call.args, call.kwargs)):
+        call.ledger.fix_all(
+            get(t), f"regrow has no rule for the operation {call.func} (in {call.module or 'the model'})"
+        )
+    return [()]
+
+
+def disjoint(call: Call, layers: Layers) -> Layers:
+    """Layers that came to share a dimension are cut down to what they can say together."""
+    seen: set[int] = set()
+    result = []
+    for layer in layers:
+        if layer.dims & seen:
+            kept = call.ledger.collapse(layer, layer.dims & seen, f"its channels are interleaved ({call.where})")
+            if kept is None or kept.dims & seen:
+                continue
+            layer = kept
+        seen |= layer.dims
+        result.append(layer)
+    return tuple(result)
+
+
+def tie(call: Call, channels: Tensor | None, weight: Tensor | None) -> None:
+    """What comes in and the dimension of the weight that takes it."""
+    if channels is not None and weight is not None:
+        call.ledger.same(channels, weight, "it comes from a tensor of fixed width")
+    elif channels is not None:
+        call.ledger.fix(
+            channels, f"the weight that takes it is computed from all of its inputs together ({call.where})"
+        )
+    elif weight is not None:
+        call.ledger.fix(weight, "it takes the model's input, or a tensor of fixed width")

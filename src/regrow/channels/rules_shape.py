@@ -1,0 +1,228 @@
+"""Rules for operations that move data: views, cuts, concatenations, indices. They run on the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from regrow.channels import labels
+from regrow.channels.labels import Layer, Layers
+from regrow.channels.rules import Call, disjoint, get, rule
+
+
+@rule("view reshape _unsafe_view _reshape_alias squeeze unsqueeze flatten unflatten squeeze_copy view_copy")
+def view(call: Call) -> Sequence[Layers]:
+    """The same elements in another shape."""
+    out: Tensor = call.out
+    result = []
+    for layer in get(call.x):
+        seen, mixed = labels.reshape(layer, call.x.shape, out.shape)
+        for new in mixed:
+            _grid(call, seen, new, out.shape)
+        result.append(seen)
+    return [disjoint(call, labels.tidy(result))]
+
+
+# attributes by which modules cut their channels into heads or groups, or put them together again
+COUNTS = [
+    "num_heads",
+    "n_heads",
+    "heads",
+    "num_head",
+    "nhead",
+    "n_head",
+    "num_attention_heads",
+    "num_kv_heads",
+    "num_groups",
+    "groups",
+    "attn_dim",
+    "all_head_size",
+    "all_head_dim",
+    "inner_dim",
+    "dim_out",
+    "out_dim",
+    "dh",
+    "val_dim",
+    "val_attn_dim",
+    "width",
+    "hidden_dim",
+    "embed_dim",
+    "out_channels",
+    "d_attn",
+    "dim_inner",
+    "total_key_dim",
+    "key_attn_dim",
+    "internal_dim",
+    "group_size",
+]
+
+
+def _grid(call: Call, layer: Layer, dims: Sequence[int], shape: Sequence[int]) -> None:
+    """Notes that what is kept must fill these dimensions evenly, and which attribute may count them."""
+    varying = [d for d in dims if layer.atoms.shape[d] > 1]
+    if len(varying) > 1:
+        call.ledger.grids.append(layer.atoms)
+    for name in COUNTS:
+        for d in varying:
+            if call.attributes.get(name) == shape[d]:
+                call.ledger.axes.append((call.module, name, layer.atoms, d))
+
+
+@rule("permute transpose t transpose_ t_ movedim swapaxes numpy_T")
+def move(call: Call) -> Sequence[Layers]:
+    """Dimensions in another order."""
+    return [tuple(Layer(call.func(x.atoms, *call.args[1:], **call.kwargs), x.zero) for x in get(call.x))]
+
+
+@rule("expand")
+def expand(call: Call) -> Sequence[Layers]:
+    """Broadcasting; new dimensions in front."""
+    pad = (1,) * (call.out.dim() - call.x.dim())
+    return [tuple(Layer(x.atoms.reshape(pad + x.atoms.shape), x.zero) for x in get(call.x))]
+
+
+@rule("slice narrow")
+def cut(call: Call) -> Sequence[Layers]:
+    """x[a:b:c]: equal parts are parts of a grid; any other cut is at a fixed place."""
+    x, dim = call.x, call.at(1, "dim", 0) % call.x.dim()
+    n, length = x.shape[dim], call.out.shape[dim]
+    if n == length:
+        return [get(x)]
+    start = call.at(2, "start", 0) or 0
+    start = start + n if start < 0 else start
+    even = call.at(4, "step", 1) == 1 and length > 0 and n % length == 0 and start % length == 0
+    return [_pieces(call, dim, [length] * (n // length) if even else None, [(start, length)])[0]]
+
+
+@rule("split unsafe_split split_with_sizes unsafe_split_with_sizes chunk tensor_split split_copy split_with_sizes_copy")
+def split(call: Call) -> Sequence[Layers]:
+    """Parts one after the other, of equal lengths or not."""
+    name = "dim"
+    dim = call.at(2, name, 0) % call.x.dim()
+    lengths = [part.shape[dim] for part in call.out]
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    return _pieces(call, dim, lengths, list(zip(starts, lengths, strict=True)))
+
+
+@rule("glu")
+def glu(call: Call) -> Sequence[Layers]:
+    """One half times the sigmoid of the other."""
+    dim = call.at(1, "dim", -1) % call.x.dim()
+    half = call.x.shape[dim] // 2
+    return _pieces(call, dim, [half, half], [(0, half)])
+
+
+def _pieces(call: Call, dim: int, lengths: list[int] | None, wanted: Sequence[tuple[int, int]]) -> list[Layers]:
+    """Labels of the wanted (start, length) parts; parts of equal length must keep equal numbers."""
+    even = lengths is not None and len(set(lengths)) == 1
+    result: list[list[Layer]] = [[] for _ in wanted]
+    for layer in get(call.x):
+        if dim not in layer.dims:
+            for part in result:
+                part.append(layer)
+        elif even and lengths is not None:
+            if len(lengths) > 1:
+                parts = layer.atoms.unflatten(dim, (len(lengths), lengths[0]))
+                call.ledger.same(parts, parts.narrow(dim, 0, 1), call.where)
+                for d in COUNTS:
+                    if call.attributes.get(d) == lengths[0]:
+                        call.ledger.axes.append((call.module, d, layer.atoms.narrow(dim, 0, lengths[0]), dim))
+            for part, (start, length) in zip(result, wanted, strict=True):
+                part.append(Layer(layer.atoms.narrow(dim, start, length), layer.zero))
+        else:
+            call.ledger.fix(layer.atoms, f"it is cut at a fixed place ({call.where})")
+    return [labels.tidy(part) for part in result]
+
+
+@rule("select unbind")
+def pick(call: Call) -> Sequence[Layers]:
+    """x[i]: nothing along this dimension can vanish on its own."""
+    dim = call.at(1, "dim", 0) % call.x.dim()
+    reason = f"it is picked by a fixed index ({call.where})"
+    left = call.ledger.collapse_all(get(call.x), [dim], reason)
+    layers = tuple(Layer(x.atoms.squeeze(dim), x.zero) for x in left)
+    return [layers] * (len(call.out) if isinstance(call.out, (list, tuple)) else 1)
+
+
+@rule("cat concat")
+def cat(call: Call) -> Sequence[Layers]:
+    """Concatenation."""
+    tensors = [t for t in call.args[0] if t.dim() > 1 or t.numel()]
+    rank = call.out.dim()
+    dim = call.at(1, "dim", 0) % rank
+    reason = f"it is joined with a tensor of fixed width ({call.where})"
+    across = [next((x for x in get(t) if dim in x.dims), None) for t in tensors]
+    rest = [(tuple(x for x in get(t) if dim not in x.dims), [*t.shape[:dim], 1, *t.shape[dim + 1 :]]) for t in tensors]
+    result = list(labels.combine(call.ledger, rest, rank, "all", reason))
+    if any(x is not None for x in across):
+        shape = [max(x.atoms.shape[d] for x in across if x is not None) for d in range(rank)]
+        parts = []
+        for t, layer in zip(tensors, across, strict=True):
+            shape[dim] = t.shape[dim]
+            atoms = t.new_zeros((1,) * rank, dtype=torch.int64) if layer is None else layer.atoms
+            parts.append(atoms.expand(shape))
+        zero = all(x is None or x.zero for x in across)
+        result.append(Layer(labels.compress(torch.cat(parts, dim)), zero))
+    return [disjoint(call, labels.tidy(result))]
+
+
+@rule("stack")
+def stack(call: Call) -> Sequence[Layers]:
+    """Concatenation along a new dimension."""
+    dim = call.at(1, "dim", 0) % call.out.dim()
+    reason = f"it is joined with a tensor of fixed width ({call.where})"
+    parts = [
+        (tuple(Layer(x.atoms.unsqueeze(dim), x.zero) for x in get(t)), t.unsqueeze(dim).shape) for t in call.args[0]
+    ]
+    return [labels.combine(call.ledger, parts, call.out.dim(), "all", reason)]
+
+
+@rule(
+    "roll flip index index_select gather constant_pad_nd pad pixel_shuffle pixel_unshuffle channel_shuffle "
+    "repeat im2col unfold diagonal tril triu rot90 repeat_interleave reflection_pad1d reflection_pad2d "
+    "replication_pad2d native_channel_shuffle take"
+)
+def carry(call: Call) -> Sequence[Layers]:
+    """Operations that only move data: they run on the labels."""
+    result = []
+    for layer in get(call.x):
+        if layer.dims & _indexed(call):
+            call.ledger.fix(layer.atoms, f"it is picked by fixed indices ({call.where})")
+            continue
+        full = layer.atoms.expand(call.x.shape)
+        if "channel_shuffle" in call.op:
+            call.ledger.grids.append(layer.atoms.unflatten(1, (int(call.args[1]), -1)))
+        args = (call.args[1], 0) if call.op == "constant_pad_nd" else call.args[1:]  # what is padded has no label
+        try:
+            moved = call.func(full, *args, **call.kwargs)
+        except (RuntimeError, NotImplementedError):  # not for integers
+            moved = call.func(full.double(), *args, **call.kwargs).long()
+        result.append(Layer(labels.compress(moved), layer.zero))
+    return [disjoint(call, labels.tidy(result))]
+
+
+def _indexed(call: Call) -> set[int]:
+    """Dimensions whose order depends on numbers that do not follow when channels go."""
+    rank = call.x.dim()
+    if call.op == "index":
+        return {d for d, index in enumerate(call.args[1]) if index is not None}
+    if call.op in ("index_select", "gather"):
+        return {call.args[1] % rank}
+    if call.op == "roll":
+        dims = call.at(2, "dims", ())
+        return {d % rank for d in (dims if isinstance(dims, (list, tuple)) else [dims])} if dims else set(range(rank))
+    return set(range(rank)) if call.op == "take" else set()
+
+
+@rule("embedding")
+def embedding(call: Call) -> Sequence[Layers]:
+    """Rows of a table."""
+    weight, index = call.args[0], call.args[1]
+    reason = "rows of an embedding are tokens, not channels"
+    left = call.ledger.collapse_all(get(weight), [0], reason)
+    for layer in left:
+        call.ledger.produced.append(layer.atoms.reshape(-1))
+        call.size(weight, "embedding_dim", layer.atoms.reshape(-1))
+    return [tuple(Layer(labels.axis(x.atoms.reshape(-1), -1, index.dim() + 1), x.zero) for x in left)]

@@ -1,0 +1,255 @@
+"""Makes a model physically thinner and wide again, in place: the same `Parameter` objects, with other data.
+
+Parameters, gradients, buffers and optimizer state are gathered (`shrink`) and scattered (`expand`); what does not fit
+into the thin model waits in a `Remainder`. Attributes such as ``out_channels`` and ``num_heads`` follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from regrow import optim_state
+from regrow.channels.table import Coupling
+from regrow.errors import UserError
+
+Index = tuple[tuple[int, Tensor], ...]  # (dimension, int64 indices that stay), for each dimension that loses some
+
+
+@dataclass
+class Remainder:
+    """The full-size tensors of a model that has been made thin, and how to put the thin ones back into them.
+
+    Attributes:
+        index: parameter or buffer name → what stays of it.
+        tensors: the full-size values of parameters and buffers.
+        gradients: the full-size gradients, of those parameters that had one.
+        states: parameter name → state name → the full-size state of the optimizer.
+        attributes: (module, attribute) → its value in the full-size model.
+        keep: the masks, group id → bool [channels].
+    """
+
+    index: dict[str, Index] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    states: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    attributes: dict[tuple[str, str], Any] = field(default_factory=dict)
+    keep: dict[str, Tensor] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def shrink(
+    model: nn.Module, coupling: Coupling, keep: Mapping[str, Tensor], optimizer: Optimizer | None = None
+) -> Remainder:
+    """Removes channels from a model that is whole, in place. Gradients and optimizer state go along.
+
+    Args:
+        model: in full size.
+        coupling: of this model.
+        keep: group id → bool [channels], True for those that stay; groups that are not named stay whole.
+        optimizer: whose state of the model's parameters follows.
+
+    Returns:
+        What `expand` needs to put everything back.
+
+    Raises:
+        UserError: masks or tensors that do not fit the coupling, or optimizer state of unknown shape. Nothing is
+            changed then.
+    """
+    remainder = Remainder(keep={name: mask.clone() for name, mask in keep.items()})
+    optimizer = None if optimizer is None else optim_state.unwrap(optimizer)
+    tensors = _tensors(model)
+    kept = coupling.kept(keep)
+    _check(coupling, kept, tensors)
+    for name, dims in kept.items():
+        index = tuple((d, mask.nonzero().reshape(-1).to(tensors[name].device)) for d, mask in sorted(dims.items()))
+        remainder.index[name] = index
+    plans = {name: _state_of(optimizer, tensors[name]) for name in kept}
+    for name, state in plans.items():
+        _check_state(name, state, tensors[name])
+    for name, index in remainder.index.items():
+        tensor = tensors[name]
+        remainder.tensors[name] = tensor.data
+        full_gradient = tensor.grad
+        tensor.grad = None
+        shape = tensor.shape
+        tensor.data = gather(tensor.data, index)
+        if full_gradient is not None:
+            remainder.gradients[name] = full_gradient
+            tensor.grad = gather(full_gradient, index)
+        for key, value in plans[name].items():
+            if isinstance(value, Tensor) and (mine := _fitting(index, value, shape)):
+                remainder.states.setdefault(name, {})[key] = value
+                plans[name][key] = gather(value, mine)
+    _resize(model, coupling, keep, remainder)
+    return remainder
+
+
+@torch.no_grad()
+def expand(model: nn.Module, remainder: Remainder, optimizer: Optimizer | None = None) -> None:
+    """Puts a thin model back to its full size, in place: what stayed has its present values, everything else the values
+    from before `shrink`, bit for bit. Gradients and optimizer state that came up meanwhile are zero elsewhere.
+
+    Args:
+        model: as `shrink` has left it, trained or not.
+        remainder: what `shrink` returned; its tensors become those of the model, so use it once.
+        optimizer: the one that was given to `shrink`.
+
+    Raises:
+        UserError: the remainder is of another model or has been used.
+    """
+    optimizer = None if optimizer is None else optim_state.unwrap(optimizer)
+    tensors = _tensors(model)
+    for name, index in remainder.index.items():
+        tensor, full = tensors.get(name), remainder.tensors.get(name)
+        if tensor is None or full is None or tensor.shape != _thin(full.shape, index):
+            raise UserError(
+                f"{name!r} does not fit what was kept of it; expand a thin model once, with its own remainder"
+            )
+    for name, index in remainder.index.items():
+        tensor, full = tensors[name], remainder.tensors.pop(name)
+        thin_gradient, thin_shape = tensor.grad, tensor.shape
+        tensor.grad = None
+        scatter(full, tensor.data, index)
+        tensor.data = full
+        if thin_gradient is not None:
+            gradient = remainder.gradients.get(name)
+            tensor.grad = scatter(torch.zeros_like(full) if gradient is None else gradient, thin_gradient, index)
+        state = _state_of(optimizer, tensor)
+        waiting = remainder.states.get(name, {})
+        for key, value in state.items():
+            if isinstance(value, Tensor) and (mine := _fitting(index, value, thin_shape)):
+                whole = waiting.get(key)
+                state[key] = scatter(_widened(value, mine, full.shape) if whole is None else whole, value, mine)
+    for (module, attribute), value in remainder.attributes.items():
+        setattr(model.get_submodule(module), attribute, value)
+    remainder.gradients.clear()
+    remainder.states.clear()
+
+
+@torch.no_grad()
+def compact(model: nn.Module, coupling: Coupling, keep: Mapping[str, Tensor]) -> nn.Module:
+    """Removes channels for good, in place; gradients too. Returns the model.
+
+    Raises:
+        UserError: masks that do not fit the coupling.
+    """
+    shrink(model, coupling, keep)
+    return model
+
+
+@torch.no_grad()
+def zero(model: nn.Module, coupling: Coupling, keep: Mapping[str, Tensor], gradients: bool = False) -> None:
+    """The masked model: every slice of a removed channel is set to zero in place, running statistics included.
+
+    Args:
+        gradients: zero only the gradients instead.
+    """
+    tensors = _tensors(model)
+    for name, dims in coupling.kept(keep).items():
+        target = tensors[name].grad if gradients else tensors[name]
+        if target is None:
+            continue
+        for dim, mask in dims.items():
+            target.index_fill_(dim, (~mask).nonzero().reshape(-1).to(target.device), 0)
+
+
+def gather(tensor: Tensor, index: Index) -> Tensor:
+    """The entries that stay, as a tensor of its own in the same memory format."""
+    form = _format(tensor)
+    for dim, stays in index:
+        tensor = tensor.index_select(dim, stays)
+    return tensor.contiguous(memory_format=form)
+
+
+def scatter(full: Tensor, thin: Tensor, index: Index) -> Tensor:
+    """Writes the entries that stayed into the full-size tensor, in place, and returns it."""
+    *outer, (dim, stays) = index
+    parts = [full]
+    for d, chosen in outer:
+        parts.append(parts[-1].index_select(d, chosen))
+    parts[-1].index_copy_(dim, stays, thin.contiguous())
+    for (d, chosen), target, source in zip(reversed(outer), reversed(parts[:-1]), reversed(parts[1:]), strict=True):
+        target.index_copy_(d, chosen, source)
+    return full
+
+
+def _format(tensor: Tensor) -> torch.memory_format:
+    if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def _thin(shape: torch.Size, index: Index) -> torch.Size:
+    lengths = list(shape)
+    for dim, stays in index:
+        lengths[dim] = stays.numel()
+    return torch.Size(lengths)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return dict([*model.named_parameters(), *model.named_buffers()])
+
+
+def _state_of(optimizer: Optimizer | None, tensor: Tensor) -> MutableMapping[str, Any]:
+    if optimizer is None or tensor not in optimizer.state:
+        return {}
+    return optimizer.state[tensor]
+
+
+def _fitting(index: Index, state: Tensor, shape: torch.Size) -> Index:
+    """What stays of a state tensor: it has the parameter's shape, or length 1 along some dimensions (Adafactor)."""
+    if state.dim() != len(shape):
+        return ()
+    return tuple((dim, stays) for dim, stays in index if state.shape[dim] == shape[dim])
+
+
+def _widened(value: Tensor, index: Index, shape: torch.Size) -> Tensor:
+    lengths = list(value.shape)
+    for dim, _ in index:
+        lengths[dim] = shape[dim]
+    return value.new_zeros(lengths)
+
+
+def _check(coupling: Coupling, kept: Mapping[str, Mapping[int, Tensor]], tensors: Mapping[str, Tensor]) -> None:
+    for name, dims in kept.items():
+        if name not in tensors:
+            raise UserError(f"the model has no {name!r}: the coupling is of another model")
+        for dim, mask in dims.items():
+            if dim >= tensors[name].dim() or tensors[name].shape[dim] != mask.numel():
+                raise UserError(
+                    f"{name!r} has the shape {tuple(tensors[name].shape)} but the coupling expects {mask.numel()} "
+                    f"along dimension {dim}: expand the model first, or couple it anew"
+                )
+            if not bool(mask.any()):
+                raise UserError(f"{name!r} would lose everything along dimension {dim}; keep more channels")
+
+
+def _check_state(name: str, state: Mapping[str, Any], tensor: Tensor) -> None:
+    for key, value in state.items():
+        if not isinstance(value, Tensor) or value.numel() == 1:
+            continue
+        fits = value.dim() == tensor.dim() and all(
+            n in (1, full) for n, full in zip(value.shape, tensor.shape, strict=True)
+        )
+        if not fits:
+            raise UserError(
+                f"the optimizer's state {key!r} of {name!r} has the shape {tuple(value.shape)}, which cannot be cut "
+                f"with the parameter's {tuple(tensor.shape)}; use an optimizer with state for each entry, such as AdamW"
+            )
+
+
+def _resize(model: nn.Module, coupling: Coupling, keep: Mapping[str, Tensor], remainder: Remainder) -> None:
+    for (module, attribute, position), removed in coupling.widths(keep).items():
+        owner = model.get_submodule(module)
+        value = getattr(owner, attribute)
+        remainder.attributes.setdefault((module, attribute), value)
+        if position is None:
+            setattr(owner, attribute, value - removed)
+        else:
+            setattr(owner, attribute, (*value[:position], value[position] - removed, *value[position + 1 :]))

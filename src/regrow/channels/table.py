@@ -1,0 +1,168 @@
+"""The plain table of coupled channels: what must be removed together, and which numbers of the modules follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from regrow.errors import UserError, nearest
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """One dimension of a parameter or buffer.
+
+    Attributes:
+        name: as in ``model.named_parameters()`` or ``model.named_buffers()``.
+        dim: which of its dimensions.
+        channel: int64, one number for each index of the dimension: the channel of the group that the index goes with,
+            or -1 where it belongs to another group or to none.
+    """
+
+    name: str
+    dim: int
+    channel: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Size:
+    """A number that a module keeps about its own width (``out_channels``, ``num_heads``, ...).
+
+    Attributes:
+        module: as in ``model.named_modules()``.
+        attribute: its name; where the attribute is a tuple, `position` says which element.
+        channel: int64, as in `Slice`, one number for each thing that the attribute counts.
+        position: index into the tuple, or None for a plain integer.
+    """
+
+    module: str
+    attribute: str
+    channel: Tensor
+    position: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Channels of one width of the network.
+
+    Attributes:
+        id: the module (or parameter) that first produces these channels, ``"layer1.0.conv1"``.
+        size: number of channels.
+        slices: everything that goes when a channel goes; each channel occurs in every one of them.
+        sizes: the attributes of modules that follow.
+        exact: whether removal computes the same as zeroing; False only for groups that the user forced.
+    """
+
+    id: str
+    size: int
+    slices: tuple[Slice, ...]
+    sizes: tuple[Size, ...] = ()
+    exact: bool = True
+
+    def entries(self, shapes: Mapping[str, torch.Size]) -> int:
+        """How many numbers of the tensors of these shapes belong to the group, by any of their dimensions."""
+        total = 0
+        by_name: dict[str, list[Slice]] = {}
+        for part in self.slices:
+            by_name.setdefault(part.name, []).append(part)
+        for name, parts in by_name.items():
+            shape = shapes[name]
+            outside = shape.numel()
+            for part in parts:
+                outside = outside // shape[part.dim] * int((part.channel < 0).sum())
+            total += shape.numel() - outside
+        return total
+
+
+@dataclass(frozen=True, eq=False)
+class Coupling:
+    """All groups of a model, and what stays dense.
+
+    Attributes:
+        groups: in the order of the model's parameters; one dimension may belong to several of them.
+        dense: parameter name → why its outputs are not in any group.
+        seconds: how long it took to find out.
+    """
+
+    groups: tuple[Group, ...]
+    dense: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def __getitem__(self, group: str) -> Group:
+        """The group of this id.
+
+        Raises:
+            UserError: there is none.
+        """
+        for candidate in self.groups:
+            if candidate.id == group:
+                return candidate
+        raise UserError(f"there is no group {group!r}{nearest(group, self.ids)}")
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The ids of all groups."""
+        return tuple(group.id for group in self.groups)
+
+    def check_keep(self, keep: Mapping[str, Tensor]) -> None:
+        """Refuses masks that do not fit.
+
+        Args:
+            keep: group id → bool, one for each of its channels, True for those that stay.
+
+        Raises:
+            UserError: an unknown group, a wrong length or type, or a group that would lose all its channels.
+        """
+        sizes = {group.id: group.size for group in self.groups}
+        for name, mask in keep.items():
+            if name not in sizes:
+                raise UserError(f"there is no group {name!r}{nearest(name, sizes)}")
+            if mask.dtype != torch.bool or mask.shape != (sizes[name],):
+                raise UserError(
+                    f"the mask of group {name!r} must be {sizes[name]} bools, not {mask.dtype} of shape "
+                    f"{tuple(mask.shape)}"
+                )
+            if not bool(mask.any()):
+                raise UserError(f"group {name!r} would lose all its channels; keep at least one")
+
+    def kept(self, keep: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:
+        """What stays of each tensor under these masks.
+
+        Args:
+            keep: group id → bool [channels]; groups that are not named stay whole.
+
+        Returns:
+            tensor name → dimension → bool [length of the dimension]; only dimensions that lose something.
+        """
+        self.check_keep(keep)
+        result: dict[str, dict[int, Tensor]] = {}
+        for group in self.groups:
+            if group.id not in keep or bool(keep[group.id].all()):
+                continue
+            mask = keep[group.id].cpu()
+            for part in group.slices:
+                stays = stay(part.channel, mask)
+                dims = result.setdefault(part.name, {})
+                dims[part.dim] = dims[part.dim] & stays if part.dim in dims else stays
+        return result
+
+    def widths(self, keep: Mapping[str, Tensor]) -> dict[tuple[str, str, int | None], int]:
+        """How much each attribute of a module falls: (module, attribute, position) → number of things removed."""
+        self.check_keep(keep)
+        removed: dict[tuple[str, str, int | None], int] = {}
+        for group in self.groups:
+            if group.id not in keep:
+                continue
+            mask = keep[group.id].cpu()
+            for part in group.sizes:
+                key = (part.module, part.attribute, part.position)
+                removed[key] = removed.get(key, 0) + int((~stay(part.channel, mask)).sum())
+        return {key: count for key, count in removed.items() if count}
+
+
+def stay(channel: Tensor, mask: Tensor) -> Tensor:
+    """bool, one for each index: whether it stays when only the channels in `mask` (bool [channels]) are kept."""
+    return mask[channel.clamp(min=0)] | (channel < 0)

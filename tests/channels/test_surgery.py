@@ -1,0 +1,257 @@
+"""Surgery: thin and wide again without losing a bit, with the optimizer along."""
+
+import copy
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from channel_models import Attention, Chain, Dense, Flatten, Residual, scramble
+from torch import nn
+
+from regrow.channels import check, surgery
+from regrow.channels.coupling import couple
+from regrow.errors import UserError
+
+IMAGE = torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+TOKENS = torch.randn(4, 7, 6, generator=torch.Generator().manual_seed(0))
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3),
+    "sgd without momentum": lambda p: torch.optim.SGD(p, lr=0.05),
+    "adam": lambda p: torch.optim.Adam(p, lr=1e-2, amsgrad=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, momentum=0.9, centered=True),
+    "adafactor": lambda p: torch.optim.Adafactor(p, lr=1e-2),
+}
+EXACT = ["sgd", "sgd without momentum", "adam", "adamw", "rmsprop"]
+MODELS = {
+    "residual": (Residual, IMAGE),
+    "flatten": (Flatten, IMAGE),
+    "concatenation": (Dense, IMAGE),
+    "heads": (Attention, TOKENS),
+    "grouped": (lambda: Chain(nn.Conv2d(8, 12, 3, padding=1, groups=2), out=12), IMAGE),
+    "depthwise": (lambda: Chain(nn.Conv2d(8, 8, 3, padding=1, groups=8)), IMAGE),
+}
+
+
+def make(name, optimizer="sgd"):
+    torch.manual_seed(0)
+    kind, inputs = MODELS[name]
+    model = scramble(kind())
+    return model, couple(model, inputs), OPTIMIZERS[optimizer](model.parameters()), inputs
+
+
+def step(model, optimizer, inputs, masks=None):
+    optimizer.zero_grad()
+    model(inputs).square().mean().backward()
+    if masks:
+        surgery.zero(model, *masks, gradients=True)
+    optimizer.step()
+    if masks:
+        surgery.zero(model, *masks)
+
+
+def everything(model, optimizer):
+    """All numbers of weights, gradients, buffers, optimizer state and attributes, as plain lists and tensors."""
+    numbers = {name: t.detach().clone() for name, t in (*model.named_parameters(), *model.named_buffers())}
+    numbers |= {f"{name}.grad": p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    for name, p in model.named_parameters():
+        for key, value in optimizer.state.get(p, {}).items():
+            numbers[f"{name}:{key}"] = value.clone() if isinstance(value, torch.Tensor) else torch.tensor(value or 0)
+    attributes = {
+        (name, key): value
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, (int, tuple))
+    }
+    return numbers, attributes
+
+
+def equal(a, b):
+    return a[1] == b[1] and a[0].keys() == b[0].keys() and all(torch.equal(a[0][k], b[0][k]) for k in a[0])
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("name", MODELS)
+def test_there_and_back_is_the_identity(name, optimizer):
+    model, coupling, opt, inputs = make(name, optimizer)
+    for _ in range(3):
+        step(model, opt, inputs)
+    keep = check.random_keep(coupling, 0.5)
+    identities = [id(p) for p in model.parameters()]
+    wide = everything(model, opt)
+    remainder = surgery.shrink(model, coupling, keep, opt)
+    thin = everything(model, opt)
+    assert any(thin[0][k].shape != wide[0][k].shape for k in wide[0])
+    surgery.expand(model, remainder, opt)
+    assert equal(everything(model, opt), wide)
+    remainder = surgery.shrink(model, coupling, keep, opt)
+    assert equal(everything(model, opt), thin)
+    assert [id(p) for p in model.parameters()] == identities
+    surgery.expand(model, remainder, opt)
+    assert equal(everything(model, opt), wide)
+
+
+@pytest.mark.parametrize("optimizer", EXACT)
+@pytest.mark.parametrize("name", MODELS)
+def test_thin_training_is_masked_training(name, optimizer):
+    model, coupling, opt, inputs = make(name, optimizer)
+    model.double()  # where a gradient is zero but for rounding, Adam would make steps of the rounding
+    inputs = inputs.double()
+    step(model, opt, inputs)
+    keep = check.random_keep(coupling, 0.5, seed=1)
+    other = copy.deepcopy(model)
+    other_opt = OPTIMIZERS[optimizer](other.parameters())
+    other_opt.load_state_dict(copy.deepcopy(opt.state_dict()))
+    surgery.zero(other, coupling, keep)
+
+    remainder = surgery.shrink(model, coupling, keep, opt)
+    for _ in range(10):
+        step(model, opt, inputs)
+        step(other, other_opt, inputs, (coupling, keep))
+    surgery.expand(model, remainder, opt)
+    kept = coupling.kept(keep)
+    for (label, a), (_, b) in zip(model.named_parameters(), other.named_parameters(), strict=True):
+        for dim, mask in kept.get(label, {}).items():
+            a, b = (t.index_select(dim, mask.nonzero().reshape(-1)) for t in (a, b))
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+    step(model, opt, inputs)  # and on at full width
+
+
+def test_what_was_removed_waits_bit_for_bit():
+    model, coupling, opt, inputs = make("residual", "adamw")
+    step(model, opt, inputs)
+    keep = {"conv1": torch.arange(12) < 5}
+    before = everything(model, opt)[0]
+    remainder = surgery.shrink(model, coupling, keep, opt)
+    for _ in range(3):
+        step(model, opt, inputs)
+    trained = everything(model, opt)[0]
+    surgery.expand(model, remainder, opt)
+    after = everything(model, opt)[0]
+    for key in ("conv1.weight", "conv1.weight:exp_avg", "conv1.weight:exp_avg_sq", "conv1.weight.grad"):
+        assert torch.equal(after[key][5:], before[key][5:])
+        assert torch.equal(after[key][:5], trained[key])
+    assert torch.equal(after["conv2.weight"][:, 5:], before["conv2.weight"][:, 5:])
+    assert torch.equal(after["bn1.running_var"], torch.cat([trained["bn1.running_var"], before["bn1.running_var"][5:]]))
+    assert after["conv1.weight:step"] == 4
+
+
+def test_state_that_starts_while_thin_is_zero_elsewhere():
+    model, coupling, opt, inputs = make("residual")
+    keep = {"conv1": torch.arange(12) < 5}
+    remainder = surgery.shrink(model, coupling, keep, opt)
+    step(model, opt, inputs)
+    momentum = opt.state[model.conv1.weight]["momentum_buffer"].clone()
+    surgery.expand(model, remainder, opt)
+    whole = opt.state[model.conv1.weight]["momentum_buffer"]
+    assert torch.equal(whole[:5], momentum)
+    assert whole.shape == (12, 8, 3, 3)
+    assert not whole[5:].any()
+    assert not model.conv1.weight.grad[5:].any()
+    step(model, opt, inputs)
+
+
+def test_attributes():
+    model, coupling, opt, _ = make("heads")
+    remainder = surgery.shrink(model, coupling, {"qkv": torch.tensor([True, False, True, False])}, opt)
+    assert (model.num_heads, model.attn_dim, model.head_dim) == (2, 6, 3)
+    assert (model.qkv.out_features, model.proj.in_features, model.proj.out_features) == (18, 6, 10)
+    assert model(TOKENS).shape == (4, 5)
+    surgery.expand(model, remainder, opt)
+    assert (model.num_heads, model.attn_dim, model.qkv.out_features) == (4, 12, 36)
+
+
+def test_depthwise_attributes():
+    model, coupling, _, _ = make("depthwise")
+    surgery.compact(model, coupling, {"first": torch.arange(8) < 3})
+    conv = model.middle
+    assert (conv.in_channels, conv.out_channels, conv.groups, conv.weight.shape[0]) == (3, 3, 3, 3)
+
+
+def test_channels_last_stays():
+    model, coupling, opt, inputs = make("residual")
+    model.to(memory_format=torch.channels_last)
+    remainder = surgery.shrink(model, coupling, {"conv1": torch.arange(12) < 5}, opt)
+    assert model.conv2.weight.is_contiguous(memory_format=torch.channels_last)
+    step(model, opt, inputs)
+    surgery.expand(model, remainder, opt)
+    assert model.conv2.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_hooks_of_parameters_still_run():
+    model, coupling, opt, inputs = make("residual")
+    seen = []
+    model.conv1.weight.register_post_accumulate_grad_hook(lambda p: seen.append(tuple(p.grad.shape)))
+    model.conv1.weight.register_hook(lambda g: seen.append(tuple(g.shape)))
+    step(model, opt, inputs)
+    remainder = surgery.shrink(model, coupling, {"conv1": torch.arange(12) < 5}, opt)
+    step(model, opt, inputs)
+    surgery.expand(model, remainder, opt)
+    step(model, opt, inputs)
+    assert seen == [(12, 8, 3, 3)] * 2 + [(5, 8, 3, 3)] * 2 + [(12, 8, 3, 3)] * 2
+
+
+def test_nothing_to_remove():
+    model, coupling, opt, inputs = make("residual")
+    step(model, opt, inputs)
+    before = everything(model, opt)
+    remainder = surgery.shrink(model, coupling, {"conv1": torch.ones(12, dtype=torch.bool)}, opt)
+    assert not remainder.index
+    assert equal(everything(model, opt), before)
+
+
+class TestRefusals:
+    def test_twice(self):
+        model, coupling, opt, _ = make("residual")
+        keep = {"conv1": torch.arange(12) < 5}
+        remainder = surgery.shrink(model, coupling, keep, opt)
+        with pytest.raises(UserError, match="expand the model first"):
+            surgery.shrink(model, coupling, keep, opt)
+        surgery.expand(model, remainder, opt)
+        with pytest.raises(UserError, match="expand a thin model once"):
+            surgery.expand(model, remainder, opt)
+
+    def test_another_model(self):
+        _, coupling, _, _ = make("residual")
+        model = Flatten()
+        with pytest.raises(UserError, match="of another model"):
+            surgery.shrink(model, coupling, {"conv1": torch.arange(12) < 5})
+
+    def test_state_of_unknown_shape(self):
+        model, coupling, opt, inputs = make("residual")
+        step(model, opt, inputs)
+        opt.state[model.conv1.weight]["sketch"] = torch.zeros(7)
+        before = everything(model, opt)
+        with pytest.raises(UserError, match=r"'sketch' of 'conv1.weight' has the shape \(7,\)"):
+            surgery.shrink(model, coupling, {"conv1": torch.arange(12) < 5}, opt)
+        assert equal(everything(model, opt), before)
+
+    def test_empty_group(self):
+        model, coupling, _, _ = make("residual")
+        with pytest.raises(UserError, match="keep at least one"):
+            surgery.shrink(model, coupling, {"conv1": torch.zeros(12, dtype=torch.bool)})
+
+
+def test_speed():
+    """One shrink or expand takes less than half a dense step, even on images so small that steps are cheap."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 128, 3), nn.Conv2d(128, 256, 3), nn.ReLU(), nn.Conv2d(256, 64, 3))
+    images = torch.randn(8, 3, 16, 16)
+    opt = torch.optim.AdamW(model.parameters())
+    coupling = couple(model, images)
+    keep = check.random_keep(coupling, 0.5)
+    dense, cut = [], []
+    for _ in range(4):
+        start = time.perf_counter()
+        opt.zero_grad()
+        F.mse_loss(model(images), torch.zeros(8, 64, 10, 10)).backward()
+        opt.step()
+        dense.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        remainder = surgery.shrink(model, coupling, keep, opt)
+        middle = time.perf_counter()
+        surgery.expand(model, remainder, opt)
+        cut.append(max(middle - start, time.perf_counter() - middle))
+    assert min(cut) < 0.5 * min(dense)

@@ -32,9 +32,23 @@ def test_an_empty_loader_keeps_the_old_statistics() -> None:
     model = network()
     model(torch.randn(4, 1, 6, 6))
     before = snapshot(model)
-    with pytest.raises(ValueError, match="no batch"):
+    with pytest.raises(regrow.UserError, match="no batch"):
         regrow.recalibrate(model, [])
     assert same(before, snapshot(model))
+
+
+def test_batches_in_mappings_and_what_is_no_batch() -> None:
+    data = torch.randn(16, 3, 4, 4)
+    models = [nn.Sequential(nn.BatchNorm2d(3)) for _ in range(2)]
+    regrow.recalibrate(models[0], [{"id": "a", "image": data, "label": torch.zeros(16)}])
+    regrow.recalibrate(models[1], [data])
+    assert same(*map(snapshot, models))
+    for batch, kind in (({"id": "a"}, "dict"), (("x", data), "tuple"), ([], "list"), ("x", "str")):
+        with pytest.raises(regrow.UserError, match=f"^the loader yielded a {kind} without a tensor"):
+            regrow.recalibrate(models[0], [batch])
+        assert same(*map(snapshot, models))
+    with pytest.raises(regrow.UserError, match="batches is 0, but must be at least 1"):
+        regrow.recalibrate(models[0], [data], batches=0)
 
 
 def test_a_model_without_norms_is_left_alone() -> None:

@@ -106,6 +106,20 @@ def test_train(tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "runs" / "tiny-2" / "report.html").exists()
 
 
+def test_an_error_of_the_system_without_a_file(monkeypatch, capsys):
+    import errno
+    import os
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("regrow.training.recipe.load", full)
+    assert main(["train", "digits-iee"]) == 2
+    assert capsys.readouterr().err == "regrow: No space left on device\n"
+    with pytest.raises(OSError, match="No space left"):
+        main(["train", "digits-iee", "--debug"])
+
+
 def test_inspect(capsys):
     assert main(["inspect", "digits-cnn", "--sparsity", "0.9", "--distribution", "erk"]) == 0
     text = capsys.readouterr().out
@@ -113,6 +127,7 @@ def test_inspect(capsys):
     assert "65,440" in text  # all sparsified weights
     assert "10.00%" in text
     assert "stay dense: features.0.0.weight" in text
+    assert "a multiply-add counts as 2 FLOPs" in text
     assert main(["inspect", "digits-cnn", "--data-shape", "3,16,16", "--classes", "7", "--exclude", "head"]) == 0
     text = capsys.readouterr().out
     assert "digits-cnn on images of 3×16×16" in text

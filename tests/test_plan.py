@@ -63,3 +63,10 @@ def test_matching_steps_spend_the_same() -> None:
         assert abs(spent - budget) <= 3  # dense steps
     with pytest.raises(UserError, match="rigl cannot be matched"):
         matching_steps(RigL(interval=5000), magnitude, final, flops, budget)
+
+
+def test_a_method_that_never_has_an_update_is_refused() -> None:
+    model = network()
+    final, flops = regrow.Weights(0.9).counts(model), count_flops(model, batches(1)[0][0])
+    with pytest.raises(UserError, match="total_steps=4294967296 is too short for one update"):
+        matching_steps(RigL(update_end=0.0), Criterion.of("magnitude"), final, flops, 100.0)

@@ -176,6 +176,18 @@ def test_a_criterion_that_changes_its_arguments_is_refused() -> None:
             train(model, optimizer, batches(6))
 
 
+def test_a_criterion_may_return_its_argument() -> None:
+    results = []
+    for criterion in (lambda weight, grad: grad, lambda weight, grad: grad.clone()):
+        model = network()
+        optimizer = sgd(model)
+        sparsifier = attach(model, optimizer, criterion=criterion)
+        train(model, optimizer, batches(50))
+        results.append((snapshot(model), sparsifier.masks))
+    assert same(results[0][0], results[1][0])
+    assert same(results[0][1], results[1][1])
+
+
 def test_what_a_criterion_takes() -> None:
     def scaled(weight, eps=1e-3):
         return weight.abs() + eps

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from regrow.errors import UserError
 
 
 def norm_buffers(model: nn.Module) -> dict[str, Tensor]:
@@ -28,12 +30,16 @@ def recalibrate(model: nn.Module, loader: Iterable[Any], batches: int | None = N
 
     Args:
         model: on any device. A model without such norms is left alone.
-        loader: yields batches, or tuples or lists whose first element is the batch (labels are not used).
+        loader: yields batches, or tuples or lists whose first element is the batch, or mappings whose first tensor is
+            it (labels are not used).
         batches: how many to take; None takes them all.
 
     Raises:
-        ValueError: where the loader yields nothing; the old statistics are kept.
+        UserError: where the loader yields nothing, or something else; the old statistics are kept if it is the first
+            batch.
     """
+    if batches is not None and batches < 1:
+        raise UserError(f"batches is {batches}, but must be at least 1; None takes them all")
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.track_running_stats]
     if not norms:
         return
@@ -49,9 +55,7 @@ def recalibrate(model: nn.Module, loader: Iterable[Any], batches: int | None = N
             norm.momentum = None  # a cumulative mean
             norm.train()
         for batch in islice(loader, batches):
-            inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
-            assert isinstance(inputs, Tensor)
-            model(inputs.to(device))
+            model(_inputs(batch).to(device))
             seen += 1
     finally:
         for norm, momentum, buffers in zip(norms, momenta, saved, strict=True):
@@ -62,4 +66,18 @@ def recalibrate(model: nn.Module, loader: Iterable[Any], batches: int | None = N
         for module, mode in modes.items():
             module.training = mode
     if not seen:
-        raise ValueError("the loader yielded no batch to re-estimate batch-norm statistics from")
+        raise UserError("the loader yielded no batch to re-estimate batch-norm statistics from")
+
+
+def _inputs(batch: Any) -> Tensor:
+    found = batch
+    if isinstance(batch, (tuple, list)):
+        found = batch[0] if batch else None
+    elif isinstance(batch, Mapping):
+        found = next((value for value in batch.values() if isinstance(value, Tensor)), None)
+    if not isinstance(found, Tensor):
+        raise UserError(
+            f"the loader yielded a {type(batch).__name__} without a tensor for the model; let it yield a tensor, "
+            "a tuple or list that begins with one, or a mapping that holds one"
+        )
+    return found

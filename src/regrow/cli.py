@@ -20,6 +20,8 @@ _EXAMPLES = """examples:
 
 `regrow COMMAND --help` says more about each command."""
 
+_AS_WRITTEN = argparse.RawDescriptionHelpFormatter
+
 
 class _Parser(argparse.ArgumentParser):
     """Raises what argparse would print with its usage, so that every error looks the same."""
@@ -53,9 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     except OSError as error:
-        if debug or error.filename is None:
+        if debug:
             raise
-        print(f"regrow: {error.filename}: {error.strerror}", file=sys.stderr)
+        place = "" if error.filename is None else f"{error.filename}: "
+        print(f"regrow: {place}{error.strerror or ' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
 
@@ -86,20 +89,16 @@ def _dispatch(words: list[str]) -> int:
 
 def _parsers() -> tuple[_Parser, dict[str, tuple[_Parser, Callable[[argparse.Namespace], int]]]]:
     """The main parser, and for each command its parser and what runs it."""
-    parser = _Parser("regrow", description=_DESCRIPTION, epilog=_EXAMPLES, formatter_class=_Formatter)
+    parser = _Parser("regrow", description=_DESCRIPTION, epilog=_EXAMPLES, formatter_class=_AS_WRITTEN)
     parser.add_argument("--version", action="store_true", help="show the version and exit")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     group = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
     commands: dict[str, tuple[_Parser, Callable[[argparse.Namespace], int]]] = {}
     for add in (_add_demo, _add_train, _add_compare, _add_inspect, _add_report):
         name, command, run = add(group)
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         commands[name] = (command, run)
+    for one in (parser, *(command for command, _ in commands.values())):  # for the help; `main` takes it out
+        one.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser, commands
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    pass
 
 
 def _command(group: argparse._SubParsersAction[_Parser], name: str, about: str, examples: str, usage: str) -> _Parser:
@@ -109,7 +108,7 @@ def _command(group: argparse._SubParsersAction[_Parser], name: str, about: str, 
         description=about[0].upper() + about[1:] + ".",
         epilog="examples:\n" + examples,
         usage=f"regrow {name} {usage}",
-        formatter_class=_Formatter,
+        formatter_class=_AS_WRITTEN,
         allow_abbrev=False,
         add_help=name not in ("train", "compare"),
     )
@@ -290,8 +289,12 @@ def _demo(args: argparse.Namespace) -> int:
     from regrow.training import recipe as recipes
 
     recipe = recipes.load("digits-iee")
-    out = _fresh(args.out)
-    if out != args.out:
+    from regrow.training.compare import is_unfinished
+
+    out = _fresh(args.out, unless=lambda path: is_unfinished(path, recipe))
+    if out.exists():
+        print(f"continuing the demo in {out}")
+    elif out != args.out:
         print(f"{args.out} exists, so this demo goes to {out}")
     args.recipe, args.match, args.jobs, args.quiet = "digits-iee", "steps", None, False
     return _run_compare(args, recipe, out, ["dense", "static", "rigl", "iee"], [0, 1, 2])
@@ -362,10 +365,10 @@ def _stem(recipe: str) -> str:
     return path.name.removesuffix(".yaml").removesuffix(".yml")
 
 
-def _fresh(path: Path) -> Path:
-    """``path``, or the first of ``path-2``, ``path-3``, … that does not exist."""
+def _fresh(path: Path, unless: Callable[[Path], bool] = lambda path: False) -> Path:
+    """``path``, or the first of ``path-2``, ``path-3``, … that does not exist, or may be used all the same."""
     candidate, number = path, 2
-    while candidate.exists():
+    while candidate.exists() and not unless(candidate):
         candidate, number = path.with_name(f"{path.name}-{number}"), number + 1
     return candidate
 

@@ -89,3 +89,4 @@ def _print(
         f"{sparse_flops / 1e6:,.2f} when sparse ({saved})",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
+    console.print("a multiply-add counts as 2 FLOPs", highlight=False)

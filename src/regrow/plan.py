@@ -12,6 +12,8 @@ from regrow.units import counts_at, kept, sparsity_of
 
 Final = Mapping[str, tuple[int, int]]
 
+_LONGEST = 2**32  # steps; a method without an update in so many will not have one in more
+
 
 def planned_ledger(method: Method, criterion: Criterion, final: Final, total_steps: int) -> dict[str, PhaseSteps]:
     """The steps, densities and dense gradients of every phase, as `Sparsifier` will book them.
@@ -55,17 +57,22 @@ def matching_steps(method: Method, criterion: Criterion, final: Final, flops: Mo
     The method's schedule stretches with the run, so this is found by bisection.
 
     Raises:
-        UserError: where even the shortest run that fits an update costs more.
+        UserError: where even the shortest run that fits an update costs more, or no run fits one.
     """
+    refusal: UserError | None = None
 
     def cost(steps: int) -> float:
+        nonlocal refusal
         try:
             return planned_cost(method, criterion, final, flops, steps)
-        except UserError:  # too short for an update
+        except UserError as error:  # too short for an update
+            refusal = error
             return -1.0
 
     low, high = 1, 2
-    while cost(high) < budget:
+    while (spent := cost(high)) < budget:
+        if high >= _LONGEST and spent < 0 and refusal is not None:
+            raise refusal
         low, high = high, high * 2
     while high - low > 1:
         middle = (low + high) // 2

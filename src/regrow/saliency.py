@@ -82,6 +82,9 @@ class Saliency:
             unscale: what gradients are multiplied by first, where a gradient scaler has not done so.
             finite: bool scalar; where it is False, nothing is added.
         """
+        on_host = finite.device.type == "cpu"  # where looking at it does not wait for a device
+        if on_host and not finite:
+            return
         for scoring in scorings:
             sums, steps = self._sums.setdefault(scoring.role, {}), self._steps.setdefault(scoring.role, {})
             for name, state in states.items():
@@ -89,8 +92,9 @@ class Saliency:
                 assert grad is not None
                 weight = state.param.detach() if scoring.role == "prune" else state.values()
                 score = scoring.criterion(weight, grad if unscale is None else grad * unscale)
-                score = score.masked_fill(~finite, 0)
-                sums[name] = sums[name].add_(score) if name in sums else score
+                if not on_host:
+                    score = score.masked_fill(~finite, 0)
+                sums[name] = sums[name].add_(score) if name in sums else score.clone()  # it may be an argument
                 steps[name] = steps[name] + finite if name in steps else finite.long()
 
     def scores(self, role: Role, name: str, step: int) -> Tensor:

@@ -155,9 +155,12 @@ def repeat(*phases: Phase, total_steps: int, until: int, begin: int = 0) -> Time
     length = sum(phase.steps for phase in phases)
     updates = max(0, until - begin) // length
     if updates == 0:
+        way_out = "shorten the phases or train longer"
+        if until == 1:
+            way_out = "a whole number counts steps, so for the whole run write update_end=1.0"
         raise UserError(
             f"total_steps={total_steps} is too short for one update: a cycle takes {length} steps but updates must end "
-            f"by step {until}; shorten the phases or train longer"
+            f"by step {until}; {way_out}"
         )
     return Timeline(total_steps, phases, updates, begin, until)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import socket
@@ -74,9 +75,14 @@ def proxy() -> Iterator[Recorder]:
     recorder.socket.close()
 
 
-def browse(page: Path, proxy: Recorder, profile: Path, width: int = 1280) -> tuple[str, list[str]]:
+def browse(page: Path, proxy: Recorder, profile: Path, width: int = 1280, *more: str) -> tuple[str, list[str]]:
     """The document after its scripts ran, and what the console said."""
-    options = [f"--user-data-dir={profile}", f"--proxy-server=http://{proxy.address}", f"--window-size={width},3000"]
+    options = [
+        f"--user-data-dir={profile}",
+        f"--proxy-server=http://{proxy.address}",
+        f"--window-size={width},3000",
+        *more,
+    ]
     done = subprocess.run(
         [str(CHROMIUM), *FLAGS, *options, page.as_uri()], capture_output=True, text=True, timeout=120, check=False
     )
@@ -99,7 +105,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write([compare, hostile, unfinished], base / "report.html")
 
 
-@pytest.mark.parametrize("width", [1280, 420])
+@pytest.mark.parametrize("width", [1280, 500])  # no window is narrower
 def test_every_figure_is_drawn_without_an_error(page: Path, proxy: Recorder, tmp_path: Path, width: int) -> None:
     dom, console = browse(page, proxy, tmp_path / "profile", width)
     drawn = figures(dom)
@@ -112,6 +118,31 @@ def test_every_figure_is_drawn_without_an_error(page: Path, proxy: Recorder, tmp
         assert marks in content, name
     assert console == []
     assert proxy.asked() == []
+
+
+NARROW = """<iframe src="report.html" style="width:420px;height:3000px;border:0"></iframe><pre></pre><script>
+addEventListener("load", () => setTimeout(() => {
+  const page = document.querySelector("iframe").contentDocument, root = page.documentElement;
+  const right = (kind) => Math.max(...[...page.querySelectorAll(kind)].map((one) => one.getBoundingClientRect().right));
+  const plots = page.querySelectorAll(".plot .main-svg").length;
+  const sizes = {width: root.clientWidth, needed: root.scrollWidth, plots,
+    rightmost: Math.max(...["section", ".plot", ".plot .main-svg", ".tile", "h1", ".key"].map(right))};
+  document.querySelector("pre").textContent = JSON.stringify(sizes);
+}, 1500));
+</script>"""
+
+
+def test_nothing_sticks_out_on_a_telephone(page: Path, proxy: Recorder, tmp_path: Path) -> None:
+    frame = page.with_name("frame.html")
+    frame.write_text(NARROW, encoding="utf-8")
+    dom, console = browse(frame, proxy, tmp_path / "profile", 800, "--allow-file-access-from-files")
+    found = re.search(r"<pre>(.*)</pre>", dom)
+    assert found is not None
+    sizes = json.loads(found.group(1))
+    assert (sizes["width"], sizes["needed"]) == (420, 420)
+    assert 300 < sizes["rightmost"] <= 420
+    assert sizes["plots"] >= 6
+    assert console == []
 
 
 def test_an_error_or_a_request_would_be_seen(proxy: Recorder, tmp_path: Path) -> None:

@@ -80,6 +80,8 @@ def test_cost_by_phase_keeps_the_order_of_training() -> None:
         ("fixed", (0.1, 1.0)),
     ]
     assert [a.text for a in figure.layout.annotations] == ["0.35×", "1.00×"]
+    heights = [figures.cost_by_phase({f"m{i}": {"fixed": 1.0} for i in range(n)}).layout.height for n in (1, 4, 12)]
+    assert heights == [152, 338, 834]
 
 
 def test_hostile_labels_are_escaped_in_every_text() -> None:
@@ -114,10 +116,12 @@ def test_thinned_keeps_the_mean() -> None:
     assert panels.thinned(points, 4.5) == [(2.5, 2.5), (6.5, 6.5)]
 
 
-def test_explored_spans_end_where_the_next_phase_was_logged() -> None:
+def test_explored_spans_are_the_steps_that_the_lines_speak_for() -> None:
     phases = ["estimate", "explore", "explore", "estimate", None, "explore"]
     metrics = [Metric(step=10 * i, phase=phase) for i, phase in enumerate(phases)]
-    assert panels.explored(metrics) == [(10, 30), (50, 50)]
+    assert panels.explored(metrics) == [(0, 20), (40, 50)]
+    doubled = [metrics[0], metrics[1], metrics[1], metrics[2], metrics[3]]  # a line for each split
+    assert panels.explored(doubled) == [(0, 20)]
     assert panels.explored([]) == []
 
 

@@ -52,9 +52,10 @@ def run(label: str, seed: int, accuracy: float | None, **more: Any) -> dict[str,
 
 
 def test_summarise() -> None:
+    matched = {"steps": 30, "cost_steps": 60}
     runs = [
         run("iee", 0, 0.9, training_cost=0.3, density=0.1, inference_flops=20.0, dense_flops=100.0, seconds=10.0),
-        run("iee-h50", 0, 0.8),
+        run("iee-h50", 0, 0.8, **matched),
         run("iee", 1, 0.8, training_cost=0.5, density=0.1, inference_flops=30.0, dense_flops=100.0, seconds=12.0),
         run("iee-h50", 1, 0.72),
     ]
@@ -71,12 +72,15 @@ def test_summarise() -> None:
         "dense_flops": 100.0,
         "inference_ratio": 0.25,
         "seconds": 11.0,
+        "steps": None,
+        "cost_steps": None,
         "paired": None,
     }
     assert (second["label"], second["method"], second["n"]) == ("iee-h50", "iee", 2)
     assert second["paired"]["reference"] == "iee"
     assert second["paired"]["difference"] == pytest.approx(-0.09)
     assert second["paired"]["n"] == 2
+    assert (second["steps"], second["cost_steps"]) == (30, 60)
     assert second["training_cost"] is second["inference_ratio"] is second["density"] is None
 
 

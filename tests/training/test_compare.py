@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,11 +12,13 @@ import pytest
 import yaml
 
 import tiny_recipe as tiny
-from regrow import UserError
+from regrow import RigL, UserError
 from regrow.cli import main
 from regrow.plan import planned_cost
 from regrow.training import compare as comparing
-from regrow.training.recipe import load
+from regrow.training import loop
+from regrow.training.recipe import load, shipped
+from regrow.training.typed import typed
 
 EXTRA = "compare: {rigl: {interval: 4}, slow: {name: rigl, interval: 8}, late: {name: iee, h: 4, j: 2, q: 2}}\n"
 
@@ -38,7 +41,8 @@ def test_a_comparison_and_its_continuation(tmp_path, recipe_file, capsys):
     assert "[3/3]" in said
     assert f"report: {out}/report.html" in said
     first = {p: p.stat().st_mtime_ns for p in out.glob("runs/*/*") if p.is_file()}
-    assert len(first) == 3 * 5  # recipe, metrics, structure, results, lock
+    assert len(first) == 3 * 4  # recipe, metrics, structure, results
+    assert not list(out.rglob(".lock"))
     assert main([*words, "0,1"]) == 0  # seed 0 is kept, seed 1 is new
     for path, modified in first.items():
         assert path.stat().st_mtime_ns == modified
@@ -60,7 +64,7 @@ def test_a_comparison_and_its_continuation(tmp_path, recipe_file, capsys):
     # another recipe, another length or other options do not mix with what is there
     for change, message in (
         (["--pattern.sparsity", "0.5"], "pattern.sparsity differs from the recipe that"),
-        (["--match", "cost"], "steps of slow differs from the runs"),
+        (["--match", "cost"], "--match differs from the runs"),
         (["--compare.slow.interval", "9"], "method.interval of slow differs from the runs"),
     ):
         assert main([*words, "0", *change]) == 2
@@ -130,22 +134,110 @@ def test_matched_cost(recipe_file, label):
     assert planned.schedule.milestones == pytest.approx((max(1.0, 9 * stretch), 0.5))
 
 
-def test_matched_cost_is_what_the_runs_spend(tmp_path, recipe_file):
+def test_matched_cost_is_what_the_runs_spend(tmp_path, recipe_file, capsys):
     out = tmp_path / "out"
     words = ["compare", str(recipe_file), "--steps", "60", "--methods", "iee,static", "--seeds", "0", "--match", "cost"]
     assert main([*words, "--out", str(out), "--quiet"]) == 0
     runs = {run["label"]: run for run in read(out / "results.json")["runs"]}
-    spent = {label: run["training_cost"] * run["steps"] for label, run in runs.items()}
-    assert spent["static"] == pytest.approx(spent["iee"], rel=0.02)
+    costs = {label: run["training_cost"] for label, run in runs.items()}
+    assert costs["static"] == pytest.approx(costs["iee"], rel=0.02)
     assert runs["static"]["steps"] > runs["iee"]["steps"] == 60
     recipe = yaml.safe_load((out / "recipes" / "static.yaml").read_text())
     assert recipe["steps"] == runs["static"]["steps"]
+    for label, run in runs.items():
+        assert run["cost_steps"] == 60
+        assert sum(run["by_phase"].values()) == pytest.approx(run["training_cost"])
+        structure = read(out / "runs" / f"{label}-seed0" / "structure.json")
+        assert structure["training_cost"]["total"] == run["training_cost"]
+        last = json.loads((out / "runs" / f"{label}-seed0" / "metrics.jsonl").read_text().splitlines()[-1])
+        assert last["cost"] == pytest.approx(run["training_cost"])
+    # a static step costs its density's share of a dense one, and it has more of them
+    static = comparing.with_method(load(recipe_file, ["--steps", "60"]), "static")
+    found = loop.train(static, tmp_path / "equal", report=False, quiet=True)["runs"][0]
+    assert costs["static"] == pytest.approx(found["training_cost"] * runs["static"]["steps"] / 60)
+    said = capsys.readouterr().out
+    assert "matched by training FLOPs (1× is dense training for 60 steps)" in said
+    [row] = [line for line in said.splitlines() if "│ static " in line]
+    assert f"│ {runs['static']['steps']:,} │" in re.sub(" +", " ", row)
+    page = (out / "report.html").read_text()
+    assert "Matched by training FLOPs: 1× is dense training for 60 steps." in page
+    assert '<th scope="col">Steps</th>' in page[: page.index("All runs")]
 
 
 def test_nothing_is_written_for_a_method_that_does_not_fit(tmp_path, recipe_file):
-    with pytest.raises(UserError, match="too short for one update"):
-        comparing.compare(load(recipe_file), tmp_path / "out", ["iee", "set"], [0], quiet=True)
+    for match in ("steps", "cost"):
+        with pytest.raises(UserError, match=r"^set: .*(too short for one update|cannot be matched)"):
+            comparing.compare(load(recipe_file), tmp_path / "out", ["iee", "set"], [0], quiet=True, match=match)
+    impossible = load(recipe_file, ["--compare.late.q", "0", "--criterion", "taylor"])
+    with pytest.raises(UserError, match=r"^late: criterion 'taylor' needs steps"):
+        comparing.compare(impossible, tmp_path / "out", ["iee", "late"], [0], quiet=True)
+    never = load(recipe_file, ["--compare.late.update_end", "0.0"])
+    with pytest.raises(UserError, match=r"^late: total_steps=4294967296 is too short for one update"):
+        comparing.compare(never, tmp_path / "out", ["iee", "late"], [0], quiet=True, match="cost")
     assert not (tmp_path / "out").exists()
+
+
+def test_seeds_have_the_bounds_of_a_recipe(tmp_path, recipe_file, capsys):
+    words = ["compare", str(recipe_file), "--methods", "iee", "--seeds", "0,2147483648", "--out", str(tmp_path / "out")]
+    assert main(words) == 2
+    assert capsys.readouterr().err == "regrow: seed must be between 0 and 2147483647, not 2147483648\n"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_the_recipes_own_method_runs_with_its_own_options(name):
+    recipe = load(name)
+    label = recipe.method_name
+    assert comparing.with_method(recipe, label) == recipe
+    if label in recipe.compare:  # what the others of its family use is what it uses itself
+        assert typed(type(recipe.method), recipe.compare[label], label) == recipe.method
+    option = {"iee": "h", "rigl": "interval", "set": "interval", "gmp": "interval"}.get(label)
+    if option is not None:
+        changed = load(name, [f"--method.{option}", "7"])
+        assert getattr(comparing.with_method(changed, label).method, option) == 7
+
+
+def test_a_variant_of_the_own_name_but_another_method_is_kept(tmp_path):
+    recipe = load(tiny.write(tmp_path, "compare: {iee: {name: rigl, interval: 4}, rigl: {interval: 5}}\n"))
+    assert comparing.with_method(recipe, "iee").method == RigL(interval=4)
+    assert comparing.with_method(recipe, "rigl").method == RigL(interval=5)
+
+
+def test_the_budget_is_that_of_the_method_that_runs(tmp_path):
+    path = tiny.write(tmp_path, "compare: {iee: {h: 1, j: 1, q: 20}}\n")
+    recipe = load(path, ["--steps", "100"])
+    planned = comparing._planned(recipe, {"iee": comparing.with_method(recipe, "iee")}, "cost")["iee"]
+    assert (planned.top.steps, planned.method) == (100, recipe.method)
+
+
+def test_short_runs_stretch_their_schedule_too(recipe_file):
+    words = ["--steps", "18", "--schedule.name", "multistep", "--schedule.milestones", "1,0.5"]
+    recipe = load(recipe_file, words)  # an epoch has 9 steps
+    planned = comparing._of_length(recipe, 9, loop.Run(recipe, "x"))
+    assert planned.schedule.milestones == (0.5, 0.5)
+    assert (planned.top.steps, planned.train.cost_steps) == (9, 18)
+
+
+def test_killed_with_its_runs(tmp_path, recipe_file):
+    """kill -9 of a comparison: its runs write their checkpoints and end, and the same command continues them."""
+    out = tmp_path / "out"
+    words = [sys.executable, "-m", "regrow", "compare", str(recipe_file), "--steps", "20000", "--train.log_every", "10"]
+    words += ["--data.val_fraction", "0", "--methods", "static", "--seeds", "0", "--out", str(out), "--quiet"]
+    process = subprocess.Popen(words, start_new_session=True)
+    run = out / "runs" / "static-seed0"
+    wait_until(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size)
+    process.kill()
+    process.wait()
+    wait_until(lambda: not (run / ".lock").exists())
+    assert (run / "checkpoint" / "state.pt").exists()
+    assert "stopped after step" in (out / "runs" / "static-seed0.log").read_text()
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_demo(tmp_path, monkeypatch, capsys):
@@ -162,3 +254,14 @@ def test_demo(tmp_path, monkeypatch, capsys):
         assert f"│ {method} " in said
     assert f"report: {tmp_path}/demo-2/report.html" in said
     assert list((tmp_path / "demo").iterdir()) == []
+
+    # one that was interrupted is continued by the same command; a finished one is not touched
+    before = (tmp_path / "demo-2" / "runs" / "iee-seed0" / "results.json").stat().st_mtime_ns
+    (tmp_path / "demo-2" / "results.json").unlink()
+    assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
+    assert f"continuing the demo in {tmp_path}/demo-2\n" in capsys.readouterr().out
+    assert (tmp_path / "demo-2" / "runs" / "iee-seed0" / "results.json").stat().st_mtime_ns == before
+    assert not comparing.is_unfinished(tmp_path / "demo-2", short)
+    (tmp_path / "demo-2" / "results.json").unlink()
+    assert comparing.is_unfinished(tmp_path / "demo-2", short)
+    assert not comparing.is_unfinished(tmp_path / "demo-2", load("digits-iee", ["--epochs", "7"]))

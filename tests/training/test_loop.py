@@ -1,6 +1,8 @@
 """The training loop: what it writes, what each option does, and what it refuses."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -50,7 +52,8 @@ def test_a_run_leaves_what_the_documentation_says(tmp_path):
         "dense_flops",
     }
     documented |= {"dense_flops", "seconds", "steps", "explore_steps"}
-    assert entry.keys() == documented | {"label", "validation_accuracy", "by_phase", "run"}
+    assert entry.keys() == documented | {"label", "validation_accuracy", "by_phase", "run", "cost_steps"}
+    assert entry["cost_steps"] is None
     assert (entry["method"], entry["steps"], entry["explore_steps"]) == ("iee", 30, 6)
     assert entry["density"] == pytest.approx(0.2, abs=1e-3)
     assert sum(entry["by_phase"].values()) == pytest.approx(entry["training_cost"])
@@ -63,7 +66,7 @@ def test_metrics(tmp_path):
     lines = metrics(out)
     assert [line["step"] for line in lines] == [5, 9, 10, 15, 18, 20, 25, 27, 30, 30, 30]
     assert [line["split"] for line in lines if "split" in line] == ["val"] * 4 + ["test"]
-    assert [line["phase"] for line in lines] == ["explore", "estimate", "estimate", "explore"] + ["fixed"] * 7
+    assert [line["phase"] for line in lines] == ["improve", "estimate", "estimate", "explore"] + ["fixed"] * 7
     for line in lines:
         assert {"step", "epoch", "phase", "loss", "lr", "density", "seconds", "cost"} <= line.keys()
     assert lines[-1]["accuracy"] == found["runs"][0]["accuracy"]
@@ -188,6 +191,49 @@ def test_the_average_is_evaluated_inside_the_structure():
     assert not torch.equal(ema.model({}).weight != 0, mask)  # what was pruned fades only slowly
 
 
+@pytest.mark.parametrize("freeze", [True, False])
+def test_the_average_takes_in_every_step_that_trains_the_structure(tmp_path, freeze):
+    """A step of frozen exploration leaves it as it was; all others are in it, as the active structure."""
+    words = ["--train.ema", "0.5", "--method.freeze", str(freeze).lower()]
+    part = loop.Run(load(tiny.write(tmp_path), words), "iee")
+    trainer = loop.Trainer(part, None, None, 0.0, True)
+    stream = part.stream.starting_at(0)
+    average = None
+    for step in range(1, 20):
+        trainer._step(stream)
+        if not (freeze and step in (6, 7, 8, 14, 15, 16)):
+            with part.sparsifier.sparse():
+                now = {name: p.clone() for name, p in part.model.named_parameters()}
+            average = now if average is None else {n: 0.5 * a + 0.5 * now[n] for n, a in average.items()}
+        for name, p in part.ema._average.module.named_parameters():
+            torch.testing.assert_close(p.data, average[name].data, rtol=1e-5, atol=1e-7, msg=f"{name}, step {step}")
+
+
+def test_a_criterion_of_the_users(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "my_criteria.py").write_text(
+        "def small(weight): return -weight.abs()\ndef wrong(a, b, c): return a\n"
+        "def weight_times_gradient(weight, grad): return (weight * grad).abs()\n"
+    )
+    own, built_in = [], []
+    for words, kept in ((["my_criteria:weight_times_gradient"], own), (["taylor"], built_in)):
+        (tmp_path / words[0].replace(":", "-")).mkdir()
+        out, _ = run(tmp_path / words[0].replace(":", "-"), "--criterion", *words)
+        kept.append((out / "model" / storage.WEIGHTS).read_bytes())
+    assert own == built_in
+    part = loop.Run(load(tiny.write(tmp_path), ["--criterion", "my_criteria:small"]), "iee")
+    assert part.sparsifier.criterion.name == "small"
+    for spec, message in (
+        ("my_criteria:wrong", r"criterion 'my_criteria:wrong' must be a function of \(weight\) or \(weight, grad\)"),
+        ("my_criteria:smal", "there is no 'smal' in 'my_criteria'; did you mean 'small'"),
+        ("nowhere_at_all:f", "the module 'nowhere_at_all' cannot be imported"),
+    ):
+        with pytest.raises(UserError, match=message):
+            loop.Run(load(tiny.write(tmp_path), ["--criterion", spec]), "iee")
+    sys.modules.pop("my_criteria")
+
+
 def test_evaluation_during_exploration_sees_the_active_structure(tmp_path):
     part = loop.Run(load(tiny.write(tmp_path)), "iee")
     trainer = loop.Trainer(part, None, None, 0.0, True)
@@ -208,6 +254,51 @@ def test_divergence_is_named(tmp_path):
         UserError, match=r"training diverged: the loss is (nan|inf) before step 5; try a lower optimizer.lr"
     ):
         run(tmp_path, "--optimizer.lr", "1e30")
+    out = tmp_path / "run"
+    assert not (out / ".lock").exists()
+    with pytest.raises(UserError, match=f"train.clip_norm, again with --out {out}$"):  # which may be used again
+        run(tmp_path, "--optimizer.lr", "1e30")
+    with pytest.raises(UserError, match=f"train.clip_norm, with another --out than {out}$"):
+        run(tmp_path, "--optimizer.lr", "1e30", "--train.checkpoint_steps", "1")
+    with pytest.raises(UserError, match="already holds a run"):
+        run(tmp_path)
+    (out / "checkpoint" / "state.pt").unlink()
+    assert run(tmp_path)[1]["runs"][0]["steps"] == 30
+
+
+def test_points_in_time_lie_inside_the_run(tmp_path):
+    for words, message in (
+        (["--schedule.warmup", "4"], r"schedule.warmup 4 is in epochs, but the run has only 3.33333"),
+        (["--schedule.name", "multistep", "--schedule.milestones", "0.5,9"], "schedule.milestones 9 is in epochs"),
+        (["--schedule.name", "step", "--schedule.every", "30"], "schedule.every 30 is in epochs"),
+        (["--schedule.name", "onecycle", "--schedule.peak", "5"], "schedule.peak 5 is in epochs"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run(tmp_path, *words)
+        assert not (tmp_path / "run").exists()
+    run(tmp_path, "--schedule.warmup", "3")
+
+
+def test_costs_can_be_those_of_another_length(tmp_path):
+    (tmp_path / "own").mkdir()
+    own = run(tmp_path / "own")[1]["runs"][0]
+    out, found = run(tmp_path, "--train.cost_steps", "60")
+    [entry] = found["runs"]
+    assert entry["cost_steps"] == 60
+    assert entry["training_cost"] == pytest.approx(own["training_cost"] / 2)
+    assert sum(entry["by_phase"].values()) == pytest.approx(entry["training_cost"])
+    assert metrics(out)[-1]["cost"] == pytest.approx(entry["training_cost"])
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match=r"^the checkpoint .*state\.pt cannot be written: No space left on device$"):
+            run(tmp_path)
+    assert list((tmp_path / "run" / "checkpoint").iterdir()) == []
 
 
 def test_tensorboard(tmp_path):
@@ -238,6 +329,8 @@ def test_large_recipes_run(tmp_path, name):
     """A few steps of everything the recipe asks for, on generated images and with short phases."""
     words = ["--steps", "5", "--data.batch_size", "2", "--train.log_every", "4", "--train.threads", "1"]
     shape, classes = ("3x32x32", 10) if name.startswith("cifar") else ("3x32x32", 1000)
+    if name.startswith("imagenet"):
+        words += ["--schedule.warmup", "0.05", "--schedule.milestones", "0.3,0.7,0.9"]
     words += ["--data.name", f"generated:{shape}:{classes}:24", "--data.val_fraction", "0.1"]
     short = {"iee": ["h", "j", "q"], "rigl": ["interval"], "set": ["interval"], "gmp": ["interval"]}
     words += [w for key in short.get(name.rpartition("-")[2], []) for w in (f"--method.{key}", "1")]

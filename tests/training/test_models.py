@@ -122,7 +122,7 @@ def test_callables(my_models):
         ("timm:resnet5O", {}, "did you mean 'resnet50'"),
         ("timm:", {}, "timm has no model ''"),
         ("torchvision:resnet81", {}, "torchvision has no model 'resnet81'; did you mean 'resnet18'"),
-        ("torchvision:fcn_resnet50", {}, "torchvision has no model 'fcn_resnet50'"),
+        ("torchvision:fcn_resnet50", {}, "torchvision's fcn_resnet50 is a model for segmentation, but only"),
         ("wrn22-2", {"droput": 0.1}, "no option 'droput'; did you mean 'dropout'"),
         ("wrn22-2", {"pretrained": True}, "no pretrained weights for 'wrn22-2'"),
         ("timm:resnet18", {"foo": 1}, "'timm:resnet18' cannot be built: .*'foo'"),
@@ -166,8 +166,8 @@ def test_example_input():
     assert x.shape == (1, 1, 8, 8)
     assert torch.equal(x, example_input("digits-cnn"))
     assert example_input(model.to("meta"), (1, 8, 8)).device.type == "meta"
-    with pytest.raises(UserError, match=r"input shape of 'a\.b:c' is not known"):
-        example_input("a.b:c")
+    with pytest.raises(UserError, match=r"of 'torch.nn:Linear' is not known: give one, such as --data-shape"):
+        example_input("torch.nn:Linear")
     with pytest.raises(UserError, match="input shape of the model is not known"):
         example_input(model)
 

@@ -67,14 +67,24 @@ def test_every_registered_class_reads_back_its_defaults():
 
 def test_cifar_is_the_papers_recipe():
     recipe = load("cifar10-wrn22-2-iee")
-    total, per_epoch = 97_656, 390.625
+    total, per_epoch = recipe.total_steps(382.0), 382.0
+    assert total == 97_656
+    drops = [
+        s
+        for s in range(1, total)
+        if recipe.schedule.factor(s, total, 382.0) < recipe.schedule.factor(s - 1, total, 382.0)
+    ]
+    assert drops == [30_000, 60_000, 90_000]
+    assert round(50_000 * recipe.data.val_fraction) == 1_000
     rates = [
         recipe.optimizer.lr * recipe.schedule.factor(s, total, per_epoch) for s in (0, 29_999, 30_001, 60_001, 97_000)
     ]
     assert rates == pytest.approx([0.1, 0.1, 0.02, 0.004, 0.0008])
     assert recipe.data.batch_size == 128
     assert recipe.pattern.sparsity == 0.9
-    assert recipe.method.update_end * total == pytest.approx(75_000, rel=1e-4)
+    for method in ("iee", "rigl", "set", "gmp"):
+        for source in (load(f"cifar10-wrn22-2-{method}"), with_method(recipe, method)):
+            assert source.method.timeline(total).until == 75_000
 
 
 def test_imagenet_is_the_papers_recipe():

@@ -164,7 +164,7 @@ def test_what_a_kill_leaves_behind_is_swept(tmp_path, monkeypatch):
     (out / ".model.x1").mkdir()
     (out / ".model.x1" / "manifest.json").write_text("{")
     train(recipe, out, None, monkeypatch, resume=True)
-    assert [p.name for p in out.iterdir() if p.name.startswith(".")] == [".lock"]
+    assert [p.name for p in out.iterdir() if p.name.startswith(".")] == []
 
 
 def test_another_recipe_is_refused_and_harmless_keys_are_not(tmp_path, monkeypatch):
@@ -182,8 +182,39 @@ def test_two_processes_do_not_share_a_directory(tmp_path, monkeypatch):
     recipe, out = load(tiny.write(tmp_path)), tmp_path / "run"
     with pytest.raises(Interrupted):
         train(recipe, out, 4, monkeypatch)
-    lock = loop.rundir.Lock(out)
-    with pytest.raises(UserError, match="another process is writing to"):
-        train(recipe, out, None, monkeypatch, resume=True)
-    lock.release()
+    with loop.rundir.locked(out):
+        with pytest.raises(UserError, match="another process is writing to"):
+            train(recipe, out, None, monkeypatch, resume=True)
+        assert (out / ".lock").exists()
     train(recipe, out, None, monkeypatch, resume=True)
+    assert not (out / ".lock").exists()
+
+
+def test_a_lock_that_was_removed_while_it_was_taken_is_taken_again(tmp_path, monkeypatch):
+    """Between opening the file and locking it, its holder removes it and another process makes a new one."""
+    import fcntl
+
+    real = fcntl.flock
+    seen = []
+
+    def late(file, how):
+        if not seen:
+            (tmp_path / ".lock").unlink()
+            (tmp_path / ".lock").write_text("")
+        seen.append(os.fstat(file.fileno()).st_ino)
+        real(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with loop.rundir.locked(tmp_path):
+        assert len(seen) == 2
+        assert (tmp_path / ".lock").stat().st_ino == seen[1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_label_is_kept(tmp_path, monkeypatch):
+    recipe, out = load(tiny.write(tmp_path)), tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(recipe, out, 4, monkeypatch, label="mine")
+    with pytest.raises(Interrupted):
+        train(recipe, out, 9, monkeypatch, resume=True)
+    assert train(recipe, out, None, monkeypatch, resume=True)["runs"][0]["label"] == "mine"

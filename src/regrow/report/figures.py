@@ -283,7 +283,7 @@ def cost_by_phase(costs: Mapping[str, Mapping[str, float]]) -> go.Figure:
     """A bar per label, × dense training, stacked by phase in the order of training."""
     phases = [phase for phase in PHASES if any(phase in cost for cost in costs.values())]
     phases += sorted({phase for cost in costs.values() for phase in cost} - set(phases))
-    height = 400 if 3 <= len(costs) <= 8 else 48 * len(costs) + 90  # 400: as tall as its neighbour on the page
+    height = 62 * len(costs) + 90  # five bars are as tall as the neighbour on the page
     figure = blank(height, barmode="stack", bargap=0.5, margin={"t": 8})
     rows = list(range(len(costs)))  # not names: two long ones may be cut to the same text
     said = [_shown(label) for label in costs]

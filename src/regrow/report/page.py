@@ -96,7 +96,8 @@ def render(collection: Collection) -> str:
 
 def record(run: Run) -> dict[str, Any]:
     """A finished run as an entry of ``results.json``; its accuracy falls back to that on the validation set."""
-    keys = ("label", "method", "seed", "density", "training_cost", "inference_flops", "dense_flops", "seconds")
+    keys = ["label", "method", "seed", "density", "training_cost", "inference_flops", "dense_flops", "seconds"]
+    keys += ["steps", "cost_steps"]
     return {**{key: getattr(run, key) for key in keys}, "accuracy": panels.score(run)}
 
 
@@ -144,6 +145,7 @@ def _summary_table(summaries: Sequence[Mapping[str, Any]], groups: Sequence[Grou
     by_label = {g.label: g for g in groups}
     reference = summaries[0]["label"]
     compared = len(summaries) > 1
+    dense_steps = next((s["cost_steps"] for s in summaries if s["cost_steps"] is not None), None)
     columns = ["Accuracy", "Seeds", "Weights kept", "Inference FLOPs", "Training FLOPs", "Time per run"]
     if compared:
         columns.insert(1, f"Difference to {formats.name(reference)}")
@@ -162,8 +164,14 @@ def _summary_table(summaries: Sequence[Mapping[str, Any]], groups: Sequence[Grou
         ]
         if compared:
             cells.insert(1, _difference(s["paired"]))
+        if dense_steps is not None:
+            cells.insert(-2, formats.count(s["steps"]))
         rows.append((_method(by_label[s["label"]]), cells))
-    caption = "FLOPs are multiples of the dense network’s."
+    if dense_steps is not None:
+        columns.insert(-2, "Steps")
+    caption = "FLOPs are multiples of the dense network’s; a multiply-add counts as two."
+    if dense_steps is not None:
+        caption += f" Matched by training FLOPs: 1× is dense training for {formats.count(dense_steps)} steps."
     if any(s["paired"] and s["paired"]["ci_low"] is not None for s in summaries):
         caption += " Differences are in points, paired by seed, with their 95% confidence interval."
     elif compared:

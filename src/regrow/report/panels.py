@@ -118,17 +118,14 @@ def traces(groups: Sequence[Group], points_of: Callable[[Run], Points], most: in
 
 
 def explored(metrics: Sequence[Metric]) -> list[tuple[float, float]]:
-    """The stretches of steps that were logged as exploration, each up to where the next phase was logged."""
+    """The stretches of steps that were logged as exploration: a line speaks for the steps since the line before."""
     spans: list[tuple[float, float]] = []
-    start: int | None = None
+    before = 0
     for row in metrics:
-        if row.phase == "explore":
-            start = row.step if start is None else start
-        elif row.phase is not None and start is not None:
+        if row.phase == "explore" and row.step > before:
+            start = spans.pop()[0] if spans and spans[-1][1] == before else before
             spans.append((start, row.step))
-            start = None
-    if start is not None:
-        spans.append((start, metrics[-1].step))
+        before = row.step
     return spans
 
 

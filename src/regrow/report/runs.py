@@ -65,6 +65,7 @@ class Run:
     seconds: float | None = None
     steps: int | None = None
     explore_steps: int | None = None
+    cost_steps: int | None = None
     by_phase: Mapping[str, float] = field(default_factory=dict)
     metrics: tuple[Metric, ...] = ()
     layers: tuple[Layer, ...] = ()
@@ -186,6 +187,7 @@ def _from_record(directory: Path, record: Mapping[str, Any]) -> Run:
         finished=True,
         steps=_whole(record.get("steps")),
         explore_steps=_whole(record.get("explore_steps")),
+        cost_steps=_whole(record.get("cost_steps")),
         by_phase=_phases(record.get("by_phase")),
     )
     return replace(run, **values)  # type: ignore[arg-type]  # all of them are numbers or None

@@ -35,7 +35,7 @@ def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Paired:
     spread = sample_std(differences)
     if spread is None:
         return Paired(centre, None, None, 1)
-    from scipy.stats import t  # type: ignore[import-untyped]
+    from scipy.stats import t
 
     half = float(t.ppf(0.975, n - 1)) * spread / math.sqrt(n)
     return Paired(centre, centre - half, centre + half, n)
@@ -77,7 +77,8 @@ def summarise(runs: Sequence[Mapping[str, Any]], reference: str | None = None) -
 
     ``runs`` are the run objects of ``results.json``. Keys of a summary: ``label``, ``method``, ``mean`` and ``std`` of
     the accuracy (fractions; ``std`` is the sample standard deviation), ``n`` (runs with an accuracy), the means of
-    ``training_cost`` (× dense), ``density``, ``inference_flops``, ``dense_flops`` and ``seconds``,
+    ``training_cost`` (× dense), ``density``, ``inference_flops``, ``dense_flops``, ``steps`` and ``seconds``,
+    ``cost_steps`` (the steps of the dense training that costs are multiples of; None: those of the run itself),
     ``inference_ratio`` (inference FLOPs × dense), and ``paired``: ``{"reference", "difference", "ci_low", "ci_high",
     "n"}`` against the label ``reference`` (default: the first one), or None for that label itself and where no
     seed is shared. What is not known is None (``mean`` without accuracies, ``std`` and interval of a single run).
@@ -114,6 +115,8 @@ def _summary(
         "dense_flops": dense,
         "inference_ratio": inference / dense if inference is not None and dense else None,
         "seconds": _mean_of(members, "seconds"),
+        "steps": _mean_of(members, "steps"),
+        "cost_steps": _mean_of(members, "cost_steps"),
         "paired": against,
     }
 

@@ -11,7 +11,7 @@ import torch
 
 from regrow.errors import UserError
 from regrow.training.recipe import Recipe
-from regrow.training.rundir import check_recipe
+from regrow.training.rundir import CHECKPOINT, check_recipe
 
 FORMAT = "regrow-checkpoint"
 VERSION = 1
@@ -20,19 +20,29 @@ _NEEDED = {"recipe", "step", "seconds", "metrics_lines", "model", "optimizer", "
 
 def path_in(directory: Path) -> Path:
     """Where the checkpoint of a run directory is."""
-    return directory / "checkpoint" / "state.pt"
+    return directory / CHECKPOINT
 
 
 def save(directory: Path, state: dict[str, Any]) -> None:
-    """Write the checkpoint of a run directory, atomically."""
+    """Write the checkpoint of a run directory, atomically.
+
+    Raises:
+        UserError: if it cannot be written, e.g. as the disk is full; an earlier checkpoint stays as it is.
+    """
     path = path_in(directory)
-    path.parent.mkdir(exist_ok=True)
     temporary = path.with_name(".state.pt.tmp")
-    with temporary.open("wb") as file:
-        torch.save({"format": FORMAT, "version": VERSION, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with temporary.open("wb") as file:
+            torch.save({"format": FORMAT, "version": VERSION, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch.save makes the latter of the former
+        temporary.unlink(missing_ok=True)
+        cause = error if isinstance(error, OSError) else error.__context__
+        reason = cause.strerror if isinstance(cause, OSError) else " ".join(str(error).split())[:200]
+        raise UserError(f"the checkpoint {path} cannot be written: {reason}") from error
 
 
 def load(directory: Path, recipe: Recipe) -> dict[str, Any] | None:

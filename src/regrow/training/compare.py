@@ -3,9 +3,11 @@ comparison that was interrupted goes on where it was: finished runs are kept, ot
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from regrow.errors import UserError
-from regrow.training import rundir
+from regrow.training import fields, rundir
+from regrow.training.optimizers import POINTS
 from regrow.training.pool import Job, run_jobs
 from regrow.training.recipe import Recipe, Tree, differences, parse, with_method
 from regrow.training.results import results
@@ -55,35 +58,36 @@ def compare(
         out: the directory of the comparison; an earlier one of the same recipe is continued
         labels: methods, or labels of the recipe's ``compare`` section; differences are against the first
         seeds: one run of each label for each seed
-        match: ``"steps"``: all train equally long; ``"cost"``: all spend the training FLOPs of the recipe's method
+        match: ``"steps"``: all train equally long; ``"cost"``: all spend the training FLOPs of the recipe's method, and
+            costs are multiples of dense training for as many steps as the recipe has
         jobs: runs at a time; default: the cores (or GPUs) divided by what a run uses
         quiet: show no progress
 
     Raises:
-        UserError: for an unknown label, or a directory that holds anything but a comparison of this recipe.
+        UserError: for an unknown label, a method that cannot run, a seed out of bounds, or a directory that holds
+            anything but a comparison of this recipe.
         Interrupted: after SIGINT or SIGTERM, once all runs have written their checkpoints.
     """
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs must be at least 1, not {jobs}")
     _check_target(out, recipe)
+    for seed in seeds:
+        fields.check("", dataclasses.replace(recipe.top, seed=seed))
     variants = {label: with_method(recipe, label) for label in labels}
     variants = _planned(recipe, variants, match)
     threads = recipe.train.threads or 1
     for label, variant in variants.items():
         _check_variant(out, label, variant)
     rundir.create(out / "recipes")
-    lock = rundir.Lock(out)
-    try:
+    with rundir.locked(out):
         rundir.write_text(out / rundir.RECIPE, recipe.to_yaml())
         for label, variant in variants.items():
             rundir.write_text(out / "recipes" / f"{label}.yaml", variant.to_yaml())
-        todo = [_job(out, label, seed, variants[label]) for seed in seeds for label in labels]
+        todo = [_job(out, label, seed) for seed in seeds for label in labels]
         run_jobs(todo, slots=_slots(jobs, threads), threads=threads, quiet=quiet)
         runs, failures = _gather(out, labels, seeds, {job.name: job for job in todo})
         found = results(recipe, runs, labels[0])
         rundir.write_json(out / rundir.RESULTS, found)
-    finally:
-        lock.release()
     if runs:
         from regrow.report.page import write
 
@@ -91,29 +95,41 @@ def compare(
     return Comparison(found, failures)
 
 
+def is_unfinished(out: Path, recipe: Recipe) -> bool:
+    """Whether ``out`` holds a comparison of this recipe that was interrupted, so that `compare` would continue it."""
+    if not (out / rundir.RECIPE).is_file() or (out / rundir.RESULTS).exists():
+        return False
+    try:
+        _check_target(out, recipe)
+    except UserError:
+        return False
+    return True
+
+
 def print_table(summary: Sequence[Mapping[str, Any]]) -> None:
     """Print a summary of results as a table."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="test accuracy, mean ± standard deviation over seeds", title_justify="left")
+    title = "test accuracy, mean ± standard deviation over seeds"
+    dense_steps = next((row["cost_steps"] for row in summary if row["cost_steps"] is not None), None)
+    if dense_steps is not None:
+        title += f"\nmatched by training FLOPs (1× is dense training for {dense_steps:,.0f} steps)"
+    table = Table(title=title, title_justify="left")
     table.add_column("method")
     reference = summary[0]["label"] if summary else ""
-    for heading in (
-        "accuracy",
-        "runs",
-        f"difference to {reference} (95%)",
-        "density",
-        "training cost",
-        "FLOPs",
-        "time",
-    ):
+    headings = ["accuracy", "runs", f"difference to {reference} (95%)", "density", "steps", "training cost"]
+    headings += ["FLOPs", "time"]
+    if dense_steps is None:
+        headings.remove("steps")
+    for heading in headings:
         table.add_column(heading, justify="right")
     for row in summary:
         mean, std = row["mean"], row["std"]
         score = "" if mean is None else f"{mean:.2%}" + (f" ± {100 * std:.2f}" if std is not None else "")
         table.add_row(
             row["label"], score, str(row["n"]), _difference(row["paired"]), _number(row["density"], "{:.1%}"),
+            *([] if dense_steps is None else [_number(row["steps"], "{:,.0f}")]),
             _number(row["training_cost"], "{:.2f}×"), _number(row["inference_ratio"], "{:.2f}×"),
             _number(row["seconds"], "{:.0f} s"),
         )  # fmt: skip
@@ -156,51 +172,72 @@ def _check_variant(out: Path, label: str, variant: Recipe) -> None:
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path} is damaged: choose another --out") from error
     for key in differences(old, variant.resolved()):
-        raise UserError(f"{key} of {label} differs from the runs that {out} already holds: choose another --out")
+        what = "--match" if key == "train.cost_steps" else f"{key} of {label}"
+        raise UserError(f"{what} differs from the runs that {out} already holds: choose another --out")
 
 
 def _planned(recipe: Recipe, variants: Mapping[str, Recipe], match: Match) -> dict[str, Recipe]:
     """The recipes of all labels with their lengths, after checking that each of them can run."""
-    from regrow.criteria import Criterion
+    from regrow.attach import check_weights
+    from regrow.methods import Dense
     from regrow.plan import matching_steps, planned_cost
-    from regrow.training.run import Run
+    from regrow.training.run import Run, criterion_of
 
-    example = Run(next(iter(variants.values())), "plan")
+    # dense, so that what is wrong with a method is found below, where its label is known
+    example = Run(dataclasses.replace(recipe, method_name="dense", method=Dense()), "plan")
+    check_weights(recipe.pattern.parameters(example.model))
     counts = recipe.pattern.counts(example.model)
-    criterion = Criterion.of(recipe.criterion)
+    criterion = criterion_of(recipe)
+    for label, variant in variants.items():
+        with _naming(label):
+            variant.method.scorings(criterion)
+            if match == "steps":
+                variant.method.timeline(example.total_steps)
     if match == "steps":
-        for variant in variants.values():
-            variant.method.timeline(example.total_steps)
         return dict(variants)
-    budget = planned_cost(recipe.method, criterion, counts, example.flops, example.total_steps)
+    with _naming(recipe.method_name):
+        budget = planned_cost(recipe.method, criterion, counts, example.flops, example.total_steps)
     planned = {}
     for label, variant in variants.items():
-        steps = matching_steps(variant.method, criterion, counts, example.flops, budget)
+        with _naming(label):
+            steps = matching_steps(variant.method, criterion, counts, example.flops, budget)
         planned[label] = _of_length(variant, steps, example)
     return planned
 
 
+@contextmanager
+def _naming(label: str) -> Iterator[None]:
+    """Errors inside it say which run of the comparison they are about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{label}: {error}") from error
+
+
 def _of_length(variant: Recipe, steps: int, example: Run) -> Recipe:
-    """The recipe with this many steps; what it gives in epochs stretches along."""
+    """The recipe with this many steps; what it gives in epochs stretches along, and costs are those of dense training
+    for as long as before, so that they can be compared."""
     tree: Tree = variant.resolved()
     for key in ("epochs", "steps"):
         tree.pop(key, None)
-    stretch = steps / example.total_steps
+    stretch, epochs = steps / example.total_steps, example.total_steps / example.steps_per_epoch
     schedule = tree["schedule"]
-    for key in ("warmup", "every", "peak", "milestones"):
+    for key in POINTS:
         if isinstance(schedule.get(key), list):
-            schedule[key] = [_stretched(value, stretch) for value in schedule[key]]
+            schedule[key] = [_stretched(value, stretch, epochs) for value in schedule[key]]
         elif key in schedule:
-            schedule[key] = _stretched(schedule[key], stretch)
-    return parse({**tree, "steps": steps})
+            schedule[key] = _stretched(schedule[key], stretch, epochs)
+    return parse({**tree, "steps": steps, "train": {**tree["train"], "cost_steps": example.cost_steps}})
 
 
-def _stretched(point: float, stretch: float) -> float:
-    """Epochs (from 1 on) stretch; fractions of the training are what they were."""
-    return max(1.0, point * stretch) if point >= 1 else point
+def _stretched(point: float, stretch: float, epochs: float) -> float:
+    """Epochs (from 1 on) stretch, as a fraction of the training where less than one is left; fractions stay."""
+    if point < 1:
+        return point
+    return point * stretch if point * stretch >= 1 else min(point / epochs, 0.999999)
 
 
-def _job(out: Path, label: str, seed: int, variant: Recipe) -> Job:
+def _job(out: Path, label: str, seed: int) -> Job:
     directory = out / "runs" / f"{label}-seed{seed}"
     words = ["train", str(out / "recipes" / f"{label}.yaml"), "--seed", str(seed), "--out", str(directory), "--resume"]
     return Job(

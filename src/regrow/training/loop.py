@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def train(
         recipe: what to do
         out: the run directory; it appears once recipe, model and data are known to be good
         resume: continue the run in ``out`` from its last checkpoint; without one it starts from the beginning
-        label: name of the run in tables; default: the method's name
+        label: name of the run in tables; default: the one it had before, or the method's name
         report: write ``report.html`` at the end
         quiet: show no progress
 
@@ -58,24 +58,18 @@ def train(
     if resume:
         rundir.check_same_recipe(out, recipe)
     saved = checkpoint.load(out, recipe) if resume else None
-    run = Run(recipe, label or recipe.method_name)
+    run = Run(recipe, label or (saved or {}).get("label") or recipe.method_name)
     if saved is not None:
         run.load_state(saved)
     if not run.accelerator.is_main_process:
         return Trainer(run, None, None, 0.0, True).train()
     rundir.create(out)
-    lock = rundir.Lock(out)
-    rundir.sweep(out)
-    metrics = None
-    try:
+    with rundir.locked(out):
+        rundir.sweep(out)
         rundir.write_text(out / rundir.RECIPE, recipe.to_yaml())
-        metrics = rundir.Metrics(out / rundir.METRICS, saved["metrics_lines"] if saved else 0)
-        found = Trainer(run, out, metrics, saved["seconds"] if saved else 0.0, quiet).train()
+        with closing(rundir.Metrics(out / rundir.METRICS, saved["metrics_lines"] if saved else 0)) as metrics:
+            found = Trainer(run, out, metrics, saved["seconds"] if saved else 0.0, quiet).train()
         rundir.write_json(out / rundir.RESULTS, found)
-    finally:
-        if metrics is not None:
-            metrics.close()
-        lock.release()
     if report:
         from regrow.report.page import write
 
@@ -126,6 +120,7 @@ class Trainer:
 
     def _step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
         run, settings = self.run, self.settings
+        frozen = run.recipe.method.explores and run.sparsifier.phase == "explore"
         seed_step(run.recipe.seed, run.step, run.accelerator.process_index)
         factor = run.recipe.schedule.factor(run.step, run.total_steps, run.steps_per_epoch)
         for group, peak in zip(run.optimizer.param_groups, run.peak_lr, strict=True):
@@ -146,9 +141,9 @@ class Trainer:
                 run.optimizer.step()
                 run.optimizer.zero_grad()
         run.step += 1
-        # while the active structure is frozen there is nothing to average
-        if run.ema is not None and run.sparsifier.phase != "explore":
-            run.ema.update(run.model)
+        if run.ema is not None and not frozen:  # a frozen structure has nothing new to average
+            with run.sparsifier.sparse():  # this step may have reactivated what is explored next
+                run.ema.update(run.model)
         self.progress.step(run.step)
 
     def _log(self) -> None:
@@ -163,7 +158,7 @@ class Trainer:
         if not math.isfinite(loss):
             raise UserError(
                 f"training diverged: the loss is {loss} before step {run.step}; "
-                "try a lower optimizer.lr, or clip gradients with train.clip_norm"
+                f"try a lower optimizer.lr, or clip gradients with train.clip_norm{self._where_to_go_on()}"
             )
         record = self._record(loss)
         if evaluate and not last:  # the last one follows at the very end, on the model as it is saved
@@ -171,16 +166,24 @@ class Trainer:
                 record |= {"accuracy": self._accuracy(model, run.data.val), "split": "val"}
         self._write(record)
 
+    def _where_to_go_on(self) -> str:
+        if self.out is None:
+            return ""
+        if checkpoint.path_in(self.out).exists():  # of this recipe
+            return f", with another --out than {self.out}"
+        return f", again with --out {self.out}"
+
     def _record(self, loss: float) -> dict[str, Any]:
+        """A line of the metrics: the loss since the line before it, and the phase of the step just done."""
         run = self.run
         return {
             "step": run.step,
             "epoch": run.step / run.steps_per_epoch,
-            "phase": run.sparsifier.phase,
+            "phase": run.timeline.phase_at(run.step - 1).phase,
             "loss": loss,
             "lr": run.learning_rate(run.step - 1),
             "density": run.sparsifier.density(),
-            "cost": training_cost(run.flops, run.sparsifier.ledger, run.total_steps)["total"],
+            "cost": training_cost(run.flops, run.sparsifier.ledger, run.cost_steps)["total"],
             "seconds": time.monotonic() - self.started,
         }
 

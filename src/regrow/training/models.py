@@ -9,13 +9,14 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, nearest
 
+_CALLABLE = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 _WRN = re.compile(r"wrn(\d+)-(\d+)")
 
 
@@ -86,7 +87,8 @@ def default_shape(spec: str) -> tuple[int, int, int]:
         size = torchvision.models.get_model_weights(name).DEFAULT.transforms().crop_size[0]
         return 3, size, size
     if name:
-        raise UserError(f"the input shape of {spec!r} is not known: name a data set, or give a shape such as 3x32x32")
+        import_callable(spec)  # that it is there comes first
+        raise UserError(f"the input shape of {spec!r} is not known: give one, such as --data-shape 3,32,32")
     if spec == "digits-cnn":
         return 1, 8, 8
     _check_built_in(spec)
@@ -227,20 +229,29 @@ def _check_timm(name: str) -> None:
     import timm
 
     if not timm.is_model(name):
-        _unknown("timm", name, timm.list_models())
+        _unknown("timm", name, timm.list_models(), "timm.list_models()")
 
 
 def _check_torchvision(name: str) -> None:
     import torchvision
 
-    names = torchvision.models.list_models(module=torchvision.models)
-    if name not in names:
-        _unknown("torchvision", name, names)
+    models = torchvision.models
+    names = models.list_models(module=models)
+    if name in names:
+        return
+    for kind in ("detection", "segmentation", "video", "optical_flow", "quantization"):
+        if name in models.list_models(module=getattr(models, kind)):
+            raise UserError(
+                f"torchvision's {name} is a model for {kind.replace('_', ' ')}, but only classifiers of images are "
+                "supported, such as torchvision:resnet50"
+            )
+    _unknown("torchvision", name, names, "torchvision.models.list_models()")
 
 
-def _unknown(library: str, name: str, names: Iterable[str]) -> None:
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.0)
-    raise UserError(f"{library} has no model {name!r}; did you mean {close[0]!r}?")
+def _unknown(library: str, name: str, names: Iterable[str], listing: str) -> NoReturn:
+    close = difflib.get_close_matches(name, list(names), n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"{listing} lists what it has"
+    raise UserError(f"{library} has no model {name!r}; {hint}")
 
 
 def _torchvision(name: str, num_classes: int, in_channels: int, options: dict[str, Any]) -> nn.Module:
@@ -273,13 +284,21 @@ def import_callable(spec: str) -> Callable[..., Any]:
     Raises:
         UserError: it cannot be imported, or is not callable.
     """
+    if not _CALLABLE.fullmatch(spec):
+        raise UserError(f"{spec!r} is not of the form package.module:callable")
     module_name, _, path = spec.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
         found: Any = importlib.import_module(module_name)
     except Exception as error:
-        raise UserError(f"{spec!r}: the module {module_name!r} cannot be imported: {first_line(error)}") from error
+        libraries = ["timm", "torchvision"]
+        missing = isinstance(error, ModuleNotFoundError) and error.name == module_name
+        near = difflib.get_close_matches(module_name, libraries, n=1) if missing else []
+        hint = f"; did you mean '{near[0]}:{path}'?" if near else ""
+        raise UserError(
+            f"{spec!r}: the module {module_name!r} cannot be imported: {first_line(error)}{hint}"
+        ) from error
     for part in path.split("."):
         if not hasattr(found, part):
             raise UserError(f"{spec!r}: there is no {part!r} in {module_name!r}{_hint(part, vars(found))}")

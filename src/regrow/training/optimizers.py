@@ -191,6 +191,9 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
 }
 
 
+POINTS = ("warmup", "peak", "every", "milestones")  # keys of schedules that are points in time
+
+
 class Schedule:
     """A learning-rate schedule: a pure function of the step, so that a resumed run needs no state.
 
@@ -200,6 +203,21 @@ class Schedule:
     def factor(self, step: int, total_steps: int, steps_per_epoch: float) -> float:
         """What the peak learning rate is multiplied with at ``step`` (from 0)."""
         raise NotImplementedError
+
+    def check(self, total_steps: int, steps_per_epoch: float) -> None:
+        """Refuse a point in time beyond the end of the run.
+
+        Raises:
+            UserError: naming the key.
+        """
+        for key in POINTS:
+            value = getattr(self, key, ())
+            for point in value if isinstance(value, tuple) else (value,):
+                if self.at(point, total_steps, steps_per_epoch) > total_steps * (1 + 1e-9):
+                    raise UserError(
+                        f"schedule.{key} {point:g} is in epochs, but the run has only "
+                        f"{total_steps / steps_per_epoch:g}: give less, or a fraction of the training below 1"
+                    )
 
     @staticmethod
     def at(point: float, total_steps: int, steps_per_epoch: float) -> float:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -120,6 +122,7 @@ def _child(words: list[str], log: str, environment: dict[str, str]) -> None:
     """What a process does: the command line, with a log for all that it says."""
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C on the terminal is for the parent, which asks each run to stop
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update(environment)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(descriptor, 1)
@@ -127,6 +130,14 @@ def _child(words: list[str], log: str, environment: dict[str, str]) -> None:
     from regrow.cli import main
 
     sys.exit(main(words))
+
+
+def _end_with_parent() -> None:
+    """Waits for the comparison to die (of kill -9, say): a run that nobody waits for writes its checkpoint and ends."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _ended(jobs: Sequence[Job]) -> list[Job]:

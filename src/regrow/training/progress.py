@@ -67,10 +67,6 @@ class Progress:
                 highlight=False, soft_wrap=True,
             )  # fmt: skip
 
-    def say(self, text: str) -> None:
-        """A line of its own."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
-
 
 class StopRequest:
     """Turns the first SIGINT or SIGTERM into a wish to stop after this step; a second one acts as usual."""

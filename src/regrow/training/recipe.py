@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -27,6 +28,7 @@ Tree = dict[str, Any]
 _MAX_BYTES = 1_000_000
 _NAMED = ("method", "pattern", "optimizer", "schedule")  # sections whose options depend on their name
 _DEFAULT_NAMES = {"pattern": "weights", "optimizer": "sgd", "schedule": "cosine"}
+_LABEL = re.compile(r"[A-Za-z0-9][\w.+-]*")  # labels become file names
 _WHOLE = ("pattern.distribution", "model.options")  # mappings that a later layer replaces instead of merging
 # keys that may differ between a run and its continuation: they change what is seen, not what is computed
 HARMLESS = (
@@ -90,16 +92,19 @@ class Recipe:
         return yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True)
 
     def variant(self, label: str) -> tuple[str, Tree]:
-        """The method and its options that ``compare`` uses for ``label``: a variant, the recipe's own, or the defaults.
+        """The method and its options that ``compare`` uses for ``label``: the recipe's own, a variant, or the defaults.
+
+        A variant that bears the name of the recipe's own method is for recipes of other methods that share it.
 
         Raises:
             UserError: if ``label`` is neither a variant of this recipe nor a method.
         """
-        if label in self.compare:
-            options = dict(self.compare[label])
-            return str(options.pop("name", label)), options
-        if label == self.method_name:
+        options = dict(self.compare.get(label, {}))
+        name = str(options.pop("name", label))
+        if label == name == self.method_name:
             return label, plain(self.method)
+        if label in self.compare:
+            return name, options
         if label not in registries()["method"]:
             known = {*registries()["method"], *self.compare}
             raise UserError(f"unknown method {label!r}{nearest(label, known)}")
@@ -159,6 +164,11 @@ def parse(tree: Mapping[str, Any]) -> Recipe:
         for label, options in require_mapping(tree.get("compare"), "compare").items()
     }
     for label, options in compare.items():
+        if not _LABEL.fullmatch(label):
+            raise UserError(
+                f"compare has the key {show(label)}, but it names files: start with a letter or digit, and go on with "
+                "those or any of _ . + -"
+            )
         _named("method", {"name": label, **options}, f"compare.{label}")
     sections: dict[str, Any] = {}
     for section, (name, built) in named.items():
@@ -331,7 +341,7 @@ def _known_sections(tree: Mapping[str, Any]) -> None:
 def _check_criterion(name: str) -> None:
     from regrow.criteria import CRITERIA
 
-    if name not in CRITERIA:
+    if ":" not in name and name not in CRITERIA:  # a module of the user's is imported once it is needed, as its model
         raise UserError(f"unknown criterion {name!r}{nearest(name, CRITERIA)}")
 
 

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 def run_entry(
     recipe: Recipe, label: str, sparsifier: Sparsifier, flops: ModelFlops, cost: Mapping[str, float], **measured: Any
 ) -> dict[str, Any]:
-    """One run in ``results.json``; ``measured`` are accuracy, validation_accuracy (fractions), seconds and run."""
+    """One run in ``results.json``; ``measured`` are accuracy, validation_accuracy (fractions), seconds, steps and run.
+
+    Costs are multiples of dense training for ``cost_steps`` steps, or for as many as the run has where that is None.
+    """
     density = sparsifier.density()
     return {
         "method": recipe.method_name,
@@ -30,6 +33,7 @@ def run_entry(
         "by_phase": {phase: value for phase, value in cost.items() if phase != "total"},
         "inference_flops": flops.inference(sparsifier.layer_density()),
         "dense_flops": flops.total,
+        "cost_steps": recipe.train.cost_steps,
         **measured,
     }
 

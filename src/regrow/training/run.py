@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from regrow.cost import count_flops, training_cost
+from regrow.criteria import Criterion
 from regrow.errors import UserError
 from regrow.sparsifier import Sparsifier
 from regrow.training.data import BatchSource, DataSet
 from regrow.training.data import load as load_data
 from regrow.training.evaluation import Ema, eval_mode
-from regrow.training.models import build, example_input
+from regrow.training.models import build, example_input, import_callable
 from regrow.training.recipe import Recipe
 
 
@@ -38,6 +39,9 @@ class Run:
         self.stream = Stream(self.data.train)
         self.steps_per_epoch = self.stream.batches_per_epoch / settings.accumulate
         self.total_steps = recipe.total_steps(self.steps_per_epoch)
+        self.cost_steps = settings.cost_steps or self.total_steps
+        recipe.schedule.check(self.total_steps, self.steps_per_epoch)
+        criterion = criterion_of(recipe)
         self.model: nn.Module = build(
             recipe.model.name, self.data.num_classes, self.data.shape[0], seed=recipe.seed, **recipe.model.options
         ).to(self.device)
@@ -48,9 +52,10 @@ class Run:
         self.peak_lr = [group["lr"] for group in optimizer.param_groups]
         self.ema = Ema(self.model, settings.ema) if settings.ema is not None else None
         self.sparsifier = Sparsifier(
-            self.model, optimizer, pattern=recipe.pattern, method=recipe.method, criterion=recipe.criterion,
+            self.model, optimizer, pattern=recipe.pattern, method=recipe.method, criterion=criterion,
             total_steps=self.total_steps, seed=recipe.seed,
         )  # fmt: skip
+        self.timeline = recipe.method.timeline(self.total_steps)
         self.start_active = {name: int(mask.sum()) for name, mask in self.sparsifier.masks.items()}
         self.prepared, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         self.forward: Any = torch.compile(self.prepared) if settings.compile else self.prepared
@@ -66,6 +71,7 @@ class Run:
         scaler = self.accelerator.scaler
         return {
             "recipe": self.recipe.resolved(),
+            "label": self.label,
             "step": self.step,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -99,8 +105,8 @@ class Run:
             raise UserError(f"the checkpoint does not fit the recipe's model or optimizer: {reason}") from error
 
     def cost(self) -> dict[str, float]:
-        """Training FLOPs of the steps so far, x those of as many dense ones: by phase, and in total."""
-        spent = training_cost(self.flops, self.sparsifier.ledger)
+        """Training FLOPs of the steps so far, x those of ``cost_steps`` dense ones: by phase, and in total."""
+        spent = training_cost(self.flops, self.sparsifier.ledger, self.cost_steps)
         return {phase: spent.get(phase, 0.0) for phase in ("estimate", "improve", "explore", "fixed", "total")}
 
     def learning_rate(self, step: int) -> float:
@@ -148,6 +154,21 @@ def _accelerator(recipe: Recipe) -> Any:
     if recipe.train.precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("train.precision fp16 needs a GPU: use bf16 or fp32")
     return accelerator
+
+
+def criterion_of(recipe: Recipe) -> Criterion:
+    """The recipe's criterion: a registered one, or the function that ``package.module:callable`` names.
+
+    Raises:
+        UserError: if there is no such function, or it takes something else than (weight) or (weight, grad).
+    """
+    if ":" not in recipe.criterion:
+        return Criterion.of(recipe.criterion)
+    function = import_callable(recipe.criterion)
+    try:
+        return Criterion.of(function)
+    except UserError as error:
+        raise UserError(f"criterion {recipe.criterion!r} must be a function of (weight) or (weight, grad)") from error
 
 
 def _data(recipe: Recipe, rank: int, world: int) -> DataSet:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +20,7 @@ METRICS = "metrics.jsonl"
 RESULTS = "results.json"
 STRUCTURE = "structure.json"
 REPORT = "report.html"
+CHECKPOINT = "checkpoint/state.pt"
 _LOCK = ".lock"
 _OURS = {RECIPE, METRICS, RESULTS, STRUCTURE, REPORT, "checkpoint", "model", "tensorboard"}
 
@@ -47,7 +49,8 @@ def check_target(directory: Path, resume: bool) -> None:
     """Refuse a directory that a new run must not write to.
 
     Raises:
-        UserError: if the directory holds a run and ``resume`` is off, or holds anything else.
+        UserError: if the directory holds a run and ``resume`` is off, or holds anything else. What a run without a
+            checkpoint has left (it diverged, say) is no loss, and may be replaced.
     """
     if not directory.exists():
         parent = next(p for p in directory.absolute().parents if p.exists())
@@ -59,7 +62,7 @@ def check_target(directory: Path, resume: bool) -> None:
     names = {entry.name for entry in directory.iterdir() if not entry.name.startswith(".")}
     if foreign := sorted(names - _OURS):
         raise UserError(f"{directory} holds something else than a run ({foreign[0]}): choose another --out")
-    if not resume and names:
+    if not resume and (is_finished(directory) or (directory / CHECKPOINT).exists()):
         raise UserError(f"{directory} already holds a run: continue it with --resume, or choose another --out")
 
 
@@ -109,26 +112,40 @@ def check_recipe(old: Any, recipe: Recipe, directory: Path) -> None:
         )
 
 
-class Lock:
-    """Keeps two processes from writing to one directory; it ends with the process, however that ends."""
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keeps two processes from writing to one directory; it ends with the process, however that ends.
 
-    def __init__(self, directory: Path) -> None:
-        self._file: IO[str] | None = (directory / _LOCK).open("w")
+    Raises:
+        UserError: if another process is inside.
+    """
+    file = _lock_file(directory)
+    try:
+        yield
+    finally:
+        # removed while it is held: whoever waits for this very file finds out that it is no longer there
+        with suppress(OSError):
+            (directory / _LOCK).unlink()
+        file.close()
+
+
+def _lock_file(directory: Path) -> IO[str]:
+    path = directory / _LOCK
+    while True:
+        file = path.open("w")
         try:
             import fcntl
 
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except ImportError:  # no flock on this system
-            pass
+            return file
         except OSError as error:
-            self._file.close()
+            file.close()
             raise UserError(f"another process is writing to {directory}: wait until it has ended") from error
-
-    def release(self) -> None:
-        """Let others write."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()  # its holder has removed it since it was opened
 
 
 class Metrics:

@@ -62,6 +62,7 @@ class TrainSection:
         recalibrate: training batches that re-estimate batch-norm statistics before the final evaluation; 0 means none
         compile: compile the model with torch.compile
         threads: CPU threads; null means torch's default
+        cost_steps: steps of the dense training that training costs are multiples of; null means those of the run itself
         log_every: steps between two lines of metrics.jsonl
         eval_every: epochs between two evaluations on the validation split; 0 means only at the end
         checkpoint_minutes: minutes between two checkpoints; 0 means none by time
@@ -77,6 +78,7 @@ class TrainSection:
     recalibrate: int = number(0, 0)
     compile: bool = False
     threads: int | None = number(None, 1, 1024)
+    cost_steps: int | None = number(None, 1)
     log_every: int = number(50, 1)
     eval_every: float = number(1.0, 0)
     checkpoint_minutes: float = number(5.0, 0)
@@ -92,7 +94,7 @@ class TopSection:
         epochs: length of the training in epochs; give this or steps
         steps: length of the training in optimizer steps
         seed: seed of the weights, the order of the data, the augmentation and the structure
-        criterion: how important a weight is
+        criterion: how important a weight is: magnitude, taylor, gradient, random or package.module:callable
     """
 
     epochs: float | None = number(None, above=0)

@@ -167,7 +167,8 @@ class WeightState:
 
     def _restore(self, tensor: Tensor, frozen: Tensor) -> None:
         if self._has_frozen:
-            tensor.copy_(torch.where(self.trainable, tensor, frozen))
+            live = tensor.detach()
+            torch.where(self.trainable, live, frozen, out=live)
         if self._has_pruned:
             tensor.masked_fill_(self.code == PRUNED, 0)
 

@@ -24,6 +24,8 @@ _CODE = 3
 _PREVIOUS = 4  # was in the active structure
 _GROWN = 8  # was grown by it
 
+_PIECE = 1 << 18  # entries that are masked at a time on a CPU
+
 Init = Literal["mru", "explored", "zero"]
 
 
@@ -138,8 +140,16 @@ class WeightState:
     @torch.no_grad()
     def mask_gradient(self) -> None:
         """Zeroes the gradient of entries that do not train; no synchronisation."""
-        if self.param.grad is not None:
-            self.param.grad.mul_(self.flags & 1)
+        grad = self.param.grad
+        if grad is None:
+            return
+        if grad.device.type != "cpu" or not (grad.is_contiguous() and self.flags.is_contiguous()):
+            grad.mul_(self.flags & 1)
+            return
+        # in pieces that stay in a core's cache, a pass over the mask is saved
+        piece = torch.empty(min(grad.numel(), _PIECE), dtype=torch.uint8)
+        for part, flags in zip(grad.view(-1).split(_PIECE), self.flags.view(-1).split(_PIECE), strict=True):
+            part.mul_(torch.bitwise_and(flags, 1, out=piece[: flags.numel()]))
 
     @torch.no_grad()
     def settle(self) -> None:

@@ -10,19 +10,19 @@ from __future__ import annotations
 import copy
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from .errors import UserError
+from .quiet import quiet
 
 aten = torch.ops.aten
 
@@ -251,7 +251,7 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], device
     replica = copy.deepcopy(model, dict(twins)).eval()
     args, kwargs = tree_map_only(Tensor, lambda t: _twin(t, device), (args, kwargs))
     counter = _FlopCounter({name: twins[id(p)] for name, p in model.named_parameters()}, twins.values())
-    with _plain_execution(), counter:
+    with quiet(), _no_onednn(), counter:
         replica(*args, **kwargs)
     return counter
 
@@ -267,22 +267,15 @@ def _twin(tensor: Tensor, device: str, parameter: bool = False) -> Tensor:
 
 
 @contextmanager
-def _plain_execution() -> Iterator[None]:
-    """No fused kernel that hides a product, no compilation, no autograd; random state and switches restored."""
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.autocast("cpu", enabled=False))
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.callback(torch.backends.mha.set_fastpath_enabled, fastpath)
-        torch.backends.mha.set_fastpath_enabled(False)
-        # oneDNN's fused LSTM; its own context manager also resets precisions, with a warning
-        stack.callback(setattr, torch.backends.mkldnn, "enabled", torch.backends.mkldnn.enabled)
-        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+def _no_onednn() -> Iterator[None]:
+    """Without oneDNN's fused LSTM, which hides its products."""
+    enabled = torch.backends.mkldnn.enabled
+    # its own context manager also resets precisions, with a warning
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    try:
         yield
+    finally:
+        torch.backends.mkldnn.enabled = enabled
 
 
 class _FlopCounter(TorchDispatchMode):

@@ -107,14 +107,19 @@ class Sparsifier:
             self.method.begin(self._units)
         self._recorder = attach.InputRecorder()
         self._loads = attach.LoadListener()
-        self._handles: list[Any] = [
+        self._handles = self._register()
+
+    def _register(self) -> list[Any]:
+        """Hooks on the model and its optimizers; returns their handles."""
+        handles: list[Any] = [
             self.model.register_forward_pre_hook(self._recorder, with_kwargs=True),
             self.model.register_load_state_dict_post_hook(self._loads),
         ]
         for one in self._optimizers:
-            self._handles.append(keeper(one).register_load_state_dict_post_hook(self._loads))
-            self._handles.append(one.register_step_pre_hook(self._before_step))
-            self._handles.append(one.register_step_post_hook(self._after_step))
+            handles.append(keeper(one).register_load_state_dict_post_hook(self._loads))
+            handles.append(one.register_step_pre_hook(self._before_step))
+            handles.append(one.register_step_post_hook(self._after_step))
+        return handles
 
     # -- what users look at ------------------------------------------------------------------------------------------
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from regrow.channels import rules, rules_norm, rules_product, rules_shape
 from regrow.channels.labels import Layer, Ledger, axis
 from regrow.errors import UserError
+from regrow.quiet import quiet
 
 # rules whose result still is the same parameter, seen otherwise
 _NAMED = frozenset(["t", "transpose", "permute", "detach", "alias", "expand", "contiguous", "clone", "view"])
@@ -189,22 +188,6 @@ def prepared(example_inputs: Any, repeat: int = 1) -> tuple[Any, ...]:
         return torch.cat([t] * repeat) if repeat > 1 and t.dim() else t
 
     return tree_map_only(Tensor, ready, args)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No autograd, no fused kernels, no autocast, and the random state as it was afterwards."""
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.autocast("cpu", enabled=False))
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.callback(torch.backends.mha.set_fastpath_enabled, fastpath)
-        torch.backends.mha.set_fastpath_enabled(False)
-        yield
 
 
 def run(

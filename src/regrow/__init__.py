@@ -2,7 +2,7 @@
 
 >>> import regrow
 >>> sorted(regrow.methods.METHODS)
-['dense', 'gmp', 'iee', 'oneshot', 'rigl', 'set', 'static']
+['dense', 'gmp', 'halp', 'iee', 'oneshot', 'rigl', 'set', 'static', 'uniform']
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from regrow.batchnorm import recalibrate
     from regrow.errors import UserError
-    from regrow.methods import GMP, IEE, SET, Dense, OneShot, RigL, Static
-    from regrow.patterns import Weights
+    from regrow.methods import GMP, HALP, IEE, SET, Dense, OneShot, RigL, Static, Uniform
+    from regrow.patterns import Channels, Weights
     from regrow.schedule import Budget
     from regrow.sparsifier import Sparsifier
     from regrow.storage import load, save
@@ -24,8 +24,8 @@ __version__ = "0.1.0"
 # Public names by the module that has them, imported when they are first asked for: `regrow --help` answers at once.
 _HOMES = {
     "errors": ["UserError"],
-    "methods": ["GMP", "IEE", "SET", "Dense", "OneShot", "RigL", "Static"],
-    "patterns": ["Weights"],
+    "methods": ["GMP", "HALP", "IEE", "SET", "Dense", "OneShot", "RigL", "Static", "Uniform"],
+    "patterns": ["Channels", "Weights"],
     "batchnorm": ["recalibrate"],
     "schedule": ["Budget"],
     "sparsifier": ["Sparsifier"],
@@ -34,14 +34,17 @@ _HOMES = {
 
 __all__ = [
     "GMP",
+    "HALP",
     "IEE",
     "SET",
     "Budget",
+    "Channels",
     "Dense",
     "OneShot",
     "RigL",
     "Sparsifier",
     "Static",
+    "Uniform",
     "UserError",
     "Weights",
     "load",

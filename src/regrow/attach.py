@@ -13,6 +13,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from regrow import optim_state
 from regrow.errors import UserError
 from regrow.patterns.base import canonical
+from regrow.saliency import Scoring
+from regrow.schedule import PhaseName
 
 Groups = dict[int, tuple[Optimizer, dict[str, Any]]]  # id of a parameter → its optimizer and group
 
@@ -74,19 +76,49 @@ def check_model(model: nn.Module, groups: Groups) -> None:
             )
 
 
-def check_weights(sparsified: Mapping[str, Tensor]) -> None:
-    """Refuses weights that cannot be masked.
+def check_weights(sparsified: Mapping[str, Tensor], groups: Groups | None = None) -> None:
+    """Refuses weights that cannot be masked, or that no optimizer trains.
 
     Raises:
         UserError: naming the parameter.
     """
     for name, param in sparsified.items():
+        if groups is not None and id(param) not in groups:
+            raise UserError(f"{name} is to be sparsified but in no optimizer; give it to one, or exclude it")
         if type(param.data).__name__ == "DTensor":
             raise UserError(
                 f"{name} is a sharded DTensor, which this version cannot sparsify; use DistributedDataParallel"
             )
         if param.layout is not torch.strided or not param.is_floating_point():
             raise UserError(f"{name} is {param.dtype} in layout {param.layout}; only dense floating-point weights work")
+
+
+def check_unwrapped(model: nn.Module) -> None:
+    """Refuses a model in a wrapper that cannot follow changes of shape.
+
+    Raises:
+        UserError: it is wrapped in DistributedDataParallel.
+    """
+    if type(model).__name__ in ("DistributedDataParallel", "DataParallel"):
+        raise UserError(
+            f"thin training changes the shapes of parameters, which {type(model).__name__} cannot follow; "
+            "use Channels(thin=False), or pass on_resize=, a function that wraps the model anew"
+        )
+
+
+def check_growth(method: str, scorings: Mapping[PhaseName, tuple[Scoring, ...]], shadow: bool) -> None:
+    """Refuses a method that ranks removed units by gradients which the pattern does not have.
+
+    Raises:
+        UserError: naming the method.
+    """
+    blind = any(s.role == "grow" and s.criterion.uses_grad for phase in scorings if phase != "explore"
+                for s in scorings[phase])  # fmt: skip
+    if blind or shadow:
+        raise UserError(
+            f"{method} grows by the gradients of what was removed, but removed channels have none; use IEE, which "
+            "explores them"
+        )
 
 
 class InputRecorder:

@@ -90,6 +90,12 @@ def magnitude(weight: Tensor) -> Tensor:
 
 
 @register
+def l2(weight: Tensor) -> Tensor:
+    """w²: ranks single weights as magnitude does, and channels by the L2 norm of their weights (Li et al. 2017)."""
+    return weight.square()
+
+
+@register
 def taylor(weight: Tensor, grad: Tensor) -> Tensor:
     """\\|w·∂w\\|: the loss change of removing an entry, to first order (Molchanov et al. 2019)."""
     return (weight * grad).abs_()

@@ -13,7 +13,7 @@ from regrow.methods.base import Method
 from regrow.patterns.base import Pattern
 
 KEYS = (
-    "config", "step", "finished", "weights", "saliency", "tally", "buffers", "history", "ledger",
+    "config", "step", "finished", "weights", "saliency", "units", "buffers", "history", "ledger",
 )  # fmt: skip
 
 

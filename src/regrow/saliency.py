@@ -97,6 +97,9 @@ class Saliency:
                 sums[name] = sums[name].add_(score) if name in sums else score.clone()  # it may be an argument
                 steps[name] = steps[name] + finite if name in steps else finite.long()
 
+    def close_step(self) -> None:
+        """A step is done, whichever optimizers took part in it."""
+
     def scores(self, role: Role, name: str, step: int) -> Tensor:
         """The scores of one parameter: fp32, its shape, higher stays; averaged over the steps that counted."""
         state = self.states[name]

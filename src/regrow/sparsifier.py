@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -18,11 +18,11 @@ from regrow.criteria import Criterion
 from regrow.errors import UserError, nearest
 from regrow.methods import IEE, METHODS, Method
 from regrow.optim_state import keeper, keeps_zero
-from regrow.patterns.base import Pattern, unwrap
-from regrow.saliency import Saliency
+from regrow.patterns.base import Attached, Binding, Pattern, unwrap
+from regrow.saliency import Saliency, Scoring
 from regrow.schedule import Boundary, PhaseName
 from regrow.state import WeightState
-from regrow.units import Units, sparsity_of
+from regrow.units import Units
 
 FORMAT = 1  # of state_dict
 
@@ -40,6 +40,9 @@ class Sparsifier:
             or a function of (weight) or (weight, grad).
         total_steps: optimizer steps of the whole run, which schedules stretch over.
         seed: of everything that is drawn at random.
+        example_inputs: one batch, a tensor or the tuple of positional arguments; patterns of channels follow it through
+            the model.
+        on_resize: called after parameters have changed their shapes, for whoever must know (see `Channels`'s thin).
 
     Raises:
         UserError: for anything that cannot work, before anything is changed.
@@ -61,11 +64,13 @@ class Sparsifier:
         criterion: str | Criterion | Callable[..., Tensor] = "magnitude",
         total_steps: int | None = None,
         seed: int = 0,
+        example_inputs: Tensor | tuple[Any, ...] | None = None,
+        on_resize: Callable[[], None] | None = None,
     ) -> None:
         self.model = unwrap(model)
         self.method = _method(method)
         self.pattern = pattern
-        self.criterion = Criterion.of(criterion)
+        self.criterion = self.method.ranks_by(Criterion.of(criterion))
         self.seed = seed
         self.history: list[dict[str, Any]] = []
         self.step_count = 0
@@ -74,40 +79,57 @@ class Sparsifier:
         self._optimizers = attach.optimizers(optimizer, Sparsifier)
         groups = attach.parameter_groups(self._optimizers)
         attach.check_model(self.model, groups)
-        params: dict[str, nn.Parameter] = {}
-        final: dict[str, tuple[int, int]] = {}
-        if self.method.sparsifies:
-            if pattern is None:
-                raise UserError("pattern is missing; say what to sparsify, e.g. pattern=regrow.Weights(0.9, 'erk')")
-            params, final = pattern.parameters(self.model), pattern.counts(self.model)
-        attach.check_weights(params)
         scorings = self.method.scorings(self.criterion)
+        bound = self._bind(model, example_inputs, scorings, on_resize)
+        params = bound.parameters if bound else {}
+        attach.check_weights(params, groups)
 
         self._states = {name: _state(name, param, *groups[id(param)]) for name, param in params.items()}
         self._by_optimizer = {
             id(one): {name: s for name, s in self._states.items() if groups[id(s.param)][0] is one}
             for one in self._optimizers
         }
-        self._target = sparsity_of(final)
-        self._saliency = Saliency(self._states, self.criterion, scorings, seed)
-        self._gradients = gradients.Gradients(self._by_optimizer, self._saliency, groups)
+        for state in self._states.values():
+            _agree(state.param.data)
         self._units: Units | None = None
+        if bound is not None:
+            attached = Attached(
+                self._states, self._optimizers, self.criterion, scorings, _agree, seed, on_resize
+            )  # fmt: skip
+            self._units = bound.units(attached)
+        self._target = self._units.target if self._units else 0.0
+        self._saliency = self._units.saliency if self._units else Saliency({}, self.criterion, {}, seed)
+        self._gradients = gradients.Gradients(self._by_optimizer, self._saliency, groups)
         self._finished = False
         self._skipped = False
         self._shown_sparse = False
         self._buffers: dict[str, Tensor] | None = None  # as they were when exploration began
         self._ledger: dict[str, PhaseSteps] = {}
         self._accounted = 0
-        self._flops: ModelFlops | None = None
-        for state in self._states.values():
-            _agree(state.param.data)
-        if params and pattern is not None:
-            self._units = Units(self._states, pattern, final, self._saliency, _agree, seed)
+        self._flops: ModelFlops | None = bound.flops if bound else None
+        if self._units is not None:
             self._units.aim(self.method.sparsity_at(-1, self._timeline.updates, self._target), 0.0, 0)
-            self.method.begin(self._units)
+            with self._units.full_width():
+                self.method.begin(self._units)
         self._recorder = attach.InputRecorder()
         self._loads = attach.LoadListener()
         self._handles = self._register()
+
+    def _bind(
+        self, model: nn.Module, example_inputs: Any, scorings: Mapping[PhaseName, tuple[Scoring, ...]], resized: Any
+    ) -> Binding | None:
+        """The pattern put to the model, or None for a method that sparsifies nothing."""
+        if not self.method.sparsifies:
+            return None
+        if self.pattern is None:
+            raise UserError("pattern is missing; say what to sparsify, e.g. pattern=regrow.Weights(0.9, 'erk')")
+        self.method.check_pattern(self.pattern)
+        bound = self.pattern.bind(self.model, example_inputs)
+        if bound.resizes and resized is None:
+            attach.check_unwrapped(model)
+        if bound.blind:
+            attach.check_growth(self.method.name, scorings, self.method.shadow is not None)
+        return bound
 
     def _register(self) -> list[Any]:
         """Hooks on the model and its optimizers; returns their handles."""
@@ -139,7 +161,11 @@ class Sparsifier:
 
     def layer_density(self) -> dict[str, float]:
         """The same, for each sparsified parameter."""
-        return {name: int(state.active.sum()) / state.param.numel() for name, state in self._states.items()}
+        return {name: int(state.active.sum()) / state.flags.numel() for name, state in self._states.items()}
+
+    def widths(self) -> dict[str, tuple[int, int]]:
+        """Group of channels → (how many are active, how many there are); empty for other patterns."""
+        return self._units.widths() if self._units else {}
 
     def training_cost(self, example_inputs: Tensor | tuple[Any, ...] | None = None) -> dict[str, float]:
         """Training FLOPs so far × those of as many dense steps: by phase, and "total" (`paper` formulas in cost.py).
@@ -222,6 +248,7 @@ class Sparsifier:
         self._gradients.used(optimizer)
         if optimizer is self._optimizers[-1]:
             self.step_count += 1
+            self._saliency.close_step()
             if not self._finished:
                 for boundary in self._timeline.ended_at(self.step_count):
                     self._cross(boundary)
@@ -231,16 +258,17 @@ class Sparsifier:
     def _cross(self, boundary: Boundary) -> None:
         assert self._units is not None
         self._account()
-        if boundary.ended == "explore":
-            self._restore_buffers()
-        sparsity = self.method.sparsity_at(boundary.update, self._timeline.updates, self._target)
-        self._units.aim(sparsity, self.method.churn(boundary.update, self._timeline), self.step_count)
-        self.method.at_boundary(boundary, self._units)
-        self._saliency.forget()
-        if boundary.last:
-            self.history.append(self._units.record(boundary.update))
-        if self._freezes and self._buffers is None:
-            self._buffers = {name: b.detach().clone() for name, b in norm_buffers(self.model).items()}
+        with self._units.full_width():
+            if boundary.ended == "explore":
+                self._restore_buffers()
+            sparsity = self.method.sparsity_at(boundary.update, self._timeline.updates, self._target)
+            self._units.aim(sparsity, self.method.churn(boundary.update, self._timeline), self.step_count)
+            self.method.at_boundary(boundary, self._units)
+            self._saliency.forget()
+            if boundary.last:
+                self.history.append(self._units.record(boundary.update))
+            if self._freezes and self._buffers is None:
+                self._buffers = {name: b.detach().clone() for name, b in norm_buffers(self.model).items()}
 
     def _restore_buffers(self) -> None:
         if self._buffers is not None:
@@ -284,14 +312,35 @@ class Sparsifier:
     def finalize(self) -> None:
         """Ends updates at the exact target, also in the middle of one; the structure stays fixed and enforced."""
         self._account()
-        self._restore_buffers()
-        if self._units and not self._finished and self.step_count < self._timeline.end:
-            self._units.aim(self._target, 0.0, self.step_count)
-            self._units.settle()
-            self._saliency.forget()
+        if self._finished:
+            return
+        with self.full_width():
+            self._restore_buffers()
+            if self._units and self.step_count < self._timeline.end:
+                self._units.aim(self._target, 0.0, self.step_count)
+                self._units.settle()
+                self._saliency.forget()
         self._finished = True
         for state in self._states.values():
             state.write_zeros()
+
+    def full_width(self) -> AbstractContextManager[None]:
+        """Inside it, a model that trains thin has its full width: for saving and loading checkpoints of model and
+        optimizer, whose shapes then do not depend on when. For patterns that resize nothing it does nothing."""
+        return self._units.full_width() if self._units else nullcontext()
+
+    def compact(self) -> nn.Module:
+        """Finalizes, takes the removed channels out of the model for good, and detaches. Returns the model, for
+        evaluating, exporting or `regrow.save`; to train it on, make a new optimizer.
+
+        Raises:
+            UserError: where the pattern is not one of channels.
+        """
+        if self._units is None or not self._units.widths():
+            raise UserError("compact() takes out channels, but the pattern is not regrow.Channels")
+        self.detach()
+        self._units.compact()
+        return self.model
 
     def detach(self) -> None:
         """Finalizes and leaves: the model keeps its zeros, but nothing holds them any more."""
@@ -312,7 +361,7 @@ class Sparsifier:
             "finished": self._finished,
             "weights": {name: state.state_dict() for name, state in self._states.items()},
             "saliency": self._saliency.state_dict(),
-            "tally": dict(self._units.tally) if self._units else {},
+            "units": self._units.state_dict() if self._units else {},
             "buffers": self._buffers,
             "history": list(self.history),
             "ledger": {phase: asdict(entry) for phase, entry in self._ledger.items()},
@@ -330,20 +379,22 @@ class Sparsifier:
         )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state_dict` was taken, bit for bit, once model and optimizer have been loaded (in any order).
+        """Goes on where `state_dict` was taken, bit for bit, once model and optimizer have been loaded (in any order;
+        all three inside `full_width` where channels are trained thin).
 
         Raises:
             UserError: where it is of another model, method, pattern or run; nothing is changed then.
         """
-        shapes = {name: tuple(one.param.shape) for name, one in self._states.items()}
+        shapes = {name: tuple(one.flags.shape) for name, one in self._states.items()}
         fingerprint.check(state, FORMAT, self._fingerprint(), shapes)
-        for name, one in self._states.items():
-            if self.step_count == 0:
-                one.undo_start()  # the model may have been loaded before attaching pruned it
-            one.load_state_dict(state["weights"][name])
-        self._saliency.load_state_dict(state["saliency"])
-        if self._units:
-            self._units.tally = dict(state["tally"])
+        with self.full_width():
+            for name, one in self._states.items():
+                if self.step_count == 0:
+                    one.undo_start()  # the model may have been loaded before attaching pruned it
+                one.load_state_dict(state["weights"][name])
+            self._saliency.load_state_dict(state["saliency"])
+            if self._units:
+                self._units.load_state_dict(state["units"])
         self.step_count = self._accounted = state["step"]
         self._finished = state["finished"]
         self._loads.unsettled = True

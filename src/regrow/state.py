@@ -48,6 +48,7 @@ class WeightState:
         self.memory = torch.zeros_like(param, requires_grad=False)
         self.flags = torch.full_like(param, TRAINABLE, dtype=torch.uint8, requires_grad=False)
         self.held: dict[str, Tensor] = {}  # parameter-like optimizer state while entries are frozen
+        self.at_rest = False  # while the parameter holds only what is active, in another shape: nothing to enforce
         self._optimizer_state = optimizer_state
         self._has_frozen = False
         self._has_pruned = False
@@ -141,7 +142,7 @@ class WeightState:
     def mask_gradient(self) -> None:
         """Zeroes the gradient of entries that do not train; no synchronisation."""
         grad = self.param.grad
-        if grad is None:
+        if grad is None or self.at_rest:
             return
         if grad.device.type != "cpu" or not (grad.is_contiguous() and self.flags.is_contiguous()):
             grad.mul_(self.flags & 1)
@@ -155,6 +156,8 @@ class WeightState:
     def settle(self) -> None:
         """Makes values and optimizer state that somebody else wrote (or left from before attaching) fit the codes."""
         self._settled = True
+        if self.at_rest:
+            return
         self.write_zeros()
         trains = self.trainable
         optim_state.mend(self.optimizer_state(), self.param, trains, trains, self.code == PRUNED)
@@ -162,13 +165,13 @@ class WeightState:
     @torch.no_grad()
     def write_zeros(self) -> None:
         """Zeroes what is pruned."""
-        if self._has_pruned:
+        if self._has_pruned and not self.at_rest:
             self.param.masked_fill_(self.code == PRUNED, 0)
 
     @torch.no_grad()
     def enforce(self) -> None:
         """Puts pruned and frozen entries back to their values after a step, bit for bit; no synchronisation."""
-        if not self._has_frozen and (self.holds_zero or not self._has_pruned):
+        if self.at_rest or (not self._has_frozen and (self.holds_zero or not self._has_pruned)):
             return
         self._restore(self.param, self.memory)
         for name, kind, value in optim_state.tensors(self.optimizer_state(), self.param):

@@ -2,6 +2,7 @@
 
 A tensor with enough zeros is stored as one bit for each entry and the values of the others, which is exact to the bit
 (an entry is left out only if all of its bits are zero, so -0.0 and NaN survive) and shrinks the file with the density.
+Of a model that has lost channels, the manifest also has the widths of its modules (`regrow.channels.refit`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from regrow.channels import refit, surgery
 from regrow.errors import UserError
 
 FORMAT = "regrow-model"
@@ -34,7 +36,8 @@ M = TypeVar("M", bound=nn.Module)
 def save(model: nn.Module, directory: str | os.PathLike[str], extra: Mapping[str, Any] | None = None) -> None:
     """Save a model's parameters and buffers as ``model.safetensors`` and ``manifest.json``.
 
-    During exploration save inside ``with sparsifier.sparse():``, so that the active structure is what is saved.
+    During exploration save inside ``with sparsifier.sparse():``, so that the active structure is what is saved. A thin
+    model is saved with the widths of its modules, so that `load` can make a dense one thin.
 
     Args:
         model: any module whose state is made of tensors; tied tensors are stored once
@@ -51,7 +54,8 @@ def save(model: nn.Module, directory: str | os.PathLike[str], extra: Mapping[str
     target = Path(directory)
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / MANIFEST).is_file())):
         raise UserError(f"{target} holds something else than a saved model: choose another directory")
-    state, tied = _state(model)
+    note = surgery.noted(model)
+    state, tied = _state(model, _unsaved_buffers(model, note))
     stored: dict[str, Tensor] = {}
     entries: dict[str, Any] = {}
     for name, tensor in state.items():
@@ -63,6 +67,7 @@ def save(model: nn.Module, directory: str | os.PathLike[str], extra: Mapping[str
         "regrow": __version__,
         "tensors": entries,
         "tied": tied,
+        **({} if note is None else {"thin": refit.to_manifest(note)}),
         "extra": dict(extra or {}),
     }
     with replaced_directory(target) as temporary:
@@ -74,25 +79,38 @@ def save(model: nn.Module, directory: str | os.PathLike[str], extra: Mapping[str
 def load(model: M, directory: str | os.PathLike[str]) -> M:
     """Load what `save` wrote into a freshly built model of the same architecture, exactly.
 
+    If a thin model was saved, the dense one is made thin in place: its `Parameter` objects stay and get smaller data,
+    and attributes such as ``out_channels`` follow. Make the optimizer afterwards, as its state would not follow.
+
     Args:
-        model: its parameters and buffers must have the saved names, shapes and dtypes; it may be on any device
-        directory: where `save` wrote
+        model: its parameters and buffers must have the saved names, dtypes and shapes, or of a thin model no smaller
+            shapes; it may be on any device
 
     Returns:
         ``model`` itself, now with the saved values.
 
     Raises:
-        UserError: if nothing can be read, or for the first tensor that does not fit; ``model`` is unchanged then.
+        UserError: if nothing can be read, or for the first thing that does not fit; ``model`` is unchanged then.
     """
     source = Path(directory)
     manifest = read_manifest(source)
-    state, tied = _state(model)
-    _check_fit(manifest, state, tied, source)
+    note = refit.from_manifest(manifest.get("thin"), source / MANIFEST)
+    change = None if note is None else refit.plan(model, note, source)
+    state, tied = _state(model, () if change is None else change.buffers)
+    _check_fit(manifest, state, tied, source, thin=change is not None)
+    if change is not None:
+        shapes = {name: entry["shape"] for name, entry in manifest["tensors"].items()}
+        refit.check_shapes(model, change, shapes, source)
     stored = _read_tensors(source / WEIGHTS)
-    values = {name: _decode(name, entry, stored, source) for name, entry in manifest["tensors"].items()}
+    values = {name: _decode(name, manifest["tensors"][name], stored, source) for name in state}
     with torch.no_grad():
-        for name, tensor in state.items():
-            tensor.copy_(values[name])
+        if change is not None:
+            smaller = {name: value for name, value in values.items() if value.shape != state[name].shape}
+            refit.reallocate(model, smaller, tied)
+            change.set_attributes(model)
+            values = {name: value for name, value in values.items() if name not in smaller}
+        for name, value in values.items():
+            state[name].copy_(value)
     return model
 
 
@@ -107,7 +125,7 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{directory} holds no saved model: {MANIFEST} cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: it is not valid JSON") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{path} is not the manifest of a model saved by regrow")
@@ -126,7 +144,7 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
 def _is_entry(entry: object) -> bool:
     if not isinstance(entry, dict) or not {"shape", "dtype", "encoding"} <= entry.keys():
         return False
-    return isinstance(entry["shape"], list) and all(isinstance(n, int) and n >= 0 for n in entry["shape"])
+    return isinstance(entry["shape"], list) and all(type(n) is int and n >= 0 for n in entry["shape"])
 
 
 @contextmanager
@@ -148,12 +166,27 @@ def replaced_directory(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The model's tensors, each once, and which other names they have (alias → name)."""
+def _unsaved_buffers(model: nn.Module, note: surgery.Note | None) -> list[str]:
+    """Names of buffers that have been cut and are in no ``state_dict()``: a fresh model could not know their values."""
+    modules = dict(model.named_modules())
+    return [
+        f"{module}.{name}" if module else name
+        for module, attributes in (note or {}).items()
+        for name in attributes
+        if name in modules[module]._non_persistent_buffers_set
+    ]
+
+
+def _state(model: nn.Module, further: Iterable[str] = ()) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The model's tensors, each once, and which other names they have (alias → name).
+
+    Args:
+        further: names of buffers outside of its ``state_dict()``.
+    """
     state: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     seen: dict[tuple[Any, ...], str] = {}
-    for name, value in model.state_dict().items():
+    for name, value in (*model.state_dict().items(), *((name, model.get_buffer(name)) for name in further)):
         if not isinstance(value, Tensor):
             raise UserError(
                 f"the model's state {name!r} is no tensor but {type(value).__name__}, which cannot be saved"
@@ -222,8 +255,11 @@ def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _check_fit(manifest: Mapping[str, Any], state: Mapping[str, Tensor], tied: Mapping[str, str], source: Path) -> None:
-    """Raise for the first tensor of the model or of the file that the other does not have in the same form."""
+def _check_fit(
+    manifest: Mapping[str, Any], state: Mapping[str, Tensor], tied: Mapping[str, str], source: Path, thin: bool
+) -> None:
+    """Raise for the first tensor of the model or of the file that the other does not have in the same form, or, if the
+    saved model is `thin`, in a larger form."""
     entries = manifest["tensors"]
     saved_names, own_names = {*entries, *manifest["tied"]}, {*state, *tied}
     if missing := sorted(own_names - saved_names):
@@ -236,13 +272,23 @@ def _check_fit(manifest: Mapping[str, Any], state: Mapping[str, Tensor], tied: M
         raise UserError(f"the tensor {different[0][0]!r} is tied in only one of {source} and the model")
     for name, tensor in state.items():
         shape, dtype = entries[name]["shape"], entries[name]["dtype"]
-        if list(tensor.shape) != shape:
-            raise UserError(f"the tensor {name!r} has shape {shape} in {source}, but {list(tensor.shape)} in the model")
+        own_shape = list(tensor.shape)
+        if thin and not (len(shape) == len(own_shape) and all(map(_is_part, shape, own_shape))):
+            raise UserError(
+                f"the tensor {name!r} has shape {shape} in {source}, which is no thinner form of the {own_shape} in "
+                f"the model"
+            )
+        if not thin and own_shape != shape:
+            raise UserError(f"the tensor {name!r} has shape {shape} in {source}, but {own_shape} in the model")
         if _dtype_name(tensor.dtype) != dtype:
             own = _dtype_name(tensor.dtype)
             raise UserError(
                 f"the tensor {name!r} is {dtype} in {source}, but {own} in the model: convert the model first"
             )
+
+
+def _is_part(length: int, whole: int) -> bool:
+    return length == whole or 0 < length < whole
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Literal
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from regrow import state as codes
-from regrow.criteria import CRITERIA
+from regrow.criteria import CRITERIA, Criterion
 from regrow.errors import UserError
-from regrow.patterns.base import Pattern
+from regrow.patterns.base import Attached, Binding, EntryPattern
 from regrow.saliency import Role, Saliency, generator
-from regrow.state import Init, WeightState
+from regrow.state import Init
 
 Start = Literal["random", "criterion"]
 
@@ -37,61 +39,169 @@ def kept(count: int, size: int, churn: float) -> int:
     return count if count == size else count - math.floor(churn * count)
 
 
-class Units:
+def check_ranks_at_once(criterion: Criterion) -> None:
+    """Refuses a criterion that cannot rank before the first step.
+
+    Raises:
+        UserError: it needs gradients.
+    """
+    if criterion.uses_grad:
+        raise UserError(
+            f"criterion {criterion.name!r} needs gradients, which the first step has not made yet; "
+            "start from 'magnitude', at random, or dense (ramp=0.0, or OneShot(h=...))"
+        )
+
+
+class Units(ABC):
     """The sparsified units of one model, and the transitions that methods take with them.
 
-    Args:
-        states: the sparsified parameters.
-        pattern: what a selection may be.
-        final: (active, total) entries per parameter at the target.
+    Attributes:
+        target: the sparsity that the run ends at.
         saliency: the scores.
-        agree: makes codes equal on all ranks.
-        seed: for a random start.
+        step: at which the coming transitions happen.
+        tally: counts of the update under way.
     """
 
-    def __init__(
-        self,
-        states: Mapping[str, WeightState],
-        pattern: Pattern,
-        final: Mapping[str, tuple[int, int]],
-        saliency: Saliency,
-        agree: Callable[[Tensor], Tensor],
-        seed: int,
-    ) -> None:
-        self.states = states
-        self.pattern = pattern
-        self.final = final
-        self.saliency = saliency
-        self.step = 0
-        self.targets = counts_at(final, 0.0)
-        self.churn = 0.0
-        self._agree = agree
-        self._seed = seed
-        self.tally: dict[str, int] = {}  # of the update under way
+    target: float
+    saliency: Saliency
 
+    def __init__(self) -> None:
+        self.step = 0
+        self.tally: dict[str, int] = {}
+
+    @abstractmethod
     def aim(self, sparsity: float, churn: float, step: int) -> None:
         """Says what the coming transitions are to reach, and at which step they happen."""
-        self.targets = counts_at(self.final, sparsity)
-        self.churn = churn
-        self.step = step
 
     # -- transitions, in the words of the methods --------------------------------------------------------------------
 
+    @abstractmethod
     def start(self, how: Start) -> None:
         """Takes the first structure, of the aimed counts.
 
         Raises:
             UserError: where the criterion needs gradients that do not exist yet.
         """
-        if (
-            how == "criterion"
-            and self.saliency.criterion.uses_grad
-            and self.targets != {name: size for name, (_, size) in self.final.items()}
-        ):
-            raise UserError(
-                f"criterion {self.saliency.criterion.name!r} needs gradients, which the first step has not made yet; "
-                "start from 'magnitude', at random, or dense (ramp=0.0, or OneShot(h=...))"
-            )
+
+    @abstractmethod
+    def prune(self) -> None:
+        """Keeps the most important active units: the aimed counts less the budget's share, which is grown later."""
+
+    @abstractmethod
+    def reactivate(self, value: Literal["mru", "zero"], freeze: bool) -> None:
+        """Brings every pruned unit back to train for a preview, the active ones frozen (or training on)."""
+
+    @abstractmethod
+    def grow(self, init: Init) -> None:
+        """Adds the most important units outside the active structure, up to the aimed counts; the rest is pruned."""
+
+    @abstractmethod
+    def settle(self) -> None:
+        """Leaves an unfinished update, back to the structure before it, and prunes what the target does not allow."""
+
+    # -- what an update did ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def mark(self) -> None:
+        """Takes the present structure as what the last update left, and forgets the counts."""
+
+    @abstractmethod
+    def density(self) -> float:
+        """Active entries as a share of all sparsified ones."""
+
+    @abstractmethod
+    def _overlap(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """(active, active after the last update), bool, for all units."""
+
+    def record(self, update: int) -> dict[str, float | int | None]:
+        """Sums up an update that has just ended, and marks its structure."""
+        both = either = 0
+        for active, previous in self._overlap():
+            both += int((active & previous).sum())
+            either += int((active | previous).sum())
+        tally = self.tally
+        grown_before = tally.get("grown_before", 0)
+        record = {
+            "update": update + 1,
+            "step": self.step,
+            "pruned": tally.get("pruned", 0),
+            "grown": tally.get("grown", 0),
+            "regrown": tally.get("regrown", 0),
+            "iou": both / either,
+            "survival": tally["survived"] / grown_before if grown_before else None,
+            "density": self.density(),
+        }
+        self.mark()
+        return record
+
+    def _count(self, **masks: Tensor) -> None:
+        for what, mask in masks.items():
+            self.tally[what] = self.tally.get(what, 0) + int(mask.sum())
+
+    # -- for the engine ----------------------------------------------------------------------------------------------
+
+    def full_width(self) -> AbstractContextManager[None]:
+        """Inside it, the model has all its units, also where the others have been taken out of it meanwhile."""
+        return nullcontext()
+
+    def widths(self) -> dict[str, tuple[int, int]]:
+        """Group of channels → (active, all)."""
+        return {}
+
+    def compact(self) -> None:
+        """Takes what is removed out of the model for good."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """What resuming needs beside the states of the parameters: tensors, numbers and texts."""
+        return {"tally": dict(self.tally)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the place where `state_dict` was written."""
+        self.tally = dict(state["tally"])
+
+
+class EntryBinding(Binding):
+    """Single entries of the parameters of one model."""
+
+    def __init__(self, pattern: EntryPattern, model: nn.Module) -> None:
+        self.pattern = pattern
+        self.parameters = pattern.parameters(model)
+        self.final = pattern.counts(model)
+
+    def units(self, attached: Attached) -> EntryUnits:
+        return EntryUnits(self.pattern, self.final, attached)
+
+
+class EntryUnits(Units):
+    """Single entries of parameters, or what a pattern makes of them.
+
+    Args:
+        pattern: what a selection may be.
+        final: (active, total) entries per parameter at the target.
+        attached: the parameters' states, and what scores them.
+    """
+
+    def __init__(self, pattern: EntryPattern, final: Mapping[str, tuple[int, int]], attached: Attached) -> None:
+        super().__init__()
+        self.states = attached.states
+        self.pattern = pattern
+        self.final = final
+        self.saliency = Saliency(attached.states, attached.criterion, attached.scorings, attached.seed)
+        self.target = sparsity_of(final)
+        self.targets = counts_at(final, 0.0)
+        self.churn = 0.0
+        self._agree = attached.agree
+        self._seed = attached.seed
+
+    def aim(self, sparsity: float, churn: float, step: int) -> None:
+        self.targets = counts_at(self.final, sparsity)
+        self.churn = churn
+        self.step = step
+
+    def start(self, how: Start) -> None:
+        if how == "criterion" and self.targets != {name: size for name, (_, size) in self.final.items()}:
+            check_ranks_at_once(self.saliency.criterion)
         if how == "random":
             read = CRITERIA["random"]
         elif self.saliency.criterion.uses_grad:  # everything stays, so nothing is ranked
@@ -102,19 +212,16 @@ class Units:
         self.mark()
 
     def prune(self) -> None:
-        """Keeps the most important active units: the aimed counts less the budget's share, which is grown later."""
         keep = {name: kept(count, self.final[name][1], self.churn) for name, count in self.targets.items()}
         self._prune(keep, self._by("prune"))
 
     def reactivate(self, value: Literal["mru", "zero"], freeze: bool) -> None:
-        """Brings every pruned unit back to train for a preview, the active ones frozen (or training on)."""
         for state in self.states.values():
             code = torch.full_like(state.flags, codes.EXPLORED)
             code[state.active] = codes.FROZEN if freeze else codes.TRAINABLE
             state.transition(code, value)
 
     def grow(self, init: Init) -> None:
-        """Adds the most important units outside the active structure, up to the aimed counts; the rest is pruned."""
         active = {name: state.active for name, state in self.states.items()}
         missing = {name: self.targets[name] - int(active[name].sum()) for name in self.states}
         outside = {name: ~mask for name, mask in active.items()}
@@ -127,7 +234,6 @@ class Units:
             state.mark(grown=new)
 
     def settle(self) -> None:
-        """Leaves an unfinished update, back to the structure before it, and prunes what the target does not allow."""
         for state in self.states.values():
             state.transition(self._agree(state.previous.to(torch.uint8) * codes.TRAINABLE), "mru")
         criterion = self.saliency.criterion
@@ -149,38 +255,14 @@ class Units:
     def _generator(self, name: str) -> torch.Generator:
         return generator(self._seed, self.step, list(self.states).index(name))
 
-    # -- what an update did ------------------------------------------------------------------------------------------
-
     def mark(self) -> None:
-        """Takes the present structure as what the last update left, and forgets the counts."""
         for state in self.states.values():
             state.mark(previous=state.active)
         self.tally = {}
 
-    def record(self, update: int) -> dict[str, float | int | None]:
-        """Sums up an update that has just ended, and marks its structure."""
-        both = sum(int((s.active & s.previous).sum()) for s in self.states.values())
-        either = sum(int((s.active | s.previous).sum()) for s in self.states.values())
-        tally = self.tally
-        grown_before = tally.get("grown_before", 0)
-        record = {
-            "update": update + 1,
-            "step": self.step,
-            "pruned": tally.get("pruned", 0),
-            "grown": tally.get("grown", 0),
-            "regrown": tally.get("regrown", 0),
-            "iou": both / either,
-            "survival": tally["survived"] / grown_before if grown_before else None,
-            "density": self.density(),
-        }
-        self.mark()
-        return record
+    def _overlap(self) -> Iterable[tuple[Tensor, Tensor]]:
+        return ((state.active, state.previous) for state in self.states.values())
 
     def density(self) -> float:
-        """Active entries as a share of all sparsified ones."""
         total = sum(size for _, size in self.final.values())
         return sum(int(state.active.sum()) for state in self.states.values()) / total
-
-    def _count(self, **masks: Tensor) -> None:
-        for what, mask in masks.items():
-            self.tally[what] = self.tally.get(what, 0) + int(mask.sum())

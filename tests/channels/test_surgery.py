@@ -2,6 +2,7 @@
 
 import copy
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -153,6 +154,54 @@ def test_state_that_starts_while_thin_is_zero_elsewhere():
     step(model, opt, inputs)
 
 
+def test_several_optimizers():
+    model, coupling, _, inputs = make("residual")
+    convolutions = [p for p in model.parameters() if p.dim() == 4]
+    others = [p for p in model.parameters() if p.dim() != 4]
+    opts = [torch.optim.SGD(convolutions, lr=0.05, momentum=0.9), torch.optim.AdamW(others, lr=1e-2)]
+    both = SimpleNamespace(state={**opts[0].state, **opts[1].state})
+
+    def train():
+        model(inputs).square().mean().backward()
+        for opt in opts:
+            opt.step()
+            opt.zero_grad()
+        both.state = {**opts[0].state, **opts[1].state}
+
+    train()
+    wide = everything(model, both)
+    remainder = surgery.shrink(model, coupling, check.random_keep(coupling, 0.5), opts)
+    for p in model.parameters():
+        for value in both.state[p].values():
+            assert value.shape in (p.shape, ())
+    surgery.expand(model, remainder, opts)
+    assert equal(everything(model, both), wide)
+    surgery.shrink(model, coupling, check.random_keep(coupling, 0.5), opts)
+    train()
+
+
+def test_wrapped_optimizers():
+    model, coupling, _, inputs = make("residual")
+    timm = pytest.importorskip("timm.optim")
+    opt = timm.Lookahead(torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), k=1)
+    step(model, opt, inputs)
+    remainder = surgery.shrink(model, coupling, {"conv1": torch.arange(12) < 5}, SimpleNamespace(optimizer=opt))
+    state = opt._base_optimizer.state[model.conv1.weight]
+    assert {key: value.shape[0] for key, value in state.items()} == {"momentum_buffer": 5, "lookahead_slow_buff": 5}
+    step(model, opt, inputs)
+    surgery.expand(model, remainder, SimpleNamespace(optimizer=opt))
+    step(model, opt, inputs)
+
+
+def test_compacting_takes_the_optimizer_along():
+    model, coupling, opt, inputs = make("residual", "adamw")
+    step(model, opt, inputs)
+    before = opt.state[model.conv1.weight]["exp_avg"].clone()
+    assert surgery.compact(model, coupling, {"conv1": torch.arange(12) < 5}, opt) is model
+    assert torch.equal(opt.state[model.conv1.weight]["exp_avg"], before[:5])
+    step(model, opt, inputs)
+
+
 def test_attributes():
     model, coupling, opt, _ = make("heads")
     remainder = surgery.shrink(model, coupling, {"qkv": torch.tensor([True, False, True, False])}, opt)
@@ -226,6 +275,16 @@ class TestRefusals:
         before = everything(model, opt)
         with pytest.raises(UserError, match=r"'sketch' of 'conv1.weight' has the shape \(7,\)"):
             surgery.shrink(model, coupling, {"conv1": torch.arange(12) < 5}, opt)
+        assert equal(everything(model, opt), before)
+
+    def test_state_in_two_optimizers(self):
+        model, coupling, opt, inputs = make("residual")
+        other = torch.optim.AdamW(model.parameters())
+        step(model, opt, inputs)
+        step(model, other, inputs)
+        before = everything(model, opt)
+        with pytest.raises(UserError, match=r"two optimizers keep state of '[a-z0-9.]+'; let one of them train it"):
+            surgery.shrink(model, coupling, {"conv1": torch.arange(12) < 5}, [opt, other])
         assert equal(everything(model, opt), before)
 
     def test_empty_group(self):

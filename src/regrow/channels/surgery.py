@@ -1,12 +1,14 @@
 """Makes a model physically thinner and wide again, in place: the same `Parameter` objects, with other data.
 
 Parameters, gradients, buffers and optimizer state are gathered (`shrink`) and scattered (`expand`); what does not fit
-into the thin model waits in a `Remainder`. Attributes such as ``out_channels`` and ``num_heads`` follow.
+into the thin model waits in a `Remainder`. Attributes such as ``out_channels`` and ``num_heads`` follow; a thin model
+has a note of them (`note`), so that `regrow.save` and `regrow.load` can make a dense one thin in the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+import copy
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +21,10 @@ from regrow.channels.table import Coupling
 from regrow.errors import UserError
 
 Index = tuple[tuple[int, Tensor], ...]  # (dimension, int64 indices that stay), for each dimension that loses some
+Optimizers = Optimizer | Sequence[Optimizer] | None
+Note = dict[str, dict[str, int | tuple[int, ...]]]  # module → attribute → its value in the thin model
+
+NOTE = "regrow_thin"  # the attribute of a thin model that holds its `Note`
 
 
 @dataclass
@@ -32,6 +38,7 @@ class Remainder:
         states: parameter name → state name → the full-size state of the optimizer.
         attributes: (module, attribute) → its value in the full-size model.
         keep: the masks, group id → bool [channels].
+        note: the note that the model had before; None if it was not thin.
     """
 
     index: dict[str, Index] = field(default_factory=dict)
@@ -40,36 +47,36 @@ class Remainder:
     states: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     attributes: dict[tuple[str, str], Any] = field(default_factory=dict)
     keep: dict[str, Tensor] = field(default_factory=dict)
+    note: Note | None = None
 
 
 @torch.no_grad()
-def shrink(
-    model: nn.Module, coupling: Coupling, keep: Mapping[str, Tensor], optimizer: Optimizer | None = None
-) -> Remainder:
-    """Removes channels from a model that is whole, in place. Gradients and optimizer state go along.
+def shrink(model: nn.Module, coupling: Coupling, keep: Mapping[str, Tensor], optimizer: Optimizers = None) -> Remainder:
+    """Removes channels from a model that is whole, in place. Gradients and optimizer state go along, and the model gets
+    a `note` until it is expanded.
 
     Args:
         model: in full size.
         coupling: of this model.
         keep: group id → bool [channels], True for those that stay; groups that are not named stay whole.
-        optimizer: whose state of the model's parameters follows.
+        optimizer: whose state of the model's parameters follows; several in a sequence.
 
     Returns:
         What `expand` needs to put everything back.
 
     Raises:
-        UserError: masks or tensors that do not fit the coupling, or optimizer state of unknown shape. Nothing is
-            changed then.
+        UserError: masks or tensors that do not fit the coupling, optimizer state of unknown shape, or a parameter that
+            two optimizers train. Nothing is changed then.
     """
     remainder = Remainder(keep={name: mask.clone() for name, mask in keep.items()})
-    optimizer = None if optimizer is None else optim_state.unwrap(optimizer)
+    optimizers = _unwrapped(optimizer)
     tensors = _tensors(model)
     kept = coupling.kept(keep)
     _check(coupling, kept, tensors)
     for name, dims in kept.items():
         index = tuple((d, mask.nonzero().reshape(-1).to(tensors[name].device)) for d, mask in sorted(dims.items()))
         remainder.index[name] = index
-    plans = {name: _state_of(optimizer, tensors[name]) for name in kept}
+    plans = {name: _state_of(optimizers, name, tensors[name]) for name in kept}
     for name, state in plans.items():
         _check_state(name, state, tensors[name])
     for name, index in remainder.index.items():
@@ -78,7 +85,7 @@ def shrink(
         full_gradient = tensor.grad
         tensor.grad = None
         shape = tensor.shape
-        tensor.data = gather(tensor.data, index)
+        put(tensor, gather(tensor.data, index))
         if full_gradient is not None:
             remainder.gradients[name] = full_gradient
             tensor.grad = gather(full_gradient, index)
@@ -87,23 +94,25 @@ def shrink(
                 remainder.states.setdefault(name, {})[key] = value
                 plans[name][key] = gather(value, mine)
     _resize(model, coupling, keep, remainder)
+    remainder.note = copy.deepcopy(vars(model).get(NOTE))
+    note(model, remainder)
     return remainder
 
 
 @torch.no_grad()
-def expand(model: nn.Module, remainder: Remainder, optimizer: Optimizer | None = None) -> None:
+def expand(model: nn.Module, remainder: Remainder, optimizer: Optimizers = None) -> None:
     """Puts a thin model back to its full size, in place: what stayed has its present values, everything else the values
     from before `shrink`, bit for bit. Gradients and optimizer state that came up meanwhile are zero elsewhere.
 
     Args:
         model: as `shrink` has left it, trained or not.
         remainder: what `shrink` returned; its tensors become those of the model, so use it once.
-        optimizer: the one that was given to `shrink`.
+        optimizer: what was given to `shrink`.
 
     Raises:
         UserError: the remainder is of another model or has been used.
     """
-    optimizer = None if optimizer is None else optim_state.unwrap(optimizer)
+    optimizers = _unwrapped(optimizer)
     tensors = _tensors(model)
     for name, index in remainder.index.items():
         tensor, full = tensors.get(name), remainder.tensors.get(name)
@@ -116,11 +125,11 @@ def expand(model: nn.Module, remainder: Remainder, optimizer: Optimizer | None =
         thin_gradient, thin_shape = tensor.grad, tensor.shape
         tensor.grad = None
         scatter(full, tensor.data, index)
-        tensor.data = full
+        put(tensor, full)
         if thin_gradient is not None:
             gradient = remainder.gradients.get(name)
             tensor.grad = scatter(torch.zeros_like(full) if gradient is None else gradient, thin_gradient, index)
-        state = _state_of(optimizer, tensor)
+        state = _state_of(optimizers, name, tensor)
         waiting = remainder.states.get(name, {})
         for key, value in state.items():
             if isinstance(value, Tensor) and (mine := _fitting(index, value, thin_shape)):
@@ -130,17 +139,72 @@ def expand(model: nn.Module, remainder: Remainder, optimizer: Optimizer | None =
         setattr(model.get_submodule(module), attribute, value)
     remainder.gradients.clear()
     remainder.states.clear()
+    if remainder.note is None:
+        vars(model).pop(NOTE, None)
+    else:
+        setattr(model, NOTE, remainder.note)
 
 
-@torch.no_grad()
-def compact(model: nn.Module, coupling: Coupling, keep: Mapping[str, Tensor]) -> nn.Module:
-    """Removes channels for good, in place; gradients too. Returns the model.
+def compact(
+    model: nn.Module, coupling: Coupling, keep: Mapping[str, Tensor], optimizer: Optimizers = None
+) -> nn.Module:
+    """Removes channels for good, in place; gradients too, and the optimizer's state where it is given. The model gets a
+    `note`; compacting again adds to it. Returns the model.
 
     Raises:
-        UserError: masks that do not fit the coupling.
+        UserError: as `shrink`; nothing is changed then.
     """
-    shrink(model, coupling, keep)
+    shrink(model, coupling, keep, optimizer)
     return model
+
+
+def note(model: nn.Module, remainder: Remainder) -> None:
+    """Notes on the model, as ``model.regrow_thin``, which attributes of which modules `shrink` has changed, and what
+    they are now: ``{"layer1.0.conv1": {"out_channels": 24}, "norm": {"normalized_shape": (24,)}}``. `shrink` and
+    `compact` call it; calling it again changes nothing.
+
+    Buffers that are not saved with the model (``persistent=False``) stand there too if they were cut, with their shape.
+    """
+    if not remainder.index:
+        return
+    written: Note = copy.deepcopy(vars(model).get(NOTE, {}))
+    for module, attribute in remainder.attributes:
+        written.setdefault(module, {})[attribute] = _plain(getattr(model.get_submodule(module), attribute))
+    for name in remainder.index:
+        module, _, attribute = name.rpartition(".")
+        owner = model.get_submodule(module)
+        if attribute in owner._non_persistent_buffers_set:
+            written.setdefault(module, {})[attribute] = _plain(getattr(owner, attribute))
+    setattr(model, NOTE, written)
+
+
+def noted(model: nn.Module) -> Note | None:
+    """The notes of the model and of modules inside it, as one, with the values that the attributes have now.
+
+    Returns:
+        Names are those of ``model.named_modules()``; None if nothing in the model has been made thin.
+    """
+    modules = dict(model.named_modules())
+    found: Note | None = None
+    for outer, holder in modules.items():
+        mine: Note | None = vars(holder).get(NOTE)
+        if mine is None:
+            continue
+        found = {} if found is None else found
+        for inner, attributes in mine.items():
+            name = ".".join(part for part in (outer, inner) if part)
+            for attribute in attributes:
+                value = getattr(modules.get(name), attribute, None)  # None where a module has been replaced since
+                if value is not None:
+                    found.setdefault(name, {})[attribute] = _plain(value)
+    return found
+
+
+def _plain(value: Any) -> int | tuple[int, ...]:
+    """A number or numbers; of a tensor, its shape."""
+    if isinstance(value, Tensor):
+        value = tuple(value.shape)
+    return tuple(int(n) for n in value) if isinstance(value, tuple) else int(value)
 
 
 @torch.no_grad()
@@ -159,9 +223,29 @@ def zero(model: nn.Module, coupling: Coupling, keep: Mapping[str, Tensor], gradi
             target.index_fill_(dim, (~mask).nonzero().reshape(-1).to(target.device), 0)
 
 
+def memory_format(tensor: Tensor) -> torch.memory_format:
+    """How the tensor lies in memory: channels last, or plain."""
+    if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def put(tensor: Tensor, data: Tensor) -> None:
+    """Gives a parameter or buffer other data, of any shape.
+
+    As long as somebody holds the graph of an earlier step (the usual ``loss`` of a loop does), autograd goes on using
+    the node that accumulates this parameter's gradient, which knows the old shape. It is made anew where the type
+    changes, so the type changes for a moment.
+    """
+    other = torch.float32 if tensor.dtype == torch.float64 else torch.float64
+    if tensor.requires_grad:
+        tensor.data = torch.empty(0, dtype=other, device=tensor.device)
+    tensor.data = data
+
+
 def gather(tensor: Tensor, index: Index) -> Tensor:
     """The entries that stay, as a tensor of its own in the same memory format."""
-    form = _format(tensor)
+    form = memory_format(tensor)
     for dim, stays in index:
         tensor = tensor.index_select(dim, stays)
     return tensor.contiguous(memory_format=form)
@@ -179,12 +263,6 @@ def scatter(full: Tensor, thin: Tensor, index: Index) -> Tensor:
     return full
 
 
-def _format(tensor: Tensor) -> torch.memory_format:
-    if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
-    return torch.contiguous_format
-
-
 def _thin(shape: torch.Size, index: Index) -> torch.Size:
     lengths = list(shape)
     for dim, stays in index:
@@ -196,10 +274,19 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict([*model.named_parameters(), *model.named_buffers()])
 
 
-def _state_of(optimizer: Optimizer | None, tensor: Tensor) -> MutableMapping[str, Any]:
-    if optimizer is None or tensor not in optimizer.state:
-        return {}
-    return optimizer.state[tensor]
+def _unwrapped(given: Optimizers) -> list[Optimizer]:
+    """The optimizers that hold the state."""
+    if given is None:
+        return []
+    several = given if isinstance(given, Sequence) else [given]
+    return [optim_state.keeper(optim_state.unwrap(one)) for one in several]
+
+
+def _state_of(optimizers: Sequence[Optimizer], name: str, tensor: Tensor) -> MutableMapping[str, Any]:
+    found = [optimizer.state[tensor] for optimizer in optimizers if tensor in optimizer.state]
+    if len(found) > 1:
+        raise UserError(f"two optimizers keep state of {name!r}; let one of them train it")
+    return found[0] if found else {}
 
 
 def _fitting(index: Index, state: Tensor, shape: torch.Size) -> Index:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from regrow.criteria import Criterion
 from regrow.errors import UserError
+from regrow.patterns.base import Pattern
 from regrow.saliency import Scoring
 from regrow.schedule import Boundary, PhaseName, Span, Timeline
 from regrow.shadow import Shadow
@@ -22,6 +23,7 @@ class Method(ABC):
 
     name: ClassVar[str]
     sparsifies: ClassVar[bool] = True
+    channels_only: ClassVar[bool] = False
 
     @abstractmethod
     def timeline(self, total_steps: int) -> Timeline:
@@ -30,6 +32,19 @@ class Method(ABC):
         Raises:
             UserError: where not a single update fits.
         """
+
+    def ranks_by(self, criterion: Criterion) -> Criterion:
+        """The criterion that the method ranks by: the run's, unless it has one of its own."""
+        return criterion
+
+    def check_pattern(self, pattern: Pattern) -> None:
+        """Refuses a pattern that the method cannot work with.
+
+        Raises:
+            UserError: it is for channels only.
+        """
+        if self.channels_only and pattern.name != "channels":
+            raise UserError(f"{self.name} removes channels; use pattern=regrow.Channels(...) with it")
 
     def scorings(self, criterion: Criterion) -> Mapping[PhaseName, tuple[Scoring, ...]]:
         """What is scored in which phase."""

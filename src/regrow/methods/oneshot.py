@@ -20,14 +20,21 @@ class OneShot(Method):
 
     Args:
         h: steps that estimate importance before; 0 prunes when it is attached. Criteria that use gradients need h ≥ 1.
+        criterion: its own, such as ``"magnitude"`` (L1 for channels) or ``"l2"``; None uses the run's.
     """
 
     name: ClassVar[str] = "oneshot"
 
     h: int = 0
+    criterion: str | None = None
 
     def __post_init__(self) -> None:
         check_steps("h", self.h, 0)
+        if self.criterion is not None:
+            Criterion.of(self.criterion)
+
+    def ranks_by(self, criterion: Criterion) -> Criterion:
+        return criterion if self.criterion is None else Criterion.of(self.criterion)
 
     def timeline(self, total_steps: int) -> Timeline:
         if self.h == 0:

@@ -3,18 +3,87 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
+
+if TYPE_CHECKING:
+    from regrow.cost import ModelFlops
+    from regrow.criteria import Criterion
+    from regrow.saliency import Scoring
+    from regrow.schedule import PhaseName
+    from regrow.state import WeightState
+    from regrow.units import Units
 
 PATTERNS: dict[str, type[Pattern]] = {}
 
 
+@dataclass(frozen=True)
+class Attached:
+    """What a binding makes its units from.
+
+    Attributes:
+        states: of the sparsified parameters.
+        optimizers: that train them.
+        criterion: for pruning and growing.
+        scorings: what the method scores in which phase.
+        agree: makes codes (uint8) equal on all ranks.
+        seed: of everything drawn at random.
+        on_resize: called after parameters have changed their shapes; None where nobody needs to know.
+    """
+
+    states: Mapping[str, WeightState]
+    optimizers: Sequence[Optimizer]
+    criterion: Criterion
+    scorings: Mapping[PhaseName, tuple[Scoring, ...]]
+    agree: Callable[[Tensor], Tensor]
+    seed: int
+    on_resize: Callable[[], None] | None = None
+
+
+class Binding(ABC):
+    """A pattern put to one model.
+
+    Attributes:
+        parameters: what is sparsified, by canonical name, in the model's order.
+        flops: of the dense model, where binding has counted them.
+        resizes: whether parameters change their shapes in training.
+        blind: whether removed units get no gradient that says what they would be worth.
+    """
+
+    parameters: dict[str, nn.Parameter]
+    flops: ModelFlops | None = None
+    resizes: bool = False
+    blind: bool = False
+
+    @abstractmethod
+    def units(self, attached: Attached) -> Units:
+        """The units of the model, all of them active."""
+
+
 class Pattern(ABC):
-    """A frozen dataclass of options; it holds no model. Scores and masks have the shapes of the parameters."""
+    """A frozen dataclass of options; it holds no model."""
 
     name: ClassVar[str]
+
+    @abstractmethod
+    def bind(self, model: nn.Module, example_inputs: Any = None) -> Binding:
+        """Finds what there is to sparsify in a model, and checks that the target can be met.
+
+        Args:
+            model: stays as it is.
+            example_inputs: a tensor or the tuple of positional arguments; only some patterns need it.
+
+        Raises:
+            UserError: where the pattern does not fit the model.
+        """
+
+
+class EntryPattern(Pattern):
+    """A pattern of single entries, each parameter to its own count. Scores and masks have the parameters' shapes."""
 
     @abstractmethod
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
@@ -47,6 +116,11 @@ class Pattern(ABC):
         Returns:
             bool masks with exactly these counts.
         """
+
+    def bind(self, model: nn.Module, example_inputs: Any = None) -> Binding:
+        from regrow.units import EntryBinding
+
+        return EntryBinding(self, model)
 
 
 def register(cls: type[Pattern]) -> type[Pattern]:

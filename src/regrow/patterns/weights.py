@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from regrow.distribution import RAW, active_counts
 from regrow.errors import UserError, nearest
-from regrow.patterns.base import Pattern, canonical, register, unwrap
+from regrow.patterns.base import EntryPattern, canonical, register, unwrap
 from regrow.selection import top_k, top_k_of_all
 
 # Where the weights are that are worth removing. Biases and norms stay dense.
@@ -26,7 +26,7 @@ WEIGHTS: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
 
 @register
 @dataclass(frozen=True)
-class Weights(Pattern):
+class Weights(EntryPattern):
     """Single weights of convolutions and linear layers (any module in `WEIGHTS`).
 
     Args:

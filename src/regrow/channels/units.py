@@ -1,0 +1,237 @@
+"""What methods may ask of channels: to prune below the budget, to reactivate, to grow back up to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regrow import state as codes
+from regrow.channels.allocation import allocate, uniform
+from regrow.channels.saliency import ChannelSaliency
+from regrow.channels.width import Masked, Thin, Width, active_entries
+from regrow.criteria import CRITERIA
+from regrow.patterns.base import Attached
+from regrow.saliency import Role
+from regrow.state import Init
+from regrow.units import Start, Units, check_ranks_at_once
+
+if TYPE_CHECKING:
+    from regrow.patterns.channels import ChannelBinding
+
+Masks = dict[str, Tensor]  # group → bool [channels]
+
+
+class ChannelUnits(Units):
+    """The coupled channels of one model.
+
+    Sparsity is that of the tightest budget: 1 − budget / cost of the dense model. On the way there all budgets have
+    gone the same share of theirs. An update prunes down to the budget less the churn (of what can be removed at all),
+    and grows back up to it.
+
+    Args:
+        bound: the pattern put to the model.
+        attached: the parameters' states, and what scores them.
+    """
+
+    saliency: ChannelSaliency
+
+    def __init__(self, bound: ChannelBinding, attached: Attached) -> None:
+        super().__init__()
+        pattern = bound.pattern
+        self.bound, self.pattern, self.prices = bound, pattern, bound.prices
+        self.states = attached.states
+        self.sizes = {group.id: group.size for group in bound.coupling.groups}
+        self.floor = {name: pattern.floor_of(name, size) for name, size in self.sizes.items()}
+        self.steps = {name: pattern.step_of(name) for name in self.sizes}
+        self.active: Masks = {name: torch.ones(size, dtype=torch.bool) for name, size in self.sizes.items()}
+        self.previous = dict(self.active)
+        self.grown: Masks = {name: ~mask for name, mask in self.active.items()}
+        self.exploring = False
+        kind = Thin if pattern.thin else Masked
+        self._width: Width = kind(bound.model, bound.coupling, self.states, attached.optimizers)
+        self._on_resize = attached.on_resize if pattern.thin else None
+        self._inside = self._compacted = False
+        self.saliency = ChannelSaliency(bound.model, bound.coupling, attached, self._width.channel_of)
+        self._agree = attached.agree
+        self._shares = {kind: min(1.0, budget / self.prices.dense[kind]) for kind, budget in bound.budgets.items()}
+        self.target = 1 - min(self._shares.values())
+        self.budgets = dict(self.prices.dense)
+        self.churn = 0.0
+
+    def aim(self, sparsity: float, churn: float, step: int) -> None:
+        progress = 1.0 if self.target == 0 else min(sparsity / self.target, 1.0)
+        dense = self.prices.dense
+        self.budgets = {
+            kind: self.bound.budgets[kind] if progress == 1 else (1 - progress * (1 - share)) * dense[kind]
+            for kind, share in self._shares.items()
+        }
+        self.churn = churn
+        self.step = step
+
+    # -- transitions -------------------------------------------------------------------------------------------------
+
+    def start(self, how: Start) -> None:
+        if all(self.budgets[kind] >= self.prices.dense[kind] for kind in self.budgets):
+            self.mark()
+            return
+        everything = {name: torch.ones(size, dtype=torch.bool) for name, size in self.sizes.items()}
+        if how == "criterion":
+            check_ranks_at_once(self.saliency.criterion)
+            self._keep(everything, self.budgets, lambda name: self._rank(self.saliency.criterion, name))
+        else:
+            counts = uniform(self.prices, self.floor, self.steps, self.budgets)
+            noise = {name: self._rank(CRITERIA["random"], name) for name in self.sizes}
+            self._become({name: _best(noise[name], everything[name], counts[name]) for name in self.sizes})
+        self.mark()
+
+    def prune(self) -> None:
+        smallest = self.prices.smallest(self.floor)
+        budgets = {
+            kind: max(smallest[kind], smallest[kind] + (1 - self.churn) * (budget - smallest[kind]))
+            for kind, budget in self.budgets.items()
+        }
+        self._keep(self.active, budgets, self._by("prune"))
+
+    def reactivate(self, value: Literal["mru", "zero"], freeze: bool) -> None:
+        self.exploring = True
+        for state in self.states.values():
+            code = torch.full_like(state.flags, codes.EXPLORED)
+            code[state.active] = codes.FROZEN if freeze else codes.TRAINABLE
+            state.transition(code, value)
+
+    def grow(self, init: Init) -> None:
+        scores = {name: self._by("grow")(name) for name in self.sizes}
+        counts = self._counts(self.active, scores, self.budgets, grow=True)
+        before = self.active
+        missing = {name: counts[name] - int(before[name].sum()) for name in self.sizes}
+        chosen = {name: before[name] | _best(scores[name], ~before[name], missing[name]) for name in self.sizes}
+        self.exploring = False
+        self._become(chosen, init)
+        self.grown = {name: self.active[name] & ~before[name] for name in self.sizes}
+        for name, new in self.grown.items():
+            self._count(grown=new, regrown=new & self.previous[name])
+
+    def settle(self) -> None:
+        self.exploring = False
+        self._become(self.previous, "mru")
+        criterion = self.saliency.criterion
+        read = CRITERIA["magnitude"] if criterion.uses_grad else criterion
+        self._keep(self.active, self.budgets, lambda name: self._rank(read, name))
+        self.mark()
+
+    def _keep(self, among: Masks, budgets: Mapping[str, float], scores: Callable[[str], Tensor]) -> None:
+        """The best of these channels that fit the budgets."""
+        found = {name: scores(name) for name in self.sizes}
+        counts = self._counts(among, found, budgets, grow=False)
+        before = self.active
+        self._become({name: _best(found[name], among[name], counts[name]) for name in self.sizes})
+        for name in self.sizes:
+            still, grown = self.active[name], self.grown[name]
+            self._count(pruned=before[name] & ~still, grown_before=grown, survived=grown & still)
+
+    def _counts(
+        self, among: Masks, scores: Mapping[str, Tensor], budgets: Mapping[str, float], grow: bool
+    ) -> dict[str, int]:
+        """How many channels each group has afterwards: all of `among` and the best others, or the best of `among`."""
+        now = {name: int(mask.sum()) for name, mask in among.items()}
+        if self.pattern.distribution == "uniform":
+            found = uniform(self.prices, self.floor, self.steps, budgets)
+            return {name: max(n, now[name]) if grow else min(n, now[name]) for name, n in found.items()}
+        between, values = {}, {}
+        for name, mask in among.items():
+            between[name] = (now[name], self.sizes[name]) if grow else (min(self.floor[name], now[name]), now[name])
+            ranked = scores[name][~mask if grow else mask].sort(descending=True).values.double().clamp(min=0).numpy()
+            values[name] = np.concatenate([np.zeros(now[name]), ranked]) if grow else ranked
+        return allocate(
+            self.prices, values, between, budgets, now=now, round_to=self.steps, solver=self.pattern.solver
+        )  # fmt: skip
+
+    def _become(self, masks: Masks, init: Init = "zero") -> None:
+        """Puts a structure in force, the same on all ranks."""
+        device = next(iter(self.states.values())).param.device
+        flat = torch.cat([masks[name] for name in self.sizes]).to(torch.uint8).to(device)
+        parts = self._agree(flat).cpu().to(torch.bool).split(list(self.sizes.values()))
+        self.active = {name: part.clone() for name, part in zip(self.sizes, parts, strict=True)}
+        params = {name: state.param for name, state in self.states.items()}
+        for name, mask in active_entries(self.bound.coupling, self.active, params).items():
+            self.states[name].transition(mask.to(torch.uint8) * codes.TRAINABLE, init)
+
+    def _by(self, role: Role) -> Callable[[str], Tensor]:
+        return lambda name: self.saliency.scores(role, name, self.step)
+
+    def _rank(self, criterion: Any, name: str) -> Tensor:
+        return self.saliency.rank(criterion, name, self.step)
+
+    # -- what an update did ------------------------------------------------------------------------------------------
+
+    def mark(self) -> None:
+        self.previous = self.active
+        self.tally = {}
+
+    def _overlap(self) -> Iterable[tuple[Tensor, Tensor]]:
+        return ((self.active[name], self.previous[name]) for name in self.sizes)
+
+    def record(self, update: int) -> dict[str, float | int | None]:
+        cost = self.prices.cost({name: kept for name, (kept, _) in self.widths().items()})
+        return super().record(update) | {kind: cost[kind] / self.prices.dense[kind] for kind in cost}
+
+    def density(self) -> float:
+        total = sum(state.flags.numel() for state in self.states.values())
+        return sum(int(state.active.sum()) for state in self.states.values()) / total
+
+    def widths(self) -> dict[str, tuple[int, int]]:
+        return {name: (int(mask.sum()), self.sizes[name]) for name, mask in self.active.items()}
+
+    # -- for the engine ----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def full_width(self) -> Iterator[None]:
+        if self._inside or self._compacted:
+            yield
+            return
+        shapes = [state.param.shape for state in self.states.values()]
+        self._width.widen()
+        self._inside = True
+        try:
+            yield
+        finally:
+            self._inside = False
+            for state in self.states.values():
+                state.write_zeros()
+            if not self.exploring:
+                self._width.narrow(self.active)
+            if self._on_resize and shapes != [state.param.shape for state in self.states.values()]:
+                self._on_resize()
+
+    def compact(self) -> None:
+        if not self._compacted:
+            self._width.compact(self.active)
+        self._compacted = True
+        for state in self.states.values():
+            state.at_rest = True
+
+    def state_dict(self) -> dict[str, Any]:
+        masks = {"active": self.active, "previous": self.previous, "grown": self.grown}
+        return {
+            **super().state_dict(),
+            "exploring": self.exploring,
+            **{what: {name: mask.clone() for name, mask in by_name.items()} for what, by_name in masks.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.exploring = state["exploring"]
+        self.active, self.previous, self.grown = (dict(state[what]) for what in ("active", "previous", "grown"))
+
+
+def _best(scores: Tensor, among: Tensor, count: int) -> Tensor:
+    """bool: the highest scores among the candidates, ties by index."""
+    order = scores.masked_fill(~among, -torch.inf).sort(descending=True, stable=True).indices
+    chosen = torch.zeros_like(among)
+    chosen[order[:count]] = True
+    return chosen & among

@@ -1,0 +1,228 @@
+"""Whole channels, under budgets of latency, FLOPs or parameters."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from regrow.errors import UserError, nearest
+from regrow.patterns.base import Attached, Binding, Pattern, canonical, register, unwrap
+
+if TYPE_CHECKING:
+    from regrow.channels.pricing import Prices
+    from regrow.channels.table import Coupling
+    from regrow.channels.units import ChannelUnits
+    from regrow.latency.table import LatencyTable
+
+_UNITS: dict[str, dict[str, float]] = {
+    "latency": {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6},
+    "flops": {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12},
+    "params": {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9},
+}
+_AMOUNT = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-zµ]*)\s*", re.IGNORECASE)
+_PROFILE_SECONDS = 60.0
+
+
+@register
+@dataclass(frozen=True)
+class Channels(Pattern):
+    """Whole channels of the groups that a model couples (`regrow.channels.coupling`), within one or several budgets.
+
+    Args:
+        latency: of a forward pass: a share of the dense model's (a number up to 1) or an amount (``"12 ms"`` a batch).
+        flops: likewise, of one example, 2 for each multiply-add (``"1.1 G"``, or a number above 1).
+        params: likewise, the number of parameters (``"5 M"``).
+        table: latency table of the model on the machine that counts: a path (`regrow profile` writes one) or a
+            `LatencyTable`. None measures this machine when attaching, for the batch of the example inputs.
+        round_to: numbers of channels are multiples of this (or a group's whole width); a mapping gives it for groups by
+            name, ``*`` and ``?`` allowed, all others 8.
+        min_channels: what every group keeps: a number of channels, or below 1 a share of its width.
+        exclude: layers whose output channels stay, names of modules or parameters, ``*`` and ``?`` allowed.
+        distribution: ``"knapsack"`` picks the most important channels that fit the budgets; ``"uniform"`` keeps the
+            same share of every group.
+        solver: of the knapsack: ``"joint"`` prices the input and output width of each layer together;
+            ``"grouped"`` holds input widths (the paper's and HALP's; for one budget).
+        thin: train physically smaller layers outside exploration, which makes steps as fast as they are small; the
+            parameters change shape at updates. False masks channels instead.
+
+    Raises:
+        UserError: for options out of their range.
+    """
+
+    name: ClassVar[str] = "channels"
+
+    latency: float | str | None = None
+    flops: float | str | None = None
+    params: float | str | None = None
+    table: Any = None
+    round_to: int | Mapping[str, int] = 8
+    min_channels: float | int = 0.1
+    exclude: Sequence[str] = ()
+    distribution: Literal["knapsack", "uniform"] = "knapsack"
+    solver: Literal["joint", "grouped"] = "joint"
+    thin: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.budgets:
+            raise UserError("Channels needs a budget: give latency=, flops= or params=, e.g. latency=0.5")
+        for kind, value in self.budgets.items():
+            amount(kind, value, 1.0)
+        for number in self.round_to.values() if isinstance(self.round_to, Mapping) else (self.round_to,):
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise UserError(f"round_to is {number!r}, but must be a whole number of channels, at least 1")
+        if isinstance(self.min_channels, bool) or not self.min_channels > 0:
+            raise UserError(f"min_channels is {self.min_channels!r}, but must be a number of channels, or a share")
+        if isinstance(self.exclude, str):
+            raise UserError(f"exclude must be a list of names, not the string {self.exclude!r}")
+        for option, known in (("distribution", ("knapsack", "uniform")), ("solver", ("joint", "grouped"))):
+            if getattr(self, option) not in known:
+                raise UserError(f"{option} {getattr(self, option)!r} is unknown; use {' or '.join(map(repr, known))}")
+        if self.solver == "grouped" and len(self.budgets) > 1:
+            raise UserError("solver='grouped' knows one budget only; use solver='joint' for several")
+
+    @property
+    def budgets(self) -> dict[str, float | str]:
+        """Kind → what was asked for."""
+        asked = {"latency": self.latency, "flops": self.flops, "params": self.params}
+        return {kind: value for kind, value in asked.items() if value is not None}
+
+    def step_of(self, group: str) -> int:
+        """What the number of channels of a group is a multiple of."""
+        if isinstance(self.round_to, int):
+            return self.round_to
+        return next((n for pattern, n in self.round_to.items() if fnmatchcase(group, pattern)), 8)
+
+    def floor_of(self, group: str, size: int) -> int:
+        """How many channels a group keeps at least."""
+        least = self.min_channels if self.min_channels >= 1 else self.min_channels * size
+        step = self.step_of(group)
+        return min(size, math.ceil(max(1, math.ceil(least)) / step) * step)
+
+    def bind(self, model: nn.Module, example_inputs: Any = None) -> ChannelBinding:
+        return ChannelBinding(self, unwrap(model), example_inputs)
+
+
+class ChannelBinding(Binding):
+    """The coupled channels of one model, and what they cost.
+
+    Attributes:
+        coupling: the groups.
+        prices: what the model costs at any widths.
+        budgets: kind → amount at the end.
+        table: of latencies, if there is such a budget.
+    """
+
+    blind = True
+
+    def __init__(self, pattern: Channels, model: nn.Module, example_inputs: Any) -> None:
+        from regrow.channels.coupling import couple
+        from regrow.channels.pricing import Prices
+        from regrow.cost import count_flops
+
+        if example_inputs is None:
+            raise UserError("Channels follows a batch through the model; pass example_inputs=one batch to Sparsifier")
+        self.pattern = pattern
+        self.model = model
+        self.resizes = pattern.thin
+        self.coupling: Coupling = couple(model, example_inputs, forbid=pattern.exclude)
+        if not self.coupling.groups:
+            why = next((f"{name}: {reason}" for name, reason in self.coupling.dense.items()), "it has no layers")
+            raise UserError(f"no channels of this model can be removed ({why})")
+        self.parameters = self._sliced(model)
+        self.flops = count_flops(model, example_inputs)
+        self.table = self._table(example_inputs) if pattern.latency is not None else None
+        kinds = tuple(pattern.budgets)
+        self.prices: Prices = Prices.of(model, self.coupling, kinds=kinds, flops=self.flops, table=self.table)
+        dense = self.prices.dense
+        self.budgets = {kind: amount(kind, value, dense[kind]) for kind, value in pattern.budgets.items()}
+        self._check_budgets()
+
+    def _sliced(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        names = {part.name for group in self.coupling.groups for part in group.slices}
+        found = {canonical(name): p for name, p in model.named_parameters() if name in names}
+        for name, p in found.items():
+            if not p.requires_grad:
+                raise UserError(f"{name} loses channels but has requires_grad=False; let it train, or exclude it")
+        return found
+
+    def _table(self, example_inputs: Any) -> LatencyTable:
+        from regrow.latency.table import LatencyTable
+
+        given = self.pattern.table
+        if isinstance(given, LatencyTable):
+            return given
+        if given is not None:
+            return LatencyTable.load(given)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            raise UserError("several processes cannot measure latency at once; run `regrow profile` and give table=")
+        from regrow.profiling import profile
+
+        example = example_inputs[0] if isinstance(example_inputs, tuple) else example_inputs
+        if not isinstance(example, Tensor):
+            raise UserError("latency can only be measured of a model that takes one tensor; give table=, or use flops=")
+        threads = torch.get_num_threads()
+        return profile(self.model, example.cpu(), threads=threads, time_limit=_PROFILE_SECONDS, check=1)[0]
+
+    def _check_budgets(self) -> None:
+        floor = {group.id: self.pattern.floor_of(group.id, group.size) for group in self.coupling.groups}
+        smallest = self.prices.smallest(floor)
+        for kind, budget in self.budgets.items():
+            if smallest[kind] > budget:
+                dense = self.prices.dense[kind]
+                least = math.ceil(smallest[kind] / dense * 1e4) / 1e4
+                raise UserError(
+                    f"{kind}={self.pattern.budgets[kind]} cannot be met: with min_channels={self.pattern.min_channels} "
+                    f"and round_to={self.pattern.round_to} the smallest that can is {least} of the dense model; "
+                    "ask for more, or lower these"
+                )
+
+    def units(self, attached: Attached) -> ChannelUnits:
+        from regrow.channels.units import ChannelUnits
+
+        return ChannelUnits(self, attached)
+
+
+def amount(kind: str, value: float | str, dense: float) -> float:
+    """What a budget allows, in the unit of `Prices` (seconds, FLOPs, parameters).
+
+    Args:
+        kind: latency, flops or params.
+        value: a share of dense up to 1, or an amount.
+        dense: the dense model's.
+
+    Raises:
+        UserError: a value that is neither.
+    """
+    units = _UNITS[kind]
+    example = {"latency": "'12 ms'", "flops": "'1.1 G'", "params": "'5 M'"}[kind]
+    wrong = UserError(f"{kind} is {value!r}, but must be a share of dense in (0, 1] or an amount such as {example}")
+    if isinstance(value, str):
+        match = _AMOUNT.fullmatch(value)
+        if match is None:
+            raise wrong
+        try:
+            number = float(match[1])
+        except ValueError as error:
+            raise wrong from error
+        unit = match[2].lower()
+        if unit not in units:
+            if unit:
+                raise UserError(f"{kind} is {value!r}, but {match[2]!r} is no unit of it{nearest(unit, units)}")
+            return amount(kind, number, dense)
+        if number <= 0:
+            raise wrong
+        return number * units[unit] if unit or number > 1 else number * dense
+    if isinstance(value, bool) or not value > 0 or not math.isfinite(value):
+        raise wrong
+    if value <= 1:
+        return value * dense
+    if kind == "latency":
+        raise wrong
+    return float(value)

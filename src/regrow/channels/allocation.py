@@ -183,7 +183,8 @@ def _cheapest(problem: _Problem) -> Counts:
 def _check_possible(problem: _Problem, cheapest: Counts) -> None:
     if excess := problem.excess(cheapest):
         kind = next(iter(excess))
-        raise impossible(problem.prices, kind, problem.budgets[kind], problem.budgets[kind] + excess[kind])
+        smallest = problem.prices.cost(problem.result(cheapest))[kind]
+        raise impossible(problem.prices, kind, problem.budgets[kind], smallest)
 
 
 def _joint(problem: _Problem, deadline: float) -> Counts | None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from regrow.channels.table import Coupling, Group, Slice
+from regrow.channels.width import Width
 from regrow.patterns.base import Attached
 from regrow.saliency import Role, Saliency, Scoring, generator
 from regrow.state import WeightState
 
 # Criteria that are summed with their sign over all that goes with a channel, and made positive afterwards; on the
-# scale and shift of norms, where there are any (HALP, section 3.1; Molchanov et al. 2019).
-SIGNED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"taylor": lambda weight, grad: weight * grad}
+# scale and shift of norms, where there are any (HALP, section 3.1; Molchanov et al. 2019). They take lists of tensors.
+SIGNED: dict[str, Callable[[list[Tensor], list[Tensor]], Sequence[Tensor]]] = {"taylor": torch._foreach_mul}
+_ALL = "channels"  # the scores of all groups, one after the other
 
 
 class ChannelSaliency(Saliency):
@@ -29,46 +32,73 @@ class ChannelSaliency(Saliency):
         model: whose modules say what is a norm.
         coupling: its groups.
         attached: states, criterion and scorings.
-        channel_of: the channel that each index of a slice goes with at the present width.
+        width: says which channel each index of a slice goes with at present.
     """
 
-    def __init__(
-        self, model: nn.Module, coupling: Coupling, attached: Attached, channel_of: Callable[[Slice], Tensor]
-    ) -> None:
+    def __init__(self, model: nn.Module, coupling: Coupling, attached: Attached, width: Width) -> None:
         super().__init__(attached.states, attached.criterion, attached.scorings, attached.seed)
-        self._channel_of = channel_of
+        self._width = width
         self._groups = {group.id: group for group in coupling.groups}
+        ends = list(accumulate((group.size for group in coupling.groups), initial=0))
+        self._start = dict(zip(self._groups, ends, strict=False))
+        self._channels = ends[-1]
         self._makers = {group.id: _makers(model, group, attached.states) for group in coupling.groups}
-        self._norms = {group.id: _norms(model, group, attached.states) for group in coupling.groups}
-        self._pending: dict[Role, dict[str, Tensor]] = {}
+        norms = {group.id: _norms(model, group, attached.states) for group in coupling.groups}
+        self._signed = {name: norms[name] or self._makers[name] for name in self._groups}
+        self._pending: dict[Role, Tensor] = {}
         self._counted: dict[Role, Tensor] = {}
+        self._index: dict[Any, Tensor] = {}  # at the width of this version:
+        self._version = -1
 
     @torch.no_grad()
     def observe(
         self, states: Mapping[str, WeightState], scorings: list[Scoring], unscale: Tensor | None, finite: Tensor
     ) -> None:
         for scoring in scorings:
-            pending = self._pending.setdefault(scoring.role, {})
             signed = SIGNED.get(scoring.criterion.name)
-            for name in self._groups:
-                for part in self._norms[name] if signed and self._norms[name] else self._makers[name]:
-                    state = states.get(part.name)
-                    if state is None or state.param.grad is None:
-                        continue
-                    grad = state.param.grad if unscale is None else state.param.grad * unscale
-                    weight = state.param.detach()
-                    entry = signed(weight, grad) if signed else scoring.criterion(weight, grad)
-                    score = self._by_channel(entry, part, mean=signed is None).masked_fill_(~finite, 0)
-                    pending[name] = pending[name].add_(score) if name in pending else score
+            by_group = self._signed if signed else self._makers
+            parts = [
+                (group, part)
+                for group, of_group in by_group.items()
+                for part in of_group
+                if part.name in states and states[part.name].param.grad is not None
+            ]
+            if not parts:
+                continue
+            weights = [states[part.name].param.detach() for _, part in parts]
+            grads = [grad for _, part in parts if (grad := states[part.name].param.grad) is not None]
+            if unscale is not None:
+                grads = [grad * unscale for grad in grads]
+            if signed:
+                entries = signed(weights, grads)
+            else:
+                entries = [scoring.criterion(weight, grad) for weight, grad in zip(weights, grads, strict=True)]
+            pairs = zip(entries, parts, strict=True)
+            flat = torch.cat([_along(entry, part.dim, mean=signed is None) for entry, (_, part) in pairs])
+            total = flat.new_zeros(self._channels + 1).index_add_(0, self._index_of(parts, flat.device), flat)
+            total = total[:-1].masked_fill_(~finite, 0)
+            before = self._pending.get(scoring.role)
+            self._pending[scoring.role] = total if before is None else before + total
             self._counted[scoring.role] = finite
+
+    def _index_of(self, parts: list[tuple[str, Slice]], device: torch.device) -> Tensor:
+        """Where the scores of these slices belong, one after the other; behind the last channel if nowhere."""
+        if self._version != self._width.version:
+            self._index.clear()
+            self._version = self._width.version
+        key = tuple(map(id, (part for _, part in parts)))
+        if key not in self._index:
+            channels = [(self._start[group], self._width.channel_of(part)) for group, part in parts]
+            index = [torch.where(channel < 0, self._channels, channel + start) for start, channel in channels]
+            self._index[key] = torch.cat(index).to(device)
+        return self._index[key]
 
     def close_step(self) -> None:
         for role, pending in self._pending.items():
             sums, steps = self._sums.setdefault(role, {}), self._steps.setdefault(role, {})
+            sums[_ALL] = sums[_ALL].add_(pending.abs_()) if _ALL in sums else pending.abs_()
             finite = self._counted[role]
-            for name, score in pending.items():
-                sums[name] = sums[name].add_(score.abs_()) if name in sums else score.abs_()
-                steps[name] = steps[name] + finite if name in steps else finite.long()
+            steps[_ALL] = steps[_ALL] + finite if _ALL in steps else finite.long()
         self._pending.clear()
 
     def scores(self, role: Role, name: str, step: int) -> Tensor:
@@ -81,9 +111,10 @@ class ChannelSaliency(Saliency):
         if not criterion.uses_grad:
             return self.rank(criterion, name, step)
         sums = self._sums.get(role, {})
-        if name not in sums:
+        if _ALL not in sums:  # no step counted
             return torch.zeros(group.size)
-        found = (sums[name] / self._steps[role][name].clamp(min=1)).cpu()
+        mine = sums[_ALL][self._start[name] : self._start[name] + group.size]
+        found = (mine / self._steps[role][_ALL].clamp(min=1)).cpu()
         return found if criterion.name in SIGNED else _even(found)
 
     def rank(self, criterion: Any, name: str, step: int) -> Tensor:
@@ -94,19 +125,10 @@ class ChannelSaliency(Saliency):
             return torch.rand(group.size, generator=source)
         total = torch.zeros(group.size)
         for part in self._makers[name]:
-            total += self._by_channel(criterion(self.states[part.name].values()), part, mean=True).cpu()
+            score = _along(criterion(self.states[part.name].values()), part.dim, mean=True).cpu()
+            mine = part.channel >= 0
+            total.index_add_(0, part.channel[mine], score[mine])
         return _even(total)
-
-    def _by_channel(self, entry: Tensor, part: Slice, mean: bool) -> Tensor:
-        """Scores of entries → of channels, fp32 [channels]."""
-        others = [dim for dim in range(entry.dim()) if dim != part.dim]
-        entry = entry.float()
-        if others:
-            entry = entry.mean(others) if mean else entry.sum(others)
-        channel = self._channel_of(part).to(entry.device)
-        size = int(part.channel.max()) + 1
-        mine = channel >= 0
-        return torch.zeros(size, device=entry.device).index_add_(0, channel[mine], entry[mine])
 
     def forget(self) -> None:
         super().forget()
@@ -119,6 +141,15 @@ class ChannelSaliency(Saliency):
             role: {k: torch.tensor(n, device=device) for k, n in steps.items()}
             for role, steps in state["steps"].items()
         }
+
+
+def _along(entry: Tensor, dim: int, mean: bool) -> Tensor:
+    """Scores of entries summed (or averaged) over all dimensions but one, in fp32."""
+    others = [d for d in range(entry.dim()) if d != dim]
+    entry = entry.float()
+    if not others:
+        return entry
+    return entry.mean(others) if mean else entry.sum(others)
 
 
 def _even(scores: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class ChannelUnits(Units):
         self._width: Width = kind(bound.model, bound.coupling, self.states, attached.optimizers)
         self._on_resize = attached.on_resize if pattern.thin else None
         self._inside = self._compacted = False
-        self.saliency = ChannelSaliency(bound.model, bound.coupling, attached, self._width.channel_of)
+        self.saliency = ChannelSaliency(bound.model, bound.coupling, attached, self._width)
         self._agree = attached.agree
         self._shares = {kind: min(1.0, budget / self.prices.dense[kind]) for kind, budget in bound.budgets.items()}
         self.target = 1 - min(self._shares.values())

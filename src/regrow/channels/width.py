@@ -18,7 +18,13 @@ Keep = Mapping[str, Tensor]
 
 
 class Width(Protocol):
-    """How removed channels are kept out of training."""
+    """How removed channels are kept out of training.
+
+    Attributes:
+        version: changes whenever widths do.
+    """
+
+    version: int
 
     def widen(self) -> None:
         """Makes the model whole, with everything that was removed as it was when it was."""
@@ -41,6 +47,7 @@ class Thin:
     ) -> None:
         self._model, self._coupling, self._states, self._optimizers = model, coupling, states, optimizers
         self._remainder: surgery.Remainder | None = None
+        self.version = 0
 
     def widen(self) -> None:
         if self._remainder is not None:
@@ -57,6 +64,7 @@ class Thin:
     def _rest(self, at_rest: bool) -> None:
         for state in self._states.values():
             state.at_rest = at_rest
+        self.version += 1
 
     def channel_of(self, part: Slice) -> Tensor:
         index = self._remainder.index.get(part.name, ()) if self._remainder is not None else ()
@@ -79,6 +87,7 @@ class Masked:
         self, model: nn.Module, coupling: Coupling, states: Mapping[str, WeightState], optimizers: Sequence[Optimizer]
     ) -> None:
         self._model, self._coupling, self._states, self._optimizers = model, coupling, states, optimizers
+        self.version = 0
         self._removed: dict[str, Tensor] = {}  # of buffers: name → bool
         self._saved: dict[tuple[str, str], Tensor] = {}
 

@@ -90,6 +90,12 @@ def main() -> None:
             dense_steps.append(time.perf_counter() - start)
         print(f"{sparsifier.step_count}/{args.steps}", {k: round(sum(v), 1) for k, v in by_phase.items()}, flush=True)
     cost = sparsifier.training_cost()
+    surgery = []
+    for _ in range(5):
+        start = time.perf_counter()
+        with sparsifier.full_width():  # expands, and shrinks again
+            pass
+        surgery.append(time.perf_counter() - start)
     sparsifier.compact()
     (model.eval(), dense.eval())
     measured = compare_latency(model, dense, example)
@@ -106,6 +112,7 @@ def main() -> None:
         "explore_share": len(by_phase["explore"]) / args.steps,
         "updates": len(sparsifier.history),
         "median_step_ratio": {phase: statistics.median(times) / typical for phase, times in by_phase.items()},
+        "expand_and_shrink_ratio": statistics.median(surgery) / typical,
         "seconds": {
             "dense": sum(dense_steps), "iee": total, "attach": attached, "profile_once": profiled,
             "dense_step": typical,

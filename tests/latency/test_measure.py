@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -94,8 +95,10 @@ def test_after_the_time_is_over_every_point_has_been_visited_once(made_up):
 
 def test_axes_keep_fixed_widths_fixed_and_include_the_dense_ones():
     key = Key("conv", (8, 8), (3, 3), (1, 1), (1, 1), (1, 1))
-    assert axes([Unit("a", key, 3, 64)], 4).c_in == (3,)
-    assert axes([Unit("a", key, 3, 64)], 4).c_out == (16, 32, 48, 64)
+    first = Unit("a", key, 3, 64, own=True)
+    assert axes([first], 4).c_in == (3,)
+    assert axes([first], 4).c_out == (16, 32, 48, 64)
+    assert axes([replace(first, c_in=64, own=False)], 2).c_in == (16, 32, 64)  # its sources are not known, yet may go
     two = axes([Unit("a", key, 64, 100, ("x",)), Unit("b", key, 128, 64, ("x",), True)], 2)
     assert two.c_in == (16, 64, 128)
     assert two.c_out == (16, 48, 64, 100)
@@ -118,6 +121,28 @@ def test_verify_wants_the_tables_batch_and_units(made_up):
         verify(table, [net()], torch.randn(3, 3, 16, 16))
     with pytest.raises(UserError, match="has no unit conv 32x32"):
         verify(table, [net()], torch.randn(2, 3, 32, 32))
+
+
+def test_verify_leaves_the_modes_of_the_models(made_up):
+    table = measure(net(), EXAMPLE, progress=False)
+    model = net().train()
+    model[1].eval()
+    verify(table, [model], EXAMPLE, rounds=1)
+    assert [module.training for module in model] == [True, False] + [True] * 7
+
+
+def test_measuring_counts_what_comes_before_the_units_as_time(made_up, monkeypatch):
+    seen: list[float] = []
+    plan = module._plan
+    monkeypatch.setattr(module, "_plan", lambda network, runner, limit: seen.append(limit) or plan(network, runner, 1))
+    monkeypatch.setattr(module, "_wholes", lambda *_: time.sleep(0.2) or [lambda: 1.0])
+    measure(net(), EXAMPLE, progress=False, time_limit=10)
+    assert 9.0 < seen[0] < 9.81
+
+
+def test_a_model_without_units_is_refused():
+    with pytest.raises(UserError, match="has no layers whose latency could be measured"):
+        measure(nn.Softmax(1), EXAMPLE, progress=False)
 
 
 def test_the_clock_stands_still_while_the_thread_waits():

@@ -138,8 +138,12 @@ def test_a_failed_save_keeps_the_old_table(tmp_path, monkeypatch):
     path = tmp_path / "table.json"
     table().save(path)
     before = path.read_text()
-    monkeypatch.setattr(json, "dump", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(UserError, match=r"cannot be written to .*table.json \(No space left on device\)"):
         table().save(path)
     assert path.read_text() == before
     assert len(list(tmp_path.iterdir())) == 1
@@ -177,6 +181,74 @@ def test_trace_finds_units_with_their_tails_and_sources():
     assert network.unpriced == {"cumsum": 1}
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class Tokens(nn.Module):
+    """Patches, then a transformer's MLP on tokens and one on channels that come last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 16, 4, 4)
+        self.fc1, self.fc2 = nn.Linear(16, 24), nn.Linear(24, 16)
+        self.up, self.down = nn.Linear(16, 40, bias=False), nn.Linear(40, 16, bias=False)
+        self.back = nn.ConvTranspose2d(16, 16, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = x + self.fc2(nn.functional.gelu(self.fc1(x)))
+        y = torch.sigmoid(self.up(x.view(-1, 2, 2, 16)))
+        y = self.down(y * y)
+        return self.back(y.permute(0, 3, 1, 2)).mean((2, 3))
+
+
+def test_trace_follows_channels_that_come_last_and_counts_tokens():
+    network = trace(Tokens(), torch.randn(5, 3, 8, 8))
+    found = [(u.name.split(":")[0], str(u.key), u.c_in, u.c_out, u.sources, u.own) for u in network.units]
+    assert found == [
+        ("patch", "conv 8x8 k4x4 s4x4 bias", 3, 16, (), True),
+        ("fc1", "linear 4 bias +gelu", 16, 24, ("patch",), False),
+        ("fc2", "linear 4 bias +add", 24, 16, ("fc1",), False),
+        ("up", "linear 4 +sigmoid", 16, 40, ("patch",), False),  # as fc2, whose output is added to it
+        ("mul", "mul 2x2", 40, 40, ("up",), False),
+        ("down", "linear 4", 40, 16, ("up",), False),
+        ("mean", "mean 3x3", 16, 16, ("down",), False),
+    ]
+    assert network.unpriced == {"conv": 1}  # transposed
+
+
+def test_grouped_convolutions_whose_groups_come_and_go_are_one_kind():
+    example = torch.randn(1, 32, 8, 8)
+    keys = {c: trace(nn.Conv2d(c, c, 3, groups=c // 4), example[:, :c]).units[0].key for c in (32, 16, 8)}
+    assert keys[32] == keys[16] == keys[8]
+    assert str(keys[32]) == "conv-groups-of-4 8x8 k3x3 bias"
+    assert [keys[32].groups_at(c) for c in (32, 16, 8, 4)] == [8, 4, 2, 1]
+    assert trace(nn.Conv2d(32, 64, 3, groups=8), example).units[0].key.groups == 8
+
+
+def test_what_thinning_changes_in_a_unit_does_not_make_it_unknown():
+    regrouped = replace(CONV, groups=0, per_group=4)
+    made = table()
+    thin = Network((Unit("b", regrouped, 16, 16, ("a",)), Unit("mean:7", replace(POOL, size=(7,)), 16, 16)), {})
+    assert made.predict(thin) == pytest.approx(made.latency("b", 16, 16) + made.latency("mean:7", 16, 16))
+    with pytest.raises(UserError, match="has no unit conv 9x9"):
+        made.predict(Network((Unit("b", replace(CONV, size=(9, 9)), 16, 16),), {}))
+
+
+def test_a_table_goes_through_plain_values():
+    made = replace(table(), correction=1.25, other=0.5, measured=3.0)
+    content = made.to_json()
+    assert json.loads(json.dumps(content)) == content
+    read = LatencyTable.from_json(content)
+    assert read.network == made.network
+    assert read.model() == made.model()
+    assert read.to_json() == content
+    for damaged in (None, [], {}, {"format": "other"}):
+        with pytest.raises(UserError, match=r"^this is not a latency table: make one with `regrow profile`$"):
+            LatencyTable.from_json(damaged)
+    with pytest.raises(UserError, match=r"^the latency table is damaged: measure it again$"):
+        LatencyTable.from_json(content | {"batch": 0})
+    with pytest.raises(UserError, match=r"^the latency table in model/ is damaged"):
+        LatencyTable.from_json(content | {"units": 3}, name="in model/")
 
 
 def test_trace_refuses_what_does_not_run():

@@ -40,9 +40,8 @@ class Eager:
 
     def __init__(self, batch: int, threads: int) -> None:
         self.batch, self.threads, self.clock = batch, threads, Clock(threads)
-        # weights are read from places that change, as in a network they are not in the cache when their layer comes
-        self._pool = torch.randn(2**24) * 0.05
         self._random = torch.Generator().manual_seed(0)
+        self._pool = torch.empty(0)
 
     def sample(self, key: Key, c_in: int, c_out: int, repeats: int) -> list[float]:
         """Seconds of each of ``repeats`` executions of a unit with these channels, after one that is not counted.
@@ -70,7 +69,10 @@ class Eager:
         return run
 
     def _take(self, shape: tuple[int, ...]) -> Tensor:
+        """From places that change, as in a network weights are not in the cache when their layer comes."""
         count = prod(shape)
+        if not len(self._pool):
+            self._pool = torch.randn(2**24, generator=self._random) * 0.05
         while count > len(self._pool) // 2:
             self._pool = self._pool.repeat(2)
         start = int(torch.randint(0, (len(self._pool) - count) // 16 + 1, (), generator=self._random)) * 16
@@ -98,7 +100,7 @@ class Eager:
         stride, padding, dilation = key.stride, key.padding, key.dilation
         match key.kind:
             case "conv":
-                groups = key.groups or c_in
+                groups = key.groups_at(c_in)
                 weight = self._take((c_out, c_in // groups, *key.kernel))
                 return lambda: F.conv2d(x, weight, bias, stride, padding, dilation, groups)
             case "linear":

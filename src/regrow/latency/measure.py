@@ -6,7 +6,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -25,6 +25,8 @@ RUNTIMES: dict[str, type[Eager] | type[OnnxRuntime]] = {"eager": Eager, "onnxrun
 _DENSITIES = (8, 6, 4, 3, 2)  # points along each axis of a grid, the finest that the time allows is taken
 _PASSES = 3
 _REPEATS = 2
+_SMALL = 0.02  # seconds of a model that may fit into the caches
+_BETWEEN = 5  # measurements of the whole models in each pass
 _PLACES = (0.15, 0.3, 0.5, 0.7)  # of probes, along an axis
 
 
@@ -90,43 +92,79 @@ def measure(
         threads: for the runtime
         thin: thin copies of the model, at best from hardly to strongly thinned, which show how units run among others
             (see `calibrate`); measured in between
-        time_limit: seconds that it should take; grids become coarser to meet it
+        time_limit: seconds that it should take; grids become coarser and visits fewer to meet it
         progress: show a progress bar on a terminal
         seed: of the order
 
     Raises:
         UserError: for an unknown runtime, one that is not installed, or a model that cannot be run.
     """
-    if runtime not in RUNTIMES:
-        raise UserError(f"there is no runtime {runtime!r}{nearest(runtime, RUNTIMES)}")
+    start = time.monotonic()
     if example.device.type != "cpu":
         raise UserError(f"latency is measured on the CPU, but the example is on {example.device}")
+    runner = make_runtime(runtime, len(example), threads)
     network = trace(model, example)
-    runner: Runtime = RUNTIMES[runtime](len(example), threads)
-    shuffle = random.Random(seed)
+    if not network.units:
+        raise UserError("the model has no layers whose latency could be measured: no convolution, linear layer or pool")
     with torch_threads(threads), _eval(model):
-        wholes = [runner.whole(net, example) for net in (model, *thin)]
+        wholes = _wholes(runner, (model, *thin), example, progress)
+        warming = time.monotonic()
         for whole in wholes:
-            runner.clock.seconds(whole)  # warms up
-        deadline = time.monotonic() + time_limit
-        plan = _plan(network, runner, time_limit)
-        measured = [typical(times) for times in _run(plan, runner, wholes, deadline, shuffle, progress)]
+            whole()
+        now = time.monotonic()
+        left = start + time_limit - now
+        plan = _plan(network, runner, max(left - (now - warming) * _PASSES * _BETWEEN, 0.3 * left))
+        shuffle = random.Random(seed)
+        measured = [typical(times) for times in _run(plan, runner, wholes, start + time_limit, shuffle, progress)]
     grids = {key: _grid(plan, key) for key in plan.axes}
     table = LatencyTable(Machine.here(runtime), len(example), threads, network, grids, measured=measured[0])
     summed = [table.model(), *(table.predict(trace(net, example)) for net in thin)]
     return _fitted(table, summed, measured)
 
 
+def make_runtime(name: str, batch: int, threads: int) -> Runtime:
+    """A runtime by its name.
+
+    Raises:
+        UserError: if there is no such runtime, or it is not installed.
+    """
+    if name not in RUNTIMES:
+        raise UserError(f"there is no runtime {name!r}{nearest(name, RUNTIMES)}")
+    return RUNTIMES[name](batch, threads)
+
+
+def _settled(clock: Clock, whole: Callable[[], object]) -> float:
+    """Seconds of a pass of a model that runs over and over, as models do: a small one finds all of itself in the caches
+    then, whatever ran before."""
+    seconds = clock.seconds(whole)
+    for _ in range(3 if seconds < _SMALL else 0):
+        seconds = clock.seconds(whole)
+    return seconds
+
+
+def _wholes(
+    runner: Runtime, models: Sequence[nn.Module], example: Tensor, progress: bool
+) -> list[Callable[[], object]]:
+    """A forward pass of each model; exporting them takes seconds."""
+    found = []
+    with _bar(progress, len(models), "preparing") as advance:
+        for model in models:
+            found.append(runner.whole(model, example))
+            advance()
+    return found
+
+
 def verify(
-    table: LatencyTable, models: Iterable[nn.Module], example: Tensor, *, rounds: int = 9
+    table: LatencyTable, models: Iterable[nn.Module], example: Tensor, *, rounds: int = 9, progress: bool = False
 ) -> list[tuple[float, float]]:
     """Predicted and measured latency of whole models, in seconds per batch.
 
     Args:
         table: measured on this machine; its batch size and threads are used
-        models: made of the kinds of units that the table knows; measured in turns
+        models: made of the kinds of units that the table knows; measured in turns, in eval mode, and left as they were
         example: a batch of inputs of the table's batch size
         rounds: how often each is measured; the lower quartile counts
+        progress: show a progress bar on a terminal
 
     Raises:
         UserError: if a model has a unit that the table does not know, or the batch is another.
@@ -135,15 +173,20 @@ def verify(
         raise UserError(f"the table holds for batches of {table.batch}, the example has {len(example)}")
     listed = list(models)
     predicted = [table.predict(trace(model, example)) for model in listed]
-    runner: Runtime = RUNTIMES[table.machine.runtime](table.batch, table.threads)
-    with torch_threads(table.threads):
-        runs = [runner.whole(model, example) for model in listed]
+    runner = make_runtime(table.machine.runtime, table.batch, table.threads)
+    with ExitStack() as stack:
+        stack.enter_context(torch_threads(table.threads))
+        for model in listed:
+            stack.enter_context(_eval(model))
+        runs = _wholes(runner, listed, example, progress)
         samples: list[list[float]] = [[] for _ in runs]
-        for turn in range(rounds + 1):
-            for run, times in zip(runs, samples, strict=True):
-                seconds = runner.clock.seconds(run)
-                if turn:  # the first warms up
-                    times.append(seconds)
+        with _bar(progress, (rounds + 1) * len(runs), "checking") as advance:
+            for turn in range(rounds + 1):
+                for run, times in zip(runs, samples, strict=True):
+                    seconds = _settled(runner.clock, run)
+                    advance()
+                    if turn:  # the first warms up
+                        times.append(seconds)
     return [(p, typical(times)) for p, times in zip(predicted, samples, strict=True)]
 
 
@@ -205,8 +248,8 @@ def axes(units: Sequence[Unit], density: int) -> Axes:
         density: how many points up to the largest width; widths that no layer sets are only measured as they are
     """
     key = units[0].key
-    groups = max(1, key.groups)
-    free_in = {unit.c_in for unit in units if unit.sources}
+    groups = max(1, key.groups, key.per_group)
+    free_in = {unit.c_in for unit in units if not unit.own}
     free_out = {unit.c_out for unit in units if not unit.fixed}
     step = 16 if max(u.c_in for u in units) >= 48 or max(u.c_out for u in units) >= 48 else 4
     step = step * groups // math.gcd(step, groups)
@@ -257,7 +300,7 @@ def _estimate(pilot: tuple[float, float], axes: Axes) -> float:
 
 def _probes(key: Key, axes: Axes) -> list[tuple[int, int]]:
     """Points in the middle of a step, which show whether a started step costs as much as a whole one."""
-    if axes.step % 2 or axes.step < 8 or key.groups > 1:
+    if axes.step % 2 or axes.step < 8 or key.groups > 1 or key.per_group > 1:
         return []
     half = axes.step // 2
 
@@ -290,8 +333,8 @@ def _run(
     """Fills in the samples, for all passes or, after the first, until the deadline; gives those of whole models."""
     points = plan.points()
     measured: list[list[float]] = [[] for _ in wholes]
-    every = max(1, len(points) // 5)
-    with _bar(progress, len(points) * _PASSES) as advance:
+    every = max(1, math.ceil(len(points) / _BETWEEN))
+    with _bar(progress, len(points) * _PASSES, "measuring") as advance:
         for turn in range(_PASSES):
             shuffle.shuffle(points)
             for number, (key, c_in, c_out) in enumerate(points):
@@ -299,19 +342,19 @@ def _run(
                     return measured
                 if number % every == 0:
                     for whole, times in zip(wholes, measured, strict=True):
-                        times.append(runner.clock.seconds(whole))
+                        times.append(_settled(runner.clock, whole))
                 plan.samples.setdefault((key, c_in, c_out), []).extend(runner.sample(key, c_in, c_out, _REPEATS))
                 advance()
     return measured
 
 
 @contextmanager
-def _bar(shown: bool, total: int) -> Iterator[Callable[[], Any]]:
+def _bar(shown: bool, total: int, doing: str) -> Iterator[Callable[[], Any]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True) as bar:
         task = bar.add_task("", total=total)
         yield lambda: bar.advance(task)

@@ -12,8 +12,8 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,11 @@ class OnnxRuntime:
         graph = _Graph(key, c_in, c_out, self.batch, self._random)
         feeds = {name: self._numbers(shape) for name, shape in graph.inputs.items()}
         with tempfile.TemporaryDirectory() as directory:
-            session = self._session(graph.model(), profile=str(Path(directory) / "unit"))
+            try:
+                session = self._session(graph.model(), profile=str(Path(directory) / "unit"))
+            except Exception as error:
+                reason = str(error).strip().partition("\n")[0]
+                raise UserError(f"ONNX Runtime cannot run {key} with {c_in} and {c_out} channels: {reason}") from error
             runs = []
             for _ in range(repeats + 1):
                 if graph.weight_bytes > 2**18:
@@ -92,15 +96,16 @@ class OnnxRuntime:
         import torch
 
         model.eval()
-        buffer = io.BytesIO()
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            for name in ("torch.onnx", "onnxscript"):
-                logging.getLogger(name).setLevel(logging.ERROR)
-            program = torch.onnx.export(model, (example,), dynamo=True, verbose=False)
-            assert program is not None
-            buffer.write(program.model_proto.SerializeToString())
-        session = self._session(buffer.getvalue())
+        try:
+            with _silence(), torch.no_grad():
+                program = torch.onnx.export(model, (example,), dynamo=True, verbose=False)
+                assert program is not None
+            session = self._session(program.model_proto.SerializeToString())
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise UserError(
+                f"the model cannot be run in ONNX Runtime: {reason}; --runtime eager (runtime='eager') takes any model"
+            ) from error
         feeds = {session.get_inputs()[0].name: example.numpy()}
         return lambda: session.run(None, feeds)
 
@@ -118,6 +123,22 @@ class OnnxRuntime:
 
     def _numbers(self, shape: tuple[int, ...]) -> Array:
         return self._random.standard_normal(shape, dtype=np.float32)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keeps what the exporter writes, warns of and logs from the user."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _seconds_by_run(events: list[dict[str, Any]]) -> tuple[list[float], list[list[tuple[str, float]]]]:
@@ -213,7 +234,7 @@ class _Graph:
         shape = (self._batch, c_in, *key.size)
         match key.kind:
             case "conv":
-                groups = key.groups or c_in
+                groups = key.groups_at(c_in)
                 weight = (c_out, c_in // groups, *key.kernel)
                 self.weight_bytes = 4 * prod(weight)
                 # a bias always: folded norms leave one
@@ -239,7 +260,8 @@ class _Graph:
                 return self._node("ReduceMean", [x])
             case "cat":
                 parts = [
-                    self._input((self._batch, max(1, c), *key.size), alone=True) for c in (c_in // 2, c_in - c_in // 2)
+                    self._input((self._batch, max(1, c), *key.size), blocked=len(key.size) == 2, alone=True)
+                    for c in (c_in // 2, c_in - c_in // 2)
                 ]
                 return self._node("Concat", parts, axis=1)
             case "add" | "mul":

@@ -8,7 +8,7 @@ import os
 import platform
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regrow.errors import UserError
-from regrow.latency.trace import Key, Network, Unit
+from regrow.latency.trace import LAYERS, Key, Network, Unit
 
 FORMAT = "regrow-latency"
 VERSION = 1
@@ -192,21 +192,59 @@ class LatencyTable:
         Raises:
             UserError: if it has a unit that the table does not know.
         """
-        return self.other + sum(self.latency(unit.key, unit.c_in, unit.c_out) for unit in network.units)
+        return self.other + sum(
+            self.latency(known_key(unit, self._units, self.grids), unit.c_in, unit.c_out) for unit in network.units
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as numbers, strings, lists and dicts, to be stored inside something else; see `from_json`."""
+        content: dict[str, Any] = json.loads(json.dumps(_as_json(self)))
+        return content
+
+    @classmethod
+    def from_json(cls, content: Any, *, name: str = "") -> LatencyTable:
+        """What `to_json` gave. Whether it was measured here is not looked at; `check_machine` does that.
+
+        Args:
+            content: as read from JSON
+            name: of the file it comes from, for messages
+
+        Raises:
+            UserError: if it is damaged, no latency table, or of another version of the format.
+        """
+        table = f"the latency table {name}".rstrip()
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise UserError(f"{name or 'this'} is not a latency table: make one with `regrow profile`")
+        if content.get("version") != VERSION:
+            raise UserError(
+                f"{table} has format version {content.get('version')}, this regrow reads {VERSION}: measure it again"
+            )
+        try:
+            return _from_json(content)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise UserError(f"{table} is damaged: measure it again") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write JSON, atomically."""
+        """Write JSON, atomically.
+
+        Raises:
+            UserError: if it cannot be written there; what was there before stays.
+        """
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".tmp")
+        text = json.dumps(_as_json(self), indent=1) + "\n"
+        temporary = None
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".tmp")
             with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(_as_json(self), file, indent=1)
-                file.write("\n")
+                file.write(text)
             os.chmod(temporary, 0o644)  # mkstemp makes it private
             os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+        except BaseException as error:
+            if temporary is not None:
+                Path(temporary).unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise UserError(f"the latency table cannot be written to {path} ({error.strerror})") from error
             raise
 
     @classmethod
@@ -225,22 +263,16 @@ class LatencyTable:
             raise UserError(f"the latency table {path} cannot be read ({error.strerror})") from error
         except ValueError as error:
             raise UserError(f"the latency table {path} is damaged, perhaps cut short: measure it again") from error
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise UserError(f"{path} is not a latency table: make one with `regrow profile`")
-        if content.get("version") != VERSION:
-            raise UserError(
-                f"the latency table {path} has format version {content.get('version')}, this regrow reads {VERSION}: "
-                "measure it again"
-            )
-        try:
-            table = _from_json(content)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"the latency table {path} is damaged: measure it again") from error
+        table = cls.from_json(content, name=str(path))
         table.check_machine(str(path), allow_other_machine)
         return table
 
     def check_machine(self, name: str, allow: bool) -> None:
-        """Warns, or raises a UserError unless ``allow``, if this table was measured elsewhere."""
+        """Warns, or raises a UserError unless ``allow``, if this table was measured elsewhere.
+
+        Args:
+            name: of the table in the message, such as its path
+        """
         try:
             differences = Machine.here(self.machine.runtime).differences(self.machine)
         except ImportError:
@@ -250,6 +282,22 @@ class LatencyTable:
             if not allow:
                 raise UserError(f"{sentence}: measure it here with `regrow profile`, or set allow_other_machine")
             warnings.warn(sentence, stacklevel=3)
+
+
+def known_key(unit: Unit, units: Mapping[str, Unit], keys: Container[Key]) -> Key:
+    """The key of a unit, or of the dense unit of its name where they differ only in what thinning may change.
+
+    Args:
+        units: those of the dense model, by name
+        keys: that have a price
+    """
+    dense = units.get(unit.name)
+    if unit.key in keys or dense is None:
+        return unit.key
+    if unit.key.kind == dense.key.kind and unit.key.kind not in LAYERS:  # its places may be channels of others
+        return dense.key
+    regrouped = replace(unit.key, groups=dense.key.groups, per_group=dense.key.per_group)
+    return dense.key if regrouped == dense.key else unit.key
 
 
 def _as_json(table: LatencyTable) -> dict[str, Any]:
@@ -280,21 +328,24 @@ def _from_json(content: dict[str, Any]) -> LatencyTable:
     for entry in content["grids"]:
         seconds = np.asarray(entry["seconds"], dtype=np.float64)
         c_in, c_out = (tuple(int(c) for c in entry[side]) for side in ("c_in", "c_out"))
-        rising = all(list(c) == sorted(set(c)) and c for c in (c_in, c_out))
+        rising = all(list(c) == sorted(set(c)) and c for c in (c_in, c_out)) and int(entry["step"]) > 0
         if seconds.shape != (len(c_in), len(c_out)) or not rising or not (np.isfinite(seconds) & (seconds >= 0)).all():
             raise ValueError("a grid does not fit its axes")
         first, second = entry["stairs"]
         grids[_key(entry["key"])] = Grid(c_in, c_out, seconds, int(entry["step"]), (float(first), float(second)))
-    units = tuple(
-        replace(Unit(**{**unit, "key": _key(unit["key"])}), sources=tuple(unit["sources"])) for unit in content["units"]
-    )
+    units = tuple(_unit(fields) for fields in content["units"])
     numbers = {name: float(content[name]) for name in ("correction", "other", "measured")}
-    if not all(math.isfinite(number) for number in numbers.values()):
-        raise ValueError("a number is not finite")
+    if not all(math.isfinite(number) for number in numbers.values()) or content["batch"] < 1 or content["threads"] < 1:
+        raise ValueError("a number is not finite or not positive")
     return LatencyTable(
         Machine(**content["machine"]), int(content["batch"]), int(content["threads"]),
         Network(units, dict(content["unpriced"])), grids, **numbers,
     )  # fmt: skip
+
+
+def _unit(fields: dict[str, Any]) -> Unit:
+    numbers = {name: int(fields[name]) for name in ("c_in", "c_out")}
+    return Unit(**{**fields, **numbers, "key": _key(fields["key"]), "sources": tuple(fields["sources"])})
 
 
 def _key(fields: dict[str, Any]) -> Key:

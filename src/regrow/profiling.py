@@ -1,0 +1,300 @@
+"""``regrow profile``: a latency table of this machine, and how well it predicts whole models."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regrow.channels.coupling import Coupling, couple
+from regrow.channels.surgery import compact
+from regrow.channels.tracing import replica_of
+from regrow.errors import UserError
+from regrow.latency.measure import make_runtime, measure, verify
+from regrow.latency.table import LatencyTable, known_key
+from regrow.latency.trace import Network, trace
+
+BATCH = 8
+TIME_LIMIT = 120.0
+
+_FITTED = (0.8, 0.6, 0.4, 0.2)  # levels of the thin copies that the table is fitted to
+_SPREAD = 0.25  # how far the groups of a thin copy lie from its level
+_MEASURING = 0.75  # share of the time that measuring gets; what remains is for the checks
+
+
+@dataclass(frozen=True)
+class Check:
+    """One whole model, predicted and measured, in seconds per batch.
+
+    Attributes:
+        kept: share of its channels in the dense model's
+    """
+
+    kept: float
+    predicted: float
+    measured: float
+
+    @property
+    def error(self) -> float:
+        """Relative to what was measured; positive if the prediction was too slow."""
+        return self.predicted / self.measured - 1.0
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A table and what it was checked with.
+
+    Attributes:
+        checks: of thin models that were not used for fitting
+        note: why there are no thin models, if there are none; the only check is then the dense model, which the table
+            was fitted to
+    """
+
+    table: LatencyTable
+    checks: tuple[Check, ...]
+    note: str = ""
+
+    @property
+    def median_error(self) -> float:
+        """Of the checks, without signs."""
+        return statistics.median(abs(check.error) for check in self.checks)
+
+
+def profile(
+    model: nn.Module,
+    example: Tensor | tuple[Tensor],
+    *,
+    runtime: str = "eager",
+    threads: int = 1,
+    time_limit: float = TIME_LIMIT,
+    check: int = 3,
+    progress: bool = True,
+    seed: int = 0,
+) -> tuple[LatencyTable, list[tuple[float, float]]]:
+    """Measures the latency table of a model on this machine's CPU, and checks it with thin models.
+
+    Copies are measured: the model, its mode, gradients, the random state and the number of threads stay as they are.
+
+    Args:
+        model: on any device, in any mode; takes one tensor
+        example: a batch of inputs; the table holds for its batch and image size
+        runtime: "eager" (PyTorch) or "onnxruntime"
+        threads: for the runtime
+        time_limit: seconds that all of it should take; a large model takes what visiting each point once takes
+        check: number of thin models to check the table with; none of them is used for fitting
+        progress: show progress on a terminal
+        seed: of the thin models and the order of measurements
+
+    Returns:
+        The table, and of each check the predicted and the measured seconds per batch. Where no thin copies can be made
+        a warning says why, and the only check is the dense model.
+
+    Raises:
+        UserError: for an unknown runtime, one that is not installed, numbers that are not positive, or a model that
+            cannot be run.
+    """
+    found = run(
+        model, example, runtime=runtime, threads=threads, time_limit=time_limit, check=check, progress=progress,
+        seed=seed,
+    )  # fmt: skip
+    if found.note:
+        warnings.warn(found.note, stacklevel=2)
+    return found.table, [(one.predicted, one.measured) for one in found.checks]
+
+
+def run(
+    model: nn.Module, example: Tensor | tuple[Tensor], *, runtime: str, threads: int, time_limit: float, check: int,
+    progress: bool, seed: int,
+) -> Profile:  # fmt: skip
+    """As `profile`, with all that there is to tell."""
+    start = time.monotonic()
+    _check_numbers(threads=threads, check=check, time_limit=time_limit)
+    x = _one_tensor(example)
+    make_runtime(runtime, len(x), threads)  # whether there is one comes before anything that takes time
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast("cpu", enabled=False),
+    ):
+        dense = replica_of(model)
+        x = x.clone()
+        levels = _FITTED + tuple(0.15 + 0.8 * (i + 0.5) / check for i in range(check))
+        copies, note = thin_copies(dense, x, levels, seed=seed)
+        fitted, checked = copies[: len(_FITTED)], copies[len(_FITTED) :]
+        table = measure(
+            dense, x, runtime=runtime, threads=threads, thin=fitted, progress=progress, seed=seed,
+            time_limit=_MEASURING * (time_limit - (time.monotonic() - start)),
+        )  # fmt: skip
+        models = checked or [dense]
+        left = time_limit - (time.monotonic() - start)
+        rounds = min(9, max(3, int(left / (len(models) * max(table.measured, 1e-9)))))
+        pairs = verify(table, models, x, rounds=rounds, progress=progress)
+        whole = _channels(trace(dense, x))
+        kept = [_channels(trace(copy, x)) / whole for copy in models]
+    return Profile(table, tuple(Check(k, *pair) for k, pair in zip(kept, pairs, strict=True)), note)
+
+
+def thin_copies(
+    model: nn.Module, example: Tensor, levels: Sequence[float], *, seed: int = 0
+) -> tuple[list[nn.Module], str]:
+    """Copies of a model with fewer channels, chosen at random.
+
+    Args:
+        model: on the CPU; left as it is
+        levels: for each copy about which share of its channels stays; the groups of a copy lie up to 0.25 off
+        seed: of the random choice
+
+    Returns:
+        The copies, and "". Where none can be made: none, and a sentence that says why.
+    """
+    try:
+        coupling = couple(model, example[:1])
+    except UserError as error:
+        return [], f"no thin copies could be made to check the table with: {error}"
+    if not coupling.groups:
+        why = next(iter(coupling.dense.values()), "it has no layers with channels")
+        return [], f"no thin copies could be made to check the table with, as nothing in the model can go: {why}"
+    generator = torch.Generator().manual_seed(seed)
+    network = trace(model, example)
+    units = {unit.name: unit for unit in network.units}
+    keys = {unit.key for unit in network.units}
+    copies = []
+    for level in levels:
+        copy = compact(replica_of(model), coupling, _keep(coupling, level, generator))
+        for unit in trace(copy, example).units:
+            if known_key(unit, units, keys) not in keys:
+                return [], f"the table cannot be checked with thin copies: {unit.name} is another kind of unit in them"
+        copies.append(copy)
+    return copies, ""
+
+
+def _keep(coupling: Coupling, level: float, generator: torch.Generator) -> dict[str, Tensor]:
+    keep = {}
+    for group in coupling.groups:
+        share = level + _SPREAD * (2 * float(torch.rand((), generator=generator)) - 1)
+        count = max(0.1, min(1.0, share)) * group.size
+        # widths as they are trained; a depthwise layer with a single channel would be another kind of layer
+        count = max(8, round(count / 8) * 8) if group.size >= 16 else max(2, round(count))
+        chosen = torch.randperm(group.size, generator=generator)[: min(count, group.size)]
+        keep[group.id] = torch.zeros(group.size, dtype=torch.bool).index_fill_(0, chosen, True)
+    return keep
+
+
+def _channels(network: Network) -> int:
+    return sum(unit.c_out for unit in network.units if unit.key.kind in {"conv", "linear"} and not unit.fixed)
+
+
+def _one_tensor(example: Any) -> Tensor:
+    if isinstance(example, tuple) and len(example) == 1:
+        example = example[0]
+    if not isinstance(example, Tensor):
+        raise UserError("latency can be measured only of models that take one tensor")
+    if example.dim() < 2 or len(example) == 0:
+        raise UserError(f"latency needs a batch of inputs, but the example has the shape {tuple(example.shape)}")
+    return example.detach().cpu()
+
+
+def _check_numbers(prefix: str = "", **numbers: float) -> None:
+    for name, number in numbers.items():
+        shown = prefix + (name.replace("_", "-") if prefix else name)
+        if name == "time_limit":
+            if not 0.0 < number < math.inf:
+                raise UserError(f"{shown} must be a positive number of seconds, not {number:g}")
+        elif number < 1:
+            raise UserError(f"{shown} must be at least 1, not {number}")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if numbers.get("threads", 1) > cores:
+        raise UserError(f"{prefix}threads must be at most {cores}, the cores of this machine, not {numbers['threads']}")
+
+
+# --- the command
+
+
+def show(
+    spec: str, out: Path, *, runtime: str = "eager", batch: int = BATCH, threads: int = 1,
+    shape: Sequence[int] | None = None, classes: int | None = None, time_limit: float = TIME_LIMIT, check: int = 3,
+    seed: int = 0,
+) -> None:  # fmt: skip
+    """Measure a table, save it and print how well it predicts.
+
+    Args:
+        spec: name of the model
+        out: the file; written at the end, so that an interruption leaves nothing
+        batch: images at a time
+        shape, classes: as in `regrow.inspection.show`
+        runtime, threads, time_limit, check, seed: as in `profile`
+
+    Raises:
+        UserError: for bad input, before anything is measured.
+    """
+    from regrow.training.models import build, default_shape, example_input
+
+    counts = {"batch": batch, "threads": threads, "check": check} | ({} if classes is None else {"classes": classes})
+    _check_numbers("--", **counts, time_limit=time_limit)
+    make_runtime(runtime, batch, threads)
+    _check_writable(out)
+    shape = tuple(shape or default_shape(spec))
+    model = build(spec, classes or (1000 if shape[-1] >= 200 else 10), shape[0], seed=seed)
+    found = run(
+        model, example_input(model, shape, batch), runtime=runtime, threads=threads, time_limit=time_limit,
+        check=check, progress=True, seed=seed,
+    )  # fmt: skip
+    found.table.save(out)
+    _print(spec, shape, found)
+    points = sum(grid.seconds.size for grid in found.table.grids.values())
+    print(f"saved to {out}: {len(found.table.grids)} kinds of layers at {points} widths")
+
+
+def _check_writable(out: Path) -> None:
+    if out.is_dir():
+        raise UserError(f"--out {out} is a directory: name a file, such as {out / 'table.json'}")
+    if out.exists() and not out.is_file():
+        raise UserError(f"--out {out} is not a file that can be replaced: name another")
+    parent = next(place for place in (out.absolute().parent, *out.absolute().parents) if place.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"--out {out} cannot be written, as {parent} is not a directory that you may write to")
+
+
+def _print(spec: str, shape: Sequence[int], found: Profile) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    made = found.table
+    threads = "one thread" if made.threads == 1 else f"{made.threads} threads"
+    title = f"{spec}, {made.batch} images of {'×'.join(map(str, shape))}, {made.machine.runtime}, {threads}"
+    table = Table(title=title, title_justify="left", show_footer=True)
+    table.add_column("check", footer="median error")
+    table.add_column("channels kept", justify="right")
+    table.add_column("predicted ms", justify="right")
+    table.add_column("measured ms", justify="right")
+    table.add_column("error", footer=f"{found.median_error:.1%}", justify="right")
+    for number, one in enumerate(found.checks, 1):
+        table.add_row(
+            "the dense model" if found.note else f"thin model {number}", f"{one.kept:.0%}",
+            _ms(one.predicted), _ms(one.measured), f"{one.error:+.1%}",
+        )  # fmt: skip
+    console = Console()
+    if not console.is_terminal:  # a pipe or a file has no width to fit into
+        console = Console(width=120)
+    console.print(table)
+    fitted = "the table was fitted to it" if found.note else "none of these was used for fitting"
+    say = [f"times are for a whole batch; {fitted}; the dense model takes {_ms(made.measured)} ms"]
+    if made.network.unpriced:
+        ops = ", ".join(f"{name} ({calls}×)" for name, calls in sorted(made.network.unpriced.items()))
+        say.append(f"counted at any width as in the dense model, as they are not measured by themselves: {ops}")
+    for sentence in (*say, *([found.note] if found.note else [])):
+        console.print(sentence, highlight=False, soft_wrap=True, markup=False)
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:,.{2 if seconds >= 1e-3 else 3}f}"

@@ -11,11 +11,13 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from regrow import optim_state
-from regrow.errors import UserError
-from regrow.patterns.base import canonical
+from regrow.errors import UserError, nearest
+from regrow.methods import IEE, METHODS, Method
+from regrow.patterns.base import Binding, Pattern, canonical, unwrap
 from regrow.saliency import Scoring
 from regrow.schedule import PhaseName
 
+Scorings = Mapping[PhaseName, tuple[Scoring, ...]]
 Groups = dict[int, tuple[Optimizer, dict[str, Any]]]  # id of a parameter → its optimizer and group
 
 
@@ -42,6 +44,59 @@ def optimizers(given: Any, owner: type) -> list[Optimizer]:
         if any(isinstance(getattr(hook, "__self__", None), owner) for hook in hooks):
             raise UserError("this optimizer already has a sparsifier attached; call its detach() first")
     return found
+
+
+def method(value: Method | str | None) -> Method:
+    """The method that is meant by an instance, a registered name, or nothing.
+
+    Raises:
+        UserError: for anything else.
+    """
+    if value is None:
+        return IEE()
+    if isinstance(value, str):
+        if value not in METHODS:
+            raise UserError(f"method {value!r} is unknown{nearest(value, METHODS)}")
+        return METHODS[value]()
+    if not isinstance(value, Method):
+        raise UserError(f"method must be a name or an instance such as regrow.RigL(), not {value!r}")
+    return value
+
+
+def total_steps(value: int | None) -> int:
+    """The length of a run, checked.
+
+    Raises:
+        UserError: where it is no number of steps.
+    """
+    if value is None or isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"total_steps is {value!r}, but must be the number of optimizer steps of the whole run")
+    return value
+
+
+def bind(
+    pattern: Pattern | None, how: Method, scorings: Scorings, model: nn.Module, example_inputs: Any, on_resize: Any
+) -> Binding | None:
+    """The pattern put to the model, or None for a method that sparsifies nothing.
+
+    Args:
+        model: as the user gave it, in its wrapper.
+        on_resize: what the user wants to be called when parameters change their shapes, or None.
+
+    Raises:
+        UserError: where pattern, method and model do not go together.
+    """
+    if not how.sparsifies:
+        return None
+    if pattern is None:
+        raise UserError("pattern is missing; say what to sparsify, e.g. pattern=regrow.Weights(0.9, 'erk')")
+    how.check_pattern(pattern)
+    bound = pattern.bind(unwrap(model), example_inputs)
+    if bound.resizes and on_resize is None:
+        check_unwrapped(model)
+    if bound.blind:
+        check_growth(how.name, scorings, how.shadow is not None)
+    return bound
 
 
 def parameter_groups(found: Iterable[Optimizer]) -> Groups:
@@ -106,7 +161,7 @@ def check_unwrapped(model: nn.Module) -> None:
         )
 
 
-def check_growth(method: str, scorings: Mapping[PhaseName, tuple[Scoring, ...]], shadow: bool) -> None:
+def check_growth(method: str, scorings: Scorings, shadow: bool) -> None:
     """Refuses a method that ranks removed units by gradients which the pattern does not have.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any
@@ -15,11 +15,11 @@ from regrow import attach, fingerprint, gradients
 from regrow.batchnorm import norm_buffers
 from regrow.cost import ModelFlops, PhaseSteps, count_flops, training_cost
 from regrow.criteria import Criterion
-from regrow.errors import UserError, nearest
-from regrow.methods import IEE, METHODS, Method
+from regrow.errors import UserError
+from regrow.methods import Method
 from regrow.optim_state import keeper, keeps_zero
-from regrow.patterns.base import Attached, Binding, Pattern, unwrap
-from regrow.saliency import Saliency, Scoring
+from regrow.patterns.base import Attached, Pattern, unwrap
+from regrow.saliency import Saliency
 from regrow.schedule import Boundary, PhaseName
 from regrow.state import WeightState
 from regrow.units import Units
@@ -68,19 +68,19 @@ class Sparsifier:
         on_resize: Callable[[], None] | None = None,
     ) -> None:
         self.model = unwrap(model)
-        self.method = _method(method)
+        self.method = attach.method(method)
         self.pattern = pattern
         self.criterion = self.method.ranks_by(Criterion.of(criterion))
         self.seed = seed
         self.history: list[dict[str, Any]] = []
         self.step_count = 0
-        self.total_steps = _total_steps(total_steps)
+        self.total_steps = attach.total_steps(total_steps)
         self._timeline = self.method.timeline(self.total_steps)
         self._optimizers = attach.optimizers(optimizer, Sparsifier)
         groups = attach.parameter_groups(self._optimizers)
         attach.check_model(self.model, groups)
         scorings = self.method.scorings(self.criterion)
-        bound = self._bind(model, example_inputs, scorings, on_resize)
+        bound = attach.bind(self.pattern, self.method, scorings, model, example_inputs, on_resize)
         params = bound.parameters if bound else {}
         attach.check_weights(params, groups)
 
@@ -114,22 +114,6 @@ class Sparsifier:
         self._recorder = attach.InputRecorder()
         self._loads = attach.LoadListener()
         self._handles = self._register()
-
-    def _bind(
-        self, model: nn.Module, example_inputs: Any, scorings: Mapping[PhaseName, tuple[Scoring, ...]], resized: Any
-    ) -> Binding | None:
-        """The pattern put to the model, or None for a method that sparsifies nothing."""
-        if not self.method.sparsifies:
-            return None
-        if self.pattern is None:
-            raise UserError("pattern is missing; say what to sparsify, e.g. pattern=regrow.Weights(0.9, 'erk')")
-        self.method.check_pattern(self.pattern)
-        bound = self.pattern.bind(self.model, example_inputs)
-        if bound.resizes and resized is None:
-            attach.check_unwrapped(model)
-        if bound.blind:
-            attach.check_growth(self.method.name, scorings, self.method.shadow is not None)
-        return bound
 
     def _register(self) -> list[Any]:
         """Hooks on the model and its optimizers; returns their handles."""
@@ -404,24 +388,6 @@ class Sparsifier:
         self._buffers = None
         if state["buffers"] is not None:
             self._buffers = {name: value.to(buffers[name].device).clone() for name, value in state["buffers"].items()}
-
-
-def _method(value: Method | str | None) -> Method:
-    if value is None:
-        return IEE()
-    if isinstance(value, str):
-        if value not in METHODS:
-            raise UserError(f"method {value!r} is unknown{nearest(value, METHODS)}")
-        return METHODS[value]()
-    if not isinstance(value, Method):
-        raise UserError(f"method must be a name or an instance such as regrow.RigL(), not {value!r}")
-    return value
-
-
-def _total_steps(value: int | None) -> int:
-    if value is None or isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"total_steps is {value!r}, but must be the number of optimizer steps of the whole run")
-    return value
 
 
 def _state(name: str, param: nn.Parameter, optimizer: Optimizer, group: dict[str, Any]) -> WeightState:

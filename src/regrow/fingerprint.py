@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
 from regrow.criteria import Criterion
@@ -15,6 +15,8 @@ from regrow.patterns.base import Pattern
 KEYS = (
     "config", "step", "finished", "weights", "saliency", "units", "buffers", "history", "ledger",
 )  # fmt: skip
+
+_NOT_CHOSEN = {"table"}  # measured, and part of the state
 
 
 def of(method: Method, pattern: Pattern | None, criterion: Criterion, total_steps: int, seed: int) -> dict[str, str]:
@@ -59,4 +61,9 @@ def check(state: Any, version: int, expected: Mapping[str, str], shapes: Mapping
 
 
 def _text(name: str, options: Any) -> str:
-    return json.dumps([name, asdict(options)], default=str, sort_keys=True)
+    chosen = {f.name: getattr(options, f.name) for f in fields(options) if f.name not in _NOT_CHOSEN}
+    return json.dumps([name, chosen], default=_plain, sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)

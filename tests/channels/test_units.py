@@ -295,3 +295,24 @@ def test_a_wrapped_model_needs_a_way_to_be_wrapped_anew() -> None:
 
     with pytest.raises(UserError, match="on_resize"):
         attach(DistributedDataParallel(model), OPTIMIZERS["sgd"](model.parameters()))
+
+
+def test_latency_is_measured_where_no_table_is_given_and_goes_along_in_the_state() -> None:
+    tables = []
+    saved: dict[str, Any] = {}
+    for seed in (3, 4):
+        model = network(seed)
+        optimizer = OPTIMIZERS["sgd"](model.parameters())
+        pattern = regrow.Channels(latency=1.0, round_to=2)  # of a network so small, hardly anything can be saved
+        sparsifier = attach(model, optimizer, pattern=pattern)
+        units = sparsifier._units
+        assert units is not None
+        with sparsifier.full_width():
+            if saved:
+                sparsifier.load_state_dict(saved)
+            else:
+                saved = sparsifier.state_dict()
+        tables.append((units.prices.dense, units.budgets, sparsifier.widths()))  # type: ignore[attr-defined]
+    assert tables[0] == tables[1]
+    kept = {name: kept for name, (kept, _) in tables[0][2].items()}
+    assert units.prices.cost(kept)["latency"] <= units.prices.dense["latency"]  # type: ignore[attr-defined]

@@ -15,6 +15,7 @@ from regrow.channels.allocation import allocate, uniform
 from regrow.channels.saliency import ChannelSaliency
 from regrow.channels.width import Masked, Thin, Width, active_entries
 from regrow.criteria import CRITERIA
+from regrow.latency.table import LatencyTable
 from regrow.patterns.base import Attached
 from regrow.saliency import Role
 from regrow.state import Init
@@ -43,7 +44,7 @@ class ChannelUnits(Units):
     def __init__(self, bound: ChannelBinding, attached: Attached) -> None:
         super().__init__()
         pattern = bound.pattern
-        self.bound, self.pattern, self.prices = bound, pattern, bound.prices
+        self.bound, self.pattern = bound, pattern
         self.states = attached.states
         self.sizes = {group.id: group.size for group in bound.coupling.groups}
         self.floor = {name: pattern.floor_of(name, size) for name, size in self.sizes.items()}
@@ -58,10 +59,15 @@ class ChannelUnits(Units):
         self._inside = self._compacted = False
         self.saliency = ChannelSaliency(bound.model, bound.coupling, attached, self._width)
         self._agree = attached.agree
-        self._shares = {kind: min(1.0, budget / self.prices.dense[kind]) for kind, budget in bound.budgets.items()}
-        self.target = 1 - min(self._shares.values())
+        self._price()
         self.budgets = dict(self.prices.dense)
         self.churn = 0.0
+
+    def _price(self) -> None:
+        self.prices = self.bound.prices
+        dense = self.prices.dense
+        self._shares = {kind: min(1.0, budget / dense[kind]) for kind, budget in self.bound.budgets.items()}
+        self.target = 1 - min(self._shares.values())
 
     def aim(self, sparsity: float, churn: float, step: int) -> None:
         progress = 1.0 if self.target == 0 else min(sparsity / self.target, 1.0)
@@ -220,12 +226,16 @@ class ChannelUnits(Units):
         return {
             **super().state_dict(),
             "exploring": self.exploring,
+            "table": self.bound.table.to_json() if self.bound.table else None,
             **{what: {name: mask.clone() for name, mask in by_name.items()} for what, by_name in masks.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.exploring = state["exploring"]
+        if state["table"] is not None:  # what is measured a second time would be a little different
+            self.bound.adopt(LatencyTable.from_json(state["table"]))
+            self._price()
         self.active, self.previous, self.grown = (dict(state[what]) for what in ("active", "previous", "grown"))
 
 

@@ -123,7 +123,6 @@ class ChannelBinding(Binding):
 
     def __init__(self, pattern: Channels, model: nn.Module, example_inputs: Any) -> None:
         from regrow.channels.coupling import couple
-        from regrow.channels.pricing import Prices
         from regrow.cost import count_flops
 
         if example_inputs is None:
@@ -138,11 +137,20 @@ class ChannelBinding(Binding):
         self.parameters = self._sliced(model)
         self.flops = count_flops(model, example_inputs)
         self.table = self._table(example_inputs) if pattern.latency is not None else None
-        kinds = tuple(pattern.budgets)
-        self.prices: Prices = Prices.of(model, self.coupling, kinds=kinds, flops=self.flops, table=self.table)
-        dense = self.prices.dense
-        self.budgets = {kind: amount(kind, value, dense[kind]) for kind, value in pattern.budgets.items()}
+        self.prices, self.budgets = self._priced()
         self._check_budgets()
+
+    def _priced(self) -> tuple[Prices, dict[str, float]]:
+        from regrow.channels.pricing import Prices
+
+        asked = self.pattern.budgets
+        prices = Prices.of(self.model, self.coupling, kinds=tuple(asked), flops=self.flops, table=self.table)
+        return prices, {kind: amount(kind, value, prices.dense[kind]) for kind, value in asked.items()}
+
+    def adopt(self, table: LatencyTable) -> None:
+        """Takes another table of the same model, which must have its full width."""
+        self.table = table
+        self.prices, self.budgets = self._priced()
 
     def _sliced(self, model: nn.Module) -> dict[str, nn.Parameter]:
         names = {part.name for group in self.coupling.groups for part in group.slices}

@@ -98,8 +98,8 @@ def summarise(runs: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         }
         kind, _, budget = label.partition("-")
         if kind in ("halp", "uniform"):
-            ours = [runs[f"iee-{budget}-seed{seed}"]["accuracy"] for seed in SEEDS]
-            row["iee_ahead_by"] = paired(ours, row["accuracy"])
+            ours = {seed: runs[f"iee-{budget}-seed{seed}"]["accuracy"] for seed in SEEDS}
+            row["iee_ahead_by"] = paired(ours, dict(zip(SEEDS, row["accuracy"], strict=True)))._asdict()
         rows.append(row)
     return rows
 

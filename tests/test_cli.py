@@ -50,9 +50,8 @@ def test_every_help_has_examples(command, capsys):
 def test_the_help_lists_the_commands_that_there_are(capsys):
     assert main([]) == 0
     text = capsys.readouterr().out
-    for command in ("demo", "train", "compare", "inspect", "report"):
+    for command in ("demo", "train", "compare", "inspect", "profile", "report"):
         assert f"\n    {command}" in text
-    assert "profile" not in text
     assert "export" not in text
 
 
@@ -132,6 +131,31 @@ def test_inspect(capsys):
     text = capsys.readouterr().out
     assert "digits-cnn on images of 3×16×16" in text
     assert text.splitlines()[-1] == "stay dense: features.0.0.weight, head.weight"
+
+
+def test_inspect_channels(capsys):
+    assert main(["inspect", "digits-cnn", "--channels"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "│ features.0.0 │ 32 │ 9,568 │ features.0.0, features.0.1, features.1.0 │" in text
+    assert "192 channels in 4 groups" in text
+    assert text.endswith("stay dense: head.weight, head.bias (it is the model's output)")
+    words = ["inspect", "digits-cnn", "--channels", "--flops", "0.5", "--round-to", "4", "--exclude", "features.0"]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert "kept" in text
+    assert "of the flops" in text
+    assert "features.0.0.weight" in text[text.index("stay dense") :]
+
+
+def test_the_default_methods_fit_the_pattern(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("regrow.cli._run_compare", lambda args, recipe, out, labels, seeds: seen.append(labels) or 0)
+    path = tiny.write(tmp_path)
+    for words in ([], [*tiny.CHANNELS], ["--methods", "iee"]):
+        assert main(["compare", str(path), *words]) == 0
+    assert seen == [
+        ["iee", "rigl", "set", "static", "dense"], ["iee", "halp", "uniform", "oneshot", "dense"], ["iee"]
+    ]  # fmt: skip
 
 
 def test_report(tmp_path, capsys):

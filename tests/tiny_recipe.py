@@ -13,6 +13,12 @@ train: {log_every: 5, eval_every: 1, threads: 1}
 """
 
 
+CHANNELS = (  # overrides that make it a recipe of channels
+    "--pattern.name", "channels", "--pattern.flops", "0.4", "--pattern.round_to", "1", "--criterion", "taylor",
+    "--model.options.width", "8", "--train.latency_seconds", "2",
+)  # fmt: skip
+
+
 def write(directory: Path, extra: str = "") -> Path:
     """The recipe as a file in ``directory``, with ``extra`` sections."""
     path = directory / "tiny.yaml"

@@ -20,6 +20,8 @@ _EXAMPLES = """examples:
 
 `regrow COMMAND --help` says more about each command."""
 
+# what `compare` compares, by pattern
+_METHODS = {"weights": "iee,rigl,set,static,dense", "channels": "iee,halp,uniform,oneshot,dense"}
 _AS_WRITTEN = argparse.RawDescriptionHelpFormatter
 
 
@@ -93,7 +95,7 @@ def _parsers() -> tuple[_Parser, dict[str, tuple[_Parser, Callable[[argparse.Nam
     parser.add_argument("--version", action="store_true", help="show the version and exit")
     group = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
     commands: dict[str, tuple[_Parser, Callable[[argparse.Namespace], int]]] = {}
-    for add in (_add_demo, _add_train, _add_compare, _add_inspect, _add_report):
+    for add in (_add_demo, _add_train, _add_compare, _add_inspect, _add_profile, _add_report):
         name, command, run = add(group)
         commands[name] = (command, run)
     for one in (parser, *(command for command, _ in commands.values())):  # for the help; `main` takes it out
@@ -152,9 +154,9 @@ def _add_compare(group: argparse._SubParsersAction[_Parser]) -> _Added:
     usage = "RECIPE [--key value ...] [--methods A,B,...] [--seeds 0,1,...] [--match steps|cost] [--out DIR] [--jobs N]"
     command = _command(group, "compare", "run a recipe with several methods and seeds", examples, usage)
     _add_recipe_arguments(command)
-    command.add_argument("--methods", metavar="A,B,...", default="iee,rigl,set,static,dense",
-                         help="methods, or labels of the recipe's compare section (default: %(default)s); "
-                         "differences are against the first")  # fmt: skip
+    command.add_argument("--methods", metavar="A,B,...",
+                         help=f"methods, or labels of the recipe's compare section (default: {_METHODS['weights']}, or "
+                         f"for channels {_METHODS['channels']}); differences are against the first")  # fmt: skip
     command.add_argument("--seeds", metavar="0,1,...", default="0,1,2", help="seeds of each (default: %(default)s)")
     command.add_argument("--match", choices=("steps", "cost"), default="steps",
                          help="what all methods get the same of: training steps, or training FLOPs")  # fmt: skip
@@ -182,17 +184,25 @@ class _NeverGiven(argparse.Action):
 def _add_inspect(group: argparse._SubParsersAction[_Parser]) -> _Added:
     examples = (
         "  regrow inspect wrn22-2 --sparsity 0.9 --distribution erk\n"
-        "  regrow inspect timm:resnet50 --sparsity 0.8 --data-shape 3,224,224"
+        "  regrow inspect timm:resnet50 --sparsity 0.8 --data-shape 3,224,224\n"
+        "  regrow inspect torchvision:resnet50 --channels --flops 0.5"
     )
-    usage = "MODEL [--sparsity S] [--distribution D] [--data-shape C,H,W] [...]"
+    usage = "MODEL [--sparsity S] [--distribution D] | [--channels] [--data-shape C,H,W] [...]"
     command = _command(
         group, "inspect", "show a model's layers, densities and FLOPs before any training", examples, usage
     )
     command.add_argument("model", metavar="MODEL", help=_MODEL)
-    command.add_argument(
-        "--sparsity", type=float, default=0.9, help="share of the weights to remove (default: %(default)s)"
-    )
-    command.add_argument("--distribution", default="uniform", help="uniform, er, erk or global (default: %(default)s)")
+    command.add_argument("--sparsity", type=float, metavar="S", help="share of the weights to remove (default: 0.9)")
+    command.add_argument("--distribution", metavar="D", help="uniform, er, erk or global (default: uniform)")
+    command.add_argument("--channels", action="store_true",
+                         help="show which channels go together, and what stays dense and why")  # fmt: skip
+    command.add_argument("--flops", metavar="F",
+                         help="with --channels: widths that meet this budget, a share of dense or '1.1 G'")  # fmt: skip
+    command.add_argument("--params", metavar="P", help="likewise, a share of dense or '5 M'")
+    command.add_argument("--latency", metavar="L", help="likewise, a share of dense or '12 ms'; needs --table")
+    command.add_argument("--table", metavar="FILE", help="latency table that `regrow profile` has written")
+    command.add_argument("--round-to", type=int, metavar="N",
+                         help="with a budget: what numbers of channels are multiples of (default: 8)")  # fmt: skip
     command.add_argument("--exclude", metavar="A,B,...", default="", help="layers that stay dense; * and ? allowed")
     command.add_argument("--include", metavar="A,B,...", default="", help="sparsify only these layers; * and ? allowed")
     command.add_argument(
@@ -202,6 +212,33 @@ def _add_inspect(group: argparse._SubParsersAction[_Parser]) -> _Added:
         "--classes", type=int, metavar="N", help="number of classes (default: 10, or 1000 for 224 pixels)"
     )
     return "inspect", command, _inspect
+
+
+def _add_profile(group: argparse._SubParsersAction[_Parser]) -> _Added:
+    examples = (
+        "  regrow profile torchvision:resnet50 --out latency.json\n"
+        "  regrow profile timm:mobilenetv1_100 --runtime onnxruntime --batch 1 --out latency.json\n"
+        "  regrow profile wrn22-2 --time-limit 30 --check 5 --out latency.json\n"
+        "The table holds for this machine, runtime, batch and image size."
+    )
+    usage = "MODEL --out FILE [--runtime R] [--batch N] [--threads N] [--time-limit S] [--check N] [...]"
+    command = _command(group, "profile", "measure what the layers of a model cost on this machine", examples, usage)
+    command.add_argument("model", metavar="MODEL", help=_MODEL)
+    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="where to write the table (JSON)")
+    command.add_argument("--runtime", default="eager", metavar="R", help="eager (default) or onnxruntime")
+    command.add_argument("--batch", type=int, default=8, metavar="N", help="images at a time (default: %(default)s)")
+    command.add_argument("--threads", type=int, default=1, metavar="N",
+                         help="of the runtime (default: %(default)s, whose own time counts, so that other programs on "
+                         "the machine disturb little; the time of several is that on the wall)")  # fmt: skip
+    command.add_argument("--data-shape", metavar="C,H,W",
+                         help="shape of an image (default: what the model is made for)")  # fmt: skip
+    command.add_argument("--classes", type=int, metavar="N", help="number of classes (default: as in inspect)")
+    command.add_argument("--time-limit", type=float, default=120.0, metavar="S",
+                         help="seconds to take; the less, the fewer widths are measured (default: 120)")  # fmt: skip
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="of the thin models (default: %(default)s)")
+    command.add_argument("--check", type=int, default=3, metavar="N",
+                         help="thin models that the finished table is checked with (default: %(default)s)")  # fmt: skip
+    return "profile", command, _profile
 
 
 def _add_report(group: argparse._SubParsersAction[_Parser]) -> _Added:
@@ -282,7 +319,8 @@ def _compare(args: argparse.Namespace) -> int:
         print(recipe.to_yaml(), end="")
         return 0
     out = args.out or Path("runs") / f"compare-{_stem(args.recipe)}"
-    return _run_compare(args, recipe, out, _words(args.methods, "--methods"), _seeds(args.seeds))
+    methods = _METHODS[recipe.pattern_name] if args.methods is None else args.methods
+    return _run_compare(args, recipe, out, _words(methods, "--methods"), _seeds(args.seeds))
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -325,9 +363,35 @@ def _inspect(args: argparse.Namespace) -> int:
     from regrow import inspection
 
     shape = _shape(args.data_shape) if args.data_shape else None
+    budgets = {kind: getattr(args, kind) for kind in ("latency", "flops", "params")}
+    of_channels = {**budgets, "table": args.table, "round-to": args.round_to}
+    of_weights = {"sparsity": args.sparsity, "distribution": args.distribution, "include": args.include or None}
+    for option, value in (of_weights if args.channels else of_channels).items():
+        if value is not None:
+            wrong, way_out = ("not ", "drop it, or drop") if args.channels else ("", "add")
+            raise UserError(f"--{option} is {wrong}for channels: {way_out} --channels")
+    if args.channels:
+        inspection.show_channels(
+            args.model, budgets={kind: value for kind, value in budgets.items() if value is not None},
+            table=args.table, round_to=8 if args.round_to is None else args.round_to,
+            exclude=_words(args.exclude), shape=shape, classes=args.classes,
+        )  # fmt: skip
+        return 0
     inspection.show(
-        args.model, sparsity=args.sparsity, distribution=args.distribution, exclude=_words(args.exclude),
-        include=_words(args.include), shape=shape, classes=args.classes,
+        args.model, sparsity=0.9 if args.sparsity is None else args.sparsity,
+        distribution=args.distribution or "uniform", exclude=_words(args.exclude), include=_words(args.include),
+        shape=shape, classes=args.classes,
+    )  # fmt: skip
+    return 0
+
+
+def _profile(args: argparse.Namespace) -> int:
+    from regrow import profiling
+
+    shape = _shape(args.data_shape) if args.data_shape else None
+    profiling.show(
+        args.model, args.out, runtime=args.runtime, batch=args.batch, threads=args.threads, shape=shape,
+        classes=args.classes, time_limit=args.time_limit, check=args.check, seed=args.seed,
     )  # fmt: skip
     return 0
 

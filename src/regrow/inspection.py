@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from regrow.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from regrow.channels.table import Coupling
 
 
 def show(
@@ -30,22 +37,17 @@ def show(
     """
     from regrow.cost import count_flops
     from regrow.patterns import Weights
-    from regrow.training.models import build, default_shape, example_input
+    from regrow.training.models import example_input
 
     pattern = Weights(sparsity, distribution, exclude=tuple(exclude), include=tuple(include))
-    if classes is not None and classes < 1:
-        raise UserError(f"--classes must be at least 1, not {classes}")
-    shape = tuple(shape or default_shape(spec))
-    model = build(spec, classes or (1000 if shape[-1] >= 200 else 10), shape[0])
+    model, shape = _model(spec, shape, classes)
     flops = count_flops(model, example_input(model, shape))
     counts = pattern.counts(model)
     parameters = dict(model.named_parameters())
     rows = [(name, tuple(parameters[name].shape), *counts[name], flops.by_parameter[name]) for name in counts]
     densities = {name: active / total for name, (active, total) in counts.items()}
     dense = [name for name, p in parameters.items() if p.dim() > 1 and densities.get(name, 1.0) == 1.0]
-    _print(
-        spec, tuple(shape), rows, flops.total, flops.inference(densities), sum(p.numel() for p in parameters.values())
-    )
+    _print(spec, shape, rows, flops.total, flops.inference(densities), sum(p.numel() for p in parameters.values()))
     from rich import print as say
 
     if dense:
@@ -53,6 +55,102 @@ def show(
     if flops.uncounted:
         ops = ", ".join(f"{name} ({calls}×)" for name, calls in sorted(flops.uncounted.items()))
         say(f"not counted, as no rule is known for them: {ops}")
+
+
+def show_channels(
+    spec: str,
+    *,
+    budgets: Mapping[str, str],
+    table: str | None = None,
+    round_to: int = 8,
+    exclude: Sequence[str] = (),
+    shape: Sequence[int] | None = None,
+    classes: int | None = None,
+) -> None:
+    """Print the groups of channels that go together, where they occur, and what stays dense and why.
+
+    Args:
+        spec: name of the model
+        budgets: "latency", "flops" or "params" → a share of dense or an amount; the widths shown for them are those of
+            a network whose groups all keep the same share
+        table: latency table, for a budget of latency
+        round_to: what numbers of channels are multiples of, where there is a budget
+        exclude: layers whose output channels stay
+        shape, classes: as in `show`
+
+    Raises:
+        UserError: if the model cannot be built or followed, or the budgets cannot be met.
+    """
+    from regrow.channels.coupling import couple
+    from regrow.training.models import example_input
+
+    if "latency" in budgets and table is None:
+        raise UserError("--latency needs --table, which `regrow profile` writes")
+    model, shape = _model(spec, shape, classes)
+    example = example_input(model, shape)
+    kept: dict[str, int] = {}
+    shares: dict[str, float] = {}
+    if budgets:
+        from regrow.channels.allocation import uniform
+        from regrow.patterns import Channels
+
+        pattern = Channels(**budgets, table=table, round_to=round_to, exclude=tuple(exclude))  # type: ignore[arg-type]
+        bound = pattern.bind(model, example)
+        coupling, prices = bound.coupling, bound.prices
+        floor = {group.id: pattern.floor_of(group.id, group.size) for group in coupling.groups}
+        kept = uniform(prices, floor, dict.fromkeys(floor, round_to), bound.budgets)
+        shares = {kind: cost / prices.dense[kind] for kind, cost in prices.cost(kept).items()}
+    else:
+        coupling = couple(model, example, forbid=tuple(exclude))
+    _print_channels(spec, shape, model, coupling, kept, shares)
+
+
+def _model(spec: str, shape: Sequence[int] | None, classes: int | None) -> tuple[nn.Module, tuple[int, ...]]:
+    """The model, and the shape of its images."""
+    from regrow.training.models import build, default_shape
+
+    if classes is not None and classes < 1:
+        raise UserError(f"--classes must be at least 1, not {classes}")
+    shape = tuple(shape or default_shape(spec))
+    return build(spec, classes or (1000 if shape[-1] >= 200 else 10), shape[0]), shape
+
+
+def _print_channels(
+    spec: str, shape: tuple[int, ...], model: nn.Module, coupling: Coupling, kept: Mapping[str, int],
+    shares: Mapping[str, float],
+) -> None:  # fmt: skip
+    from rich.console import Console
+    from rich.table import Table
+
+    parameters = dict(model.named_parameters())
+    table = Table(title=f"{spec} on images of {'×'.join(map(str, shape))}", title_justify="left")
+    table.add_column("group", overflow="fold")
+    table.add_column("channels", justify="right")
+    if kept:
+        table.add_column("kept", justify="right")
+    table.add_column("parameters", justify="right")
+    table.add_column("where its channels occur", overflow="fold")
+    for group in coupling.groups:
+        of_model = replace(group, slices=tuple(part for part in group.slices if part.name in parameters))
+        entries = of_model.entries({name: p.shape for name, p in parameters.items()})
+        places = dict.fromkeys(part.name.rpartition(".")[0] or part.name for part in of_model.slices)
+        width = [str(kept[group.id])] if kept else []
+        table.add_row(group.id, str(group.size), *width, f"{entries:,}", ", ".join(places))
+    console = Console()
+    if not console.is_terminal:  # a pipe or a file has no width to fit into
+        console = Console(width=160)
+    console.print(table)
+    total = sum(group.size for group in coupling.groups)
+    say = [f"{total:,} channels in {len(coupling.groups)} groups; a parameter counts in every group that it has"]
+    if kept:
+        costs = ", ".join(f"{share:.1%} of the {kind}" for kind, share in shares.items())
+        say.append(f"kept: the same share of every group, {sum(kept.values()):,} channels in all, {costs}")
+    reasons: dict[str, list[str]] = {}
+    for name, why in coupling.dense.items():
+        reasons.setdefault(why, []).append(name)
+    say += [f"stay dense: {', '.join(names)} ({why})" for why, names in reasons.items()]
+    for sentence in say:
+        console.print(sentence, highlight=False, soft_wrap=True, markup=False)
 
 
 def _print(

@@ -312,7 +312,7 @@ def test_latency_is_measured_where_no_table_is_given_and_goes_along_in_the_state
                 sparsifier.load_state_dict(saved)
             else:
                 saved = sparsifier.state_dict()
-        tables.append((units.prices.dense, units.budgets, sparsifier.widths()))  # type: ignore[attr-defined]
+        tables.append((units.prices.dense, units.bound.budgets, sparsifier.widths()))  # type: ignore[attr-defined]
     assert tables[0] == tables[1]
     kept = {name: kept for name, (kept, _) in tables[0][2].items()}
     assert units.prices.cost(kept)["latency"] <= units.prices.dense["latency"]  # type: ignore[attr-defined]

@@ -96,3 +96,18 @@ def test_summarise_without_accuracies_labels_or_runs() -> None:
     assert summarise([]) == []
     only = summarise([{"method": "rigl", "seed": 0, "accuracy": None}])
     assert [(s["label"], s["mean"], s["std"], s["n"], s["paired"]) for s in only] == [("rigl", None, None, 0, None)]
+
+
+def test_speed_where_it_was_measured():
+    base = {"seed": 0, "accuracy": 0.5}
+    timed = {"dense_latency": 4.0, "latency_predicted": 1.0, "throughput": 8.0}
+    runs = [
+        {**base, **timed, "method": "iee", "latency": 1.0, "train_seconds": 30.0},
+        {**base, **timed, "method": "iee", "seed": 1, "latency": 3.0, "train_seconds": 50.0},
+        {**base, **timed, "method": "dense", "latency": 4.0, "train_seconds": 80.0},
+    ]
+    iee, dense = summarise(runs)
+    assert (iee["latency"], iee["latency_ratio"], iee["predicted_ratio"], iee["throughput"]) == (2.0, 0.5, 0.25, 8.0)
+    assert (iee["train_seconds"], iee["train_ratio"], dense["train_ratio"]) == (40.0, 0.5, 1.0)
+    assert summarise(runs[:2])[0]["train_ratio"] is None
+    assert "latency" not in summarise([{**base, "method": "iee"}])[0]

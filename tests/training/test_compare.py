@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -124,7 +125,7 @@ def test_matched_cost(recipe_file, label):
 
     recipe = load(recipe_file, ["--steps", "400", "--schedule.name", "multistep", "--schedule.milestones", "9,0.5"])
     variants = {label: comparing.with_method(recipe, label)}
-    planned = comparing._planned(recipe, variants, "cost")[label]
+    planned = comparing._planned(recipe, variants, "cost", Path("none"), [0], True).variants[label]
     example = Run(recipe, "x")
     counts, criterion = recipe.pattern.counts(example.model), Criterion.of("magnitude")
     budget = planned_cost(recipe.method, criterion, counts, example.flops, 400)
@@ -206,7 +207,8 @@ def test_a_variant_of_the_own_name_but_another_method_is_kept(tmp_path):
 def test_the_budget_is_that_of_the_method_that_runs(tmp_path):
     path = tiny.write(tmp_path, "compare: {iee: {h: 1, j: 1, q: 20}}\n")
     recipe = load(path, ["--steps", "100"])
-    planned = comparing._planned(recipe, {"iee": comparing.with_method(recipe, "iee")}, "cost")["iee"]
+    variants = {"iee": comparing.with_method(recipe, "iee")}
+    planned = comparing._planned(recipe, variants, "cost", Path("none"), [0], True).variants["iee"]
     assert (planned.top.steps, planned.method) == (100, recipe.method)
 
 
@@ -265,3 +267,59 @@ def test_demo(tmp_path, monkeypatch, capsys):
     (tmp_path / "demo-2" / "results.json").unlink()
     assert comparing.is_unfinished(tmp_path / "demo-2", short)
     assert not comparing.is_unfinished(tmp_path / "demo-2", load("digits-iee", ["--epochs", "7"]))
+
+
+CHANNEL_EXTRA = """compare:
+  halp: {prunings: 3, interval: 3, recipe: {pattern: {solver: grouped}}}
+  l2: {name: oneshot, criterion: l2}
+"""
+
+
+def test_a_comparison_of_channels(tmp_path, capsys):
+    path, out = tiny.write(tmp_path, CHANNEL_EXTRA), tmp_path / "out"
+    words = ["compare", str(path), *tiny.CHANNELS[:2], "--pattern.latency", "0.9", *tiny.CHANNELS[4:]]
+    words += ["--methods", "iee,halp,uniform,l2,dense", "--seeds", "0", "--out", str(out), "--quiet"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    for heading in ("accuracy", "latency", "images/s", "training cost", "wall clock"):
+        assert f" {heading} " in said
+    assert "density" not in said
+    table = (out / "latency.json").read_bytes()
+    found = read(out / "results.json")
+    summary = {row["label"]: row for row in found["summary"]}
+    for label in ("iee", "halp", "uniform", "l2"):
+        run = out / "runs" / f"{label}-seed0"
+        assert (run / "latency.json").read_bytes() == table
+        assert read(run / "structure.json")["widths"][0]["group"] == "features.0.0"
+        row = summary[label]
+        [entry] = read(run / "results.json")["runs"]
+        assert row["latency_ratio"] == pytest.approx(entry["latency"] / entry["dense_latency"])
+        assert row["train_ratio"] == pytest.approx(entry["train_seconds"] / summary["dense"]["train_seconds"])
+    assert summary["dense"]["train_ratio"] == 1.0
+    solver = {label: yaml.safe_load((out / "recipes" / f"{label}.yaml").read_text())["pattern"]["solver"]
+              for label in ("iee", "halp")}  # fmt: skip
+    assert solver == {"iee": "joint", "halp": "grouped"}
+
+    # more seeds use the same table
+    assert main([*words[:-5], "--seeds", "0,1", *words[-3:]]) == 0
+    assert (out / "runs" / "iee-seed1" / "latency.json").read_bytes() == table
+
+
+def test_channels_that_cannot_be_compared(tmp_path):
+    path = tiny.write(tmp_path, CHANNEL_EXTRA)
+    for words, labels, message, match in (
+        (["--compare.rigl.interval", "4"], ["iee", "rigl"], "^rigl: rigl grows by the gradients of what", "steps"),
+        (["--method.shadow_speed", "1"], ["iee"], "^iee: iee grows by the gradients of what was removed", "steps"),
+        (["--pattern.flops", "0.001"], ["dense", "iee"], "^iee: flops=0.001 cannot be met", "steps"),
+        (["--train.ema", "0.9"], ["dense", "iee"], "^iee: train.ema cannot average", "steps"),
+        (["--compare.halp.recipe.model.weights", "x"], ["iee", "halp"], "^halp: model.weights: x holds no", "steps"),
+        (["--compare.halp.interval", "20"], ["iee", "halp"], "^halp: total_steps=30 is too short for 3", "steps"),
+        ([], ["iee", "oneshot"], "^oneshot: ", "steps"),  # taylor at once, without steps to score
+        ([], ["iee", "halp"], "^--match cost cannot be planned for channels", "cost"),
+    ):
+        recipe = load(path, [*tiny.CHANNELS, *words])
+        with pytest.raises(UserError, match=message):
+            comparing.compare(recipe, tmp_path / "out", labels, [0], quiet=True, match=match)
+    with pytest.raises(UserError, match=r"^halp: halp removes channels; use pattern"):
+        comparing.compare(load(tiny.write(tmp_path), ["--steps", "2000"]), tmp_path / "out", ["iee", "halp"], [0])
+    assert not (tmp_path / "out").exists()

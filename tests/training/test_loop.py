@@ -3,8 +3,10 @@
 import errno
 import json
 import os
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ import regrow
 import tiny_recipe as tiny
 from regrow import UserError, storage
 from regrow.training import loop
+from regrow.training import run as run_module
 from regrow.training.evaluation import Ema
 from regrow.training.models import build
 from regrow.training.recipe import differences, load, shipped
@@ -154,7 +157,7 @@ def test_accumulated_gradients_are_those_of_the_large_batch(tmp_path):
         if accumulate == 1:
             images, labels = (torch.cat(parts) for parts in zip(*(next(stream) for _ in range(4)), strict=True))
             stream = iter([(images, labels)])
-        trainer = loop.Trainer(part, None, None, 0.0, True)
+        trainer = loop.Trainer(part, None, None, quiet=True)
         trainer._step(stream)
         grads.append(seen[0])
     for one, four in zip(*grads, strict=True):
@@ -170,7 +173,7 @@ def test_clipping_sees_only_what_trains(tmp_path):
         norms.append(nn.utils.get_total_norm([p.grad for p in params if p.grad is not None]))
 
     part.optimizer.optimizer.register_step_pre_hook(record)
-    trainer = loop.Trainer(part, None, None, 0.0, True)
+    trainer = loop.Trainer(part, None, None, quiet=True)
     stream = part.stream.starting_at(0)
     for _ in range(8):  # through estimate, improve and explore
         trainer._step(stream)
@@ -196,7 +199,7 @@ def test_the_average_takes_in_every_step_that_trains_the_structure(tmp_path, fre
     """A step of frozen exploration leaves it as it was; all others are in it, as the active structure."""
     words = ["--train.ema", "0.5", "--method.freeze", str(freeze).lower()]
     part = loop.Run(load(tiny.write(tmp_path), words), "iee")
-    trainer = loop.Trainer(part, None, None, 0.0, True)
+    trainer = loop.Trainer(part, None, None, quiet=True)
     stream = part.stream.starting_at(0)
     average = None
     for step in range(1, 20):
@@ -236,7 +239,7 @@ def test_a_criterion_of_the_users(tmp_path, monkeypatch):
 
 def test_evaluation_during_exploration_sees_the_active_structure(tmp_path):
     part = loop.Run(load(tiny.write(tmp_path)), "iee")
-    trainer = loop.Trainer(part, None, None, 0.0, True)
+    trainer = loop.Trainer(part, None, None, quiet=True)
     stream = part.stream.starting_at(0)
     while part.sparsifier.phase != "explore":
         trainer._step(stream)
@@ -318,10 +321,33 @@ def test_the_sparsity_is_all_that_differs_between_the_imagenet_recipes():
 
 
 # one of each pair, as they differ in nothing but the sparsity
-LARGE = [n for n in shipped() if n.startswith("cifar")] + [
+LARGE = [n for n in shipped() if n.startswith("cifar") and not n.endswith("channels")] + [
     "imagenet-resnet50-erk80-rigl",
     "imagenet-resnet50-erk90-iee",
 ]
+THIN = ["cifar10-wrn22-2-channels", "imagenet-resnet50-latency55", "imagenet-mobilenetv1-latency42"]
+
+
+def test_the_latency_is_all_that_differs_between_the_recipes_of_channels():
+    for name, shares in (("resnet50", (55, 30)), ("mobilenetv1", (60, 42))):
+        pair = [load(f"imagenet-{name}-latency{share}").resolved() for share in shares]
+        assert list(differences(*pair)) == ["pattern.latency"]
+        assert [one["pattern"]["latency"] for one in pair] == [share / 100 for share in shares]
+
+
+@pytest.mark.parametrize("name", THIN)
+def test_large_recipes_of_channels_run(tmp_path, name):
+    words = ["--steps", "4", "--data.batch_size", "2", "--train.log_every", "4", "--train.threads", "1"]
+    words += ["--method.h", "1", "--method.j", "1", "--method.q", "1", "--data.val_fraction", "0.1"]
+    words += ["--train.latency_seconds", "2", "--train.latency_batch", "1"]
+    classes = 1000 if name.startswith("imagenet") else 10
+    if name.startswith("imagenet"):
+        words += ["--schedule.warmup", "0.05"]
+    recipe = load(name, [*words, "--data.name", f"generated:3x32x32:{classes}:24"])
+    found = loop.train(recipe, tmp_path / "run", report=False, quiet=True)
+    [update] = json.loads((tmp_path / "run" / "structure.json").read_text())["history"]
+    assert update["latency"] <= recipe.pattern.latency
+    assert 0 < found["runs"][0]["density"] < 1
 
 
 @pytest.mark.parametrize("name", LARGE)
@@ -338,6 +364,142 @@ def test_large_recipes_run(tmp_path, name):
     found = loop.train(recipe, tmp_path / "run", report=False, quiet=True)
     sparsity = 0.0 if name.endswith("dense") else recipe.pattern.sparsity
     assert found["runs"][0]["sparsity"] == pytest.approx(sparsity, abs=1e-4)
+
+
+def channel_model(out):
+    return storage.load(build("digits-cnn", 10, 1, width=8), out / "model")
+
+
+def test_a_run_of_channels(tmp_path):
+    out, found = run(tmp_path, *tiny.CHANNELS)
+    [entry] = found["runs"]
+    assert not (out / "latency.json").exists()
+    assert entry["latency_predicted"] is None
+    assert entry["latency_batch"] == 8
+    assert entry["throughput"] == pytest.approx(8 / entry["latency"])
+    assert 0 < entry["train_seconds"] < entry["seconds"]
+    assert entry["inference_flops"] <= 0.4 * entry["dense_flops"]
+    model = channel_model(out).eval()
+    assert regrow.cost.count_flops(model, torch.zeros(1, 1, 8, 8)).total == entry["inference_flops"]
+    data = regrow.training.data.load("generated:1x8x8:10:160", batch_size=16)
+    with torch.no_grad():
+        right = sum(int((model(x).argmax(1) == y).sum()) for x, y in data.test.epoch(0))
+    assert right / data.test.examples == pytest.approx(entry["accuracy"])
+    structure = json.loads((out / "structure.json").read_text())
+    widths = {one["group"]: (one["before"], one["start"], one["after"]) for one in structure["widths"]}
+    assert list(widths) == ["features.0.0", "features.1.0", "features.3.0", "features.4.0"]
+    for group, (before, start, after) in widths.items():
+        assert model.get_submodule(group).out_channels == after
+        assert (before, start) == ((8, 5) if before == 8 else (16, 9))
+    assert len(structure["history"]) == 2
+    assert all(record["flops"] <= 0.4 for record in structure["history"])
+    assert {"latency", "train_seconds", "throughput", "latency_ratio", "train_ratio"} <= found["summary"][0].keys()
+    assert found["summary"][0]["train_ratio"] is None  # without a dense run
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--method.name uniform",
+        "--method.name static --pattern.solver grouped",
+        "--method.name gmp --method.interval 5",
+        "--method.name oneshot --method.criterion l2",
+        "--method.name oneshot --method.h 4 --optimizer.name adamw",
+        "--method.name halp --method.prunings 3 --method.interval 4",
+        "--method.ramp 0.1 --train.precision bf16 --train.accumulate 2 --train.recalibrate 2",
+        "--pattern.thin false --train.ema 0.9",
+        "--pattern.distribution uniform --pattern.params 0.5",
+    ],
+)
+def test_methods_of_channels_meet_the_budget(tmp_path, words):
+    out, found = run(tmp_path, *tiny.CHANNELS, *words.split())
+    [entry] = found["runs"]
+    total = regrow.cost.count_flops(channel_model(out), torch.zeros(1, 1, 8, 8)).total
+    assert total == entry["inference_flops"] <= 0.4 * entry["dense_flops"]
+
+
+def test_masked_and_thin_training_end_in_the_same_structure(tmp_path):
+    found = []
+    for thin in ("true", "false"):
+        (tmp_path / thin).mkdir()
+        out, _ = run(tmp_path / thin, *tiny.CHANNELS, "--pattern.thin", thin)
+        found.append((json.loads((out / "structure.json").read_text())["widths"], channel_model(out).state_dict()))
+    assert found[0][0] == found[1][0]
+    for name, value in found[0][1].items():
+        torch.testing.assert_close(value, found[1][1][name], rtol=1e-4, atol=1e-5)
+
+
+def test_dense_beside_channels(tmp_path):
+    out, found = run(tmp_path, *tiny.CHANNELS, "--method.name", "dense")
+    [entry] = found["runs"]
+    assert (entry["density"], entry["training_cost"]) == (1.0, 1.0)
+    assert entry["latency"] == pytest.approx(entry["dense_latency"], rel=0.5)
+    assert "widths" not in json.loads((out / "structure.json").read_text())
+    assert found["summary"][0]["train_ratio"] == 1.0
+
+
+@pytest.mark.parametrize(("key", "value"), [("ema", "0.9"), ("compile", "true")])
+def test_what_cannot_follow_widths_is_refused(tmp_path, key, value):
+    with pytest.raises(UserError, match=rf"^train.{key} .*: set pattern.thin=false, which masks channels instead$"):
+        run(tmp_path, *tiny.CHANNELS, f"--train.{key}", value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_to_start_from(tmp_path):
+    for seed in (0, 3):
+        (tmp_path / f"dense{seed}").mkdir()
+        run(tmp_path / f"dense{seed}", "--method.name", "dense", "--seed", str(seed))
+    for seed, spec in ((0, "dense0/run"), (3, "dense{seed}/run/model")):
+        recipe = load(tiny.write(tmp_path), ["--seed", str(seed), "--model.weights", str(tmp_path / spec)])
+        recipe_model = run_module.model_of(recipe, regrow.training.data.load("generated:1x8x8:10:160", batch_size=16))
+        for name, value in saved_model(tmp_path / f"dense{seed}" / "run").state_dict().items():
+            assert torch.equal(recipe_model.state_dict()[name], value)
+    _, found = run(tmp_path, "--model.weights", str(tmp_path / "dense0" / "run"), "--method.name", "oneshot")
+    assert found["recipe"]["model"]["weights"] == str(tmp_path / "dense0" / "run")
+    with pytest.raises(UserError, match=r"^model.weights: nowhere holds no saved model"):
+        load_and_build(tmp_path, "nowhere")
+    with pytest.raises(UserError, match=r"^model.weights: the tensor .* has shape"):
+        load_and_build(tmp_path, str(tmp_path / "dense0" / "run"), "--model.options.width", "3")
+
+
+def load_and_build(tmp_path, weights, *words):
+    return loop.Run(load(tiny.write(tmp_path), ["--model.weights", weights, *words]), "x")
+
+
+def channel_worker(rank, port, where, words):
+    """One of two processes that train together; leaves what it has before the end."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                   "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}  # fmt: skip
+    torch.set_num_threads(1)
+    finish = loop.Trainer._finish
+
+    def noted(self):
+        part = self.run
+        assert type(part.prepared).__name__ == "DistributedDataParallel"
+        assert len(part.accelerator._models) == 1
+        state = {"masks": part.sparsifier.masks, "weights": dict(part.model.named_parameters())}
+        torch.save(state, f"{where}/{rank}.pt")
+        return finish(self)
+
+    loop.Trainer._finish = noted
+    loop.train(load(f"{where}/tiny.yaml", words), Path(where) / "run", report=False, quiet=True)
+    torch.distributed.destroy_process_group()
+
+
+def test_channels_in_two_processes(tmp_path):
+    """Widths change on both at once, and the wrappers with them; checkpoints go to full width in between."""
+    tiny.write(tmp_path)
+    words = [*tiny.CHANNELS, "--data.batch_size", "8", "--train.accumulate", "2", "--train.checkpoint_steps", "4"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(channel_worker, args=(port, str(tmp_path), words), nprocs=2)
+    one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    for part in ("masks", "weights"):
+        assert one[part].keys() == two[part].keys()
+        assert all(torch.equal(value, two[part][name]) for name, value in one[part].items())
+    [entry] = json.loads((tmp_path / "run" / "results.json").read_text())["runs"]
+    assert entry["inference_flops"] <= 0.4 * entry["dense_flops"]
 
 
 def test_two_processes(tmp_path):

@@ -53,13 +53,16 @@ def test_print_config_reads_back(name, tmp_path):
 def test_the_shipped_recipes_are_those_of_the_documentation():
     cifar = [f"cifar10-wrn22-2-{m}" for m in ("dense", "gmp", "iee", "rigl", "set", "static")]
     imagenet = [f"imagenet-resnet50-erk{s}-{m}" for s in (80, 90) for m in ("iee", "rigl")]
-    assert shipped() == sorted([*cifar, *imagenet, "digits-iee", "digits-rigl"])
+    budgets = [("resnet50", 55), ("resnet50", 30), ("mobilenetv1", 60), ("mobilenetv1", 42)]
+    channels = [f"imagenet-{name}-latency{share}" for name, share in budgets]
+    channels += ["digits-channels", "cifar10-wrn22-2-channels"]
+    assert shipped() == sorted([*cifar, *imagenet, *channels, "digits-iee", "digits-rigl"])
 
 
 def test_every_registered_class_reads_back_its_defaults():
     for section, classes in registries().items():
         for cls in classes.values():
-            required = {"sparsity": 0.5} if section == "pattern" else {}
+            required = {"weights": {"sparsity": 0.5}, "channels": {"latency": 0.5}}.get(getattr(cls, "name", ""), {})
             built = typed(cls, required, section)
             assert typed(cls, plain(built), section) == built
             assert dict(leaves(cls)).keys() >= required.keys()
@@ -329,3 +332,61 @@ def test_any_text_is_good_or_refused(text, tmp_path_factory):
     path = tmp_path_factory.mktemp("fuzz") / "r.yaml"
     path.write_text(text)
     _good_or_refused(lambda: parse(tree_of(path)))
+
+
+# --- channels
+
+
+def test_what_a_label_changes_about_the_recipe(tmp_path):
+    text = "compare: {halp: {prunings: 2, interval: 3, recipe: {pattern: {solver: grouped}, model: {weights: x}}}}\n"
+    path = tiny.write(tmp_path, text)
+    recipe = load(path, tiny.CHANNELS)
+    path.write_text(recipe.to_yaml())
+    for found in (with_method(recipe, "halp"), load(path, ["--method.name", "halp"])):
+        assert (found.method.prunings, found.method.interval) == (2, 3)
+        assert (found.pattern.solver, found.pattern.flops, found.model.weights) == ("grouped", 0.4, "x")
+    assert (recipe.pattern.solver, recipe.model.weights) == ("joint", None)
+    own = load(path, ["--method.name", "halp", "--pattern.solver", "joint"])
+    assert own.pattern.solver == "joint"  # what is said on the command line counts
+    assert with_method(own, "halp") == own
+    assert parse(yaml.safe_load(recipe.to_yaml())) == recipe
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "--compare.halp.recipe.data.name digits",
+            "compare.halp.recipe has the key 'data', but runs that",
+        ),
+        ("--compare.halp.recipe.model.name x", "compare.halp.recipe has the key 'model.name', but runs that are"),
+        ("--compare.halp.recipe.pattern.solvr x", "compare.halp.recipe: unknown key 'pattern.solvr'; did you mean"),
+        ("--compare.halp.recipe 3", "compare.halp.recipe must be a mapping"),
+        ("--pattern.table {a: 1}", "pattern.table must be the path of a latency table, or null, not {'a': 1}"),
+        ("--pattern.sparsity 0.5", "unknown key 'pattern.sparsity'"),
+        ("--pattern.flops 0", "pattern: flops is"),
+        ("--train.latency_batch 0", "train.latency_batch must be at least 1, not 0"),
+    ],
+)
+def test_messages_about_channels(tmp_path, words, message):
+    key, _, value = words.partition(" ")
+    with pytest.raises(UserError) as error:
+        load(tiny.write(tmp_path), [*tiny.CHANNELS, key, value])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["imagenet-resnet50-latency30", "imagenet-mobilenetv1-latency60"])
+def test_imagenet_within_a_latency_is_halps_recipe(name):
+    recipe = load(name)
+    assert recipe.data.batch_size * recipe.train.accumulate * 8 == 1024
+    assert recipe.top.epochs == 90
+    sgd = recipe.optimizer
+    assert (sgd.lr, sgd.momentum, sgd.weight_decay, sgd.decay_norms) == (1.024, 0.875, 3.05e-5, False)
+    assert (recipe.schedule_name, recipe.schedule.warmup, recipe.train.label_smoothing) == ("cosine", 8, 0.1)
+    assert recipe.method == IEE(h=150, j=150, q=150)
+    halp = with_method(recipe, "halp")
+    assert (halp.method.prunings, halp.method.interval, halp.pattern.solver) == (30, 40, "grouped")
+    assert recipe.criterion == halp.criterion == "taylor"
+    assert with_method(recipe, "oneshot").method.criterion == "l2"
+    assert with_method(recipe, "uniform").method_name == "uniform"

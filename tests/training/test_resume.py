@@ -22,13 +22,22 @@ from regrow.training.recipe import load
 EVERYTHING = """--model.name wrn10-1 --model.options {dropout: 0.2} --train.ema 0.9 --train.accumulate 2
     --train.clip_norm 1 --optimizer.name adamw --schedule.name onecycle --data.val_fraction 0.2 --train.recalibrate 2
     --criterion taylor"""
+CHANNELS = """--pattern.name channels --pattern.flops 0.4 --pattern.round_to 1 --criterion taylor
+    --model.options {width: 8}"""
 VARIANTS = {
     "plain": "",
     "everything": EVERYTHING,
     "rigl": "--method.name rigl --method.interval 4 --optimizer.nesterov true",
     "muon": "--optimizer.name muon --train.precision bf16",
     "schedulefree": "--optimizer.name schedulefree-adamw --schedule.name constant",
+    "channels": CHANNELS,
+    "channels, adamw": f"{CHANNELS} --optimizer.name adamw --pattern.solver grouped --train.clip_norm 1",
+    "channels, masked": f"{CHANNELS} --pattern.thin false --train.ema 0.9 --train.recalibrate 2",
+    "channels, halp": f"{CHANNELS} --method.name halp --method.prunings 4 --method.interval 4",
 }
+
+
+TIMES = {"seconds", "train_seconds", "train_ratio", "latency", "latency_ratio", "dense_latency", "throughput"}
 
 
 def words_of(text):
@@ -38,7 +47,7 @@ def words_of(text):
 
 def without_time(value):
     if isinstance(value, dict):
-        return {k: without_time(v) for k, v in value.items() if k != "seconds"}
+        return {k: without_time(v) for k, v in value.items() if k not in TIMES}
     return [without_time(v) for v in value] if isinstance(value, list) else value
 
 
@@ -63,7 +72,7 @@ def test_stopped_at_any_step(tmp_path, monkeypatch, variant):
     """Stops in every phase and at every boundary: 3 estimate, 2 improve, 3 explore, twice; then fixed."""
     recipe = load(tiny.write(tmp_path), words_of(VARIANTS[variant]))
     train(recipe, tmp_path / "whole", monkeypatch=monkeypatch)
-    stops = [1, 2, 3, 4, 5, 6, 7, 8, 12, 15, 16, 29] if variant == "plain" else [4, 7, 13]
+    stops = [1, 2, 3, 4, 5, 6, 7, 8, 12, 15, 16, 29] if variant in ("plain", "channels") else [4, 7, 13]
     for stop in stops:
         out = tmp_path / f"stopped-{stop}"
         with pytest.raises(Interrupted, match=f"stopped after step {stop} of 30"):

@@ -46,11 +46,11 @@ class LayerChange:
 
 
 def accuracy_against_cost(
-    points: Mapping[str, Points], looks: Mapping[str, Look], dense: str | None = None
+    points: Mapping[str, Points], looks: Mapping[str, Look], dense: str | None = None, axis: str = _COST
 ) -> go.Figure:
-    """One faint mark per run at (training cost, accuracy), and the mean with ± one standard deviation.
+    """One faint mark per run at (cost, accuracy), and the mean with ± one standard deviation.
 
-    ``dense`` names the label whose mean accuracy becomes a reference line.
+    ``dense`` names the label whose mean accuracy becomes a reference line; ``axis`` says what the cost is.
     """
     figure = blank(400)
     means = {label: (mean([c for c, _ in p]), mean([a for _, a in p])) for label, p in points.items()}
@@ -60,7 +60,7 @@ def accuracy_against_cost(
     for label, runs in points.items():
         look = looks[label]
         mark = {"color": look.color, "symbol": look.symbol}
-        common = {"mode": "markers", "name": _shown(label), "legendgroup": label}
+        common = {"mode": "markers", "name": shown(label), "legendgroup": label}
         hover = "%{fullData.name}, WHAT<br>%{y:.1%} at %{x:.2f}× dense<extra></extra>"
         bars = None
         if len(runs) > 1:
@@ -74,22 +74,22 @@ def accuracy_against_cost(
         template = hover.replace("WHAT", "mean" if bars else "one run")
         figure.add_scatter(**_xy([means[label]]), **common, marker=strong, error_y=bars, hovertemplate=template)
     figure.update_yaxes(tickformat=".1~%", range=nice_range(extent, pad=0.14), nticks=7)
-    _cost_axis(figure, [cost for runs in points.values() for cost, _ in runs])
-    name_points(figure, means, {label: _shown(label) for label in means}, struck=dense)
+    _cost_axis(figure, [cost for runs in points.values() for cost, _ in runs], axis)
+    name_points(figure, means, {label: shown(label) for label in means}, struck=dense)
     heading(figure, "Accuracy")
     return figure
 
 
-def _cost_axis(figure: go.Figure, costs: Sequence[float]) -> None:
+def _cost_axis(figure: go.Figure, costs: Sequence[float], title: str) -> None:
     low, high = min(costs), max(costs)
     if low > 0 and high / low > 20:
         span = [math.log10(low) - 0.2, math.log10(high) + 0.3]
         ticks = log_ticks(10 ** span[0], 10 ** span[1], 6)
         names = [formats.times(tick) for tick in ticks]
-        figure.update_xaxes(type="log", range=span, tickvals=ticks, ticktext=names, title_text=f"{_COST} (log scale)")
+        figure.update_xaxes(type="log", range=span, tickvals=ticks, ticktext=names, title_text=f"{title} (log scale)")
         return
     air = max((high - low) * 0.14, 0.05)
-    figure.update_xaxes(ticksuffix="×", range=[max(low - air, -0.02), high + air], nticks=8, title_text=_COST)
+    figure.update_xaxes(ticksuffix="×", range=[max(low - air, -0.02), high + air], nticks=8, title_text=title)
 
 
 # ---- over time ----
@@ -129,8 +129,8 @@ def curves(
 
 
 def _curve_axis(figure: go.Figure, title: str, traces: Mapping[str, Trace], row: int) -> None:
-    shown = [point for trace in traces.values() for point in trace.mean or [p for run in trace.runs for p in run]]
-    values = [value for _, value in shown]
+    drawn = [point for trace in traces.values() for point in trace.mean or [p for run in trace.runs for p in run]]
+    values = [value for _, value in drawn]
     if title == "Density":
         figure.update_yaxes(tickformat=".0%", rangemode="tozero", nticks=4, row=row)
     elif title == "Training loss":
@@ -140,8 +140,8 @@ def _curve_axis(figure: go.Figure, title: str, traces: Mapping[str, Trace], row:
             figure.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks], row=row)
     else:
         # the first climb and a rare dip would take the room of the differences that matter: they leave the axis below
-        settled = max(step for step, _ in shown) / 5
-        late = sorted(value for step, value in shown if step >= settled)
+        settled = max(step for step, _ in drawn) / 5
+        late = sorted(value for step, value in drawn if step >= settled)
         span = nice_range(late[len(late) // 10 :])
         figure.update_yaxes(tickformat=".1~%", range=span, nticks=6, row=row)
 
@@ -165,7 +165,7 @@ def _lines(
     figure: go.Figure, label: str, trace: Trace, look: Look, hover: str, row: int | None = None, **options: Any
 ) -> None:
     """Thin lines for the runs under a strong one for their mean; a lone run is drawn as the strong line."""
-    common: dict[str, Any] = {"name": _shown(label), "legendgroup": label}
+    common: dict[str, Any] = {"name": shown(label), "legendgroup": label}
     if row is not None:
         common |= {"row": row, "col": 1}
     lone = len(trace.runs) == 1
@@ -221,7 +221,7 @@ def layer_density(layers: Mapping[str, Sequence[LayerChange]], looks: Mapping[st
         _dumbbells(figure, label, changes, rows, looks[label], ring, floor)
     figure.update_yaxes(
         tickvals=list(range(len(names))),
-        ticktext=[_escaped(_cut(name.removesuffix(".weight"), 26)) for name in names],
+        ticktext=[escaped(cut(name.removesuffix(".weight"), 26)) for name in names],
         tickfont={"size": 11.5},
         range=[len(names) - 0.45, -0.55],
         showgrid=False,
@@ -255,7 +255,7 @@ def _dumbbells(
     figure.add_scatter(x=start, y=rows, mode="markers", marker=hollow, **quiet)
     dot = {"color": look.color, "size": 0.62 * ring, "symbol": "circle"}
     said = [_layer_hover(label, change) for change in changes]
-    named = {"name": _shown(label), "legendgroup": label, "hovertemplate": "%{customdata}<extra></extra>"}
+    named = {"name": shown(label), "legendgroup": label, "hovertemplate": "%{customdata}<extra></extra>"}
     figure.add_scatter(x=now, y=rows, mode="markers", marker=dot, customdata=said, **named)
 
 
@@ -273,7 +273,7 @@ def _density_axis(figure: go.Figure, floor: float, top: float) -> None:
 
 def _layer_hover(label: str, change: LayerChange) -> str:
     kept = f"{formats.share(change.start)} at the start, {formats.share(change.now)} now"
-    return f"{_shown(label)}<br>{_escaped(change.layer)}<br>{kept}<br>{formats.count(change.total)} entries"
+    return f"{shown(label)}<br>{escaped(change.layer)}<br>{kept}<br>{formats.count(change.total)} entries"
 
 
 # ---- cost by phase ----
@@ -286,13 +286,13 @@ def cost_by_phase(costs: Mapping[str, Mapping[str, float]]) -> go.Figure:
     height = 62 * len(costs) + 90  # five bars are as tall as the neighbour on the page
     figure = blank(height, barmode="stack", bargap=0.5, margin={"t": 8})
     rows = list(range(len(costs)))  # not names: two long ones may be cut to the same text
-    said = [_shown(label) for label in costs]
+    said = [shown(label) for label in costs]
     for phase in phases:
         figure.add_bar(
             x=[cost.get(phase, 0.0) for cost in costs.values()],
             y=rows,
             orientation="h",
-            name=_escaped(phase),
+            name=escaped(phase),
             legendgroup=phase,
             marker={"color": PHASES.get(phase, MUTED), "line": {"width": 0}},
             customdata=said,
@@ -302,7 +302,7 @@ def cost_by_phase(costs: Mapping[str, Mapping[str, float]]) -> go.Figure:
     for row, total in zip(rows, sums, strict=True):
         text = formats.times(total)
         figure.add_annotation(x=total, y=row, text=text, xanchor="left", xshift=4, showarrow=False)
-    names = [_escaped(_cut(formats.name(label), 20)) for label in costs]
+    names = [escaped(cut(formats.name(label), 20)) for label in costs]
     figure.update_xaxes(range=[0, max(sums) * 1.18 or 1], ticksuffix="×", nticks=6, title_text=_COST)
     figure.update_yaxes(tickvals=rows, ticktext=names, range=[len(rows) - 0.5, -0.5], showgrid=False)
     return figure
@@ -311,15 +311,15 @@ def cost_by_phase(costs: Mapping[str, Mapping[str, float]]) -> go.Figure:
 # ---- shared ----
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     return html.escape(text, quote=False)  # plotly reads its texts as HTML, but knows no &quot;
 
 
-def _shown(label: str) -> str:
-    return _escaped(formats.name(label))
+def shown(label: str) -> str:
+    return escaped(formats.name(label))
 
 
-def _cut(text: str, longest: int) -> str:
+def cut(text: str, longest: int) -> str:
     """Long texts without their middle: names of layers and variants often differ at the end."""
     head = longest // 2 - 3
     return text if len(text) <= longest else f"{text[:head]}…{text[-(longest - head - 1) :]}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 NOTHING = "–"
 
 _NAMES = {"iee": "IEE", "rigl": "RigL", "set": "SET", "gmp": "GMP", "static": "Static", "oneshot": "One-shot"}
+_NAMES |= {"halp": "HALP", "uniform": "Uniform"}
 
 
 def name(label: str) -> str:

@@ -69,6 +69,8 @@ def _name(summary: Summary) -> str:
 
 
 def _with_weights(summary: Summary) -> str:
+    if not _is_dense(summary) and summary.get("latency_ratio") is not None:
+        return f" at {formats.times(summary['latency_ratio'])} the latency"
     return (
         ""
         if _is_dense(summary) or summary["density"] is None
@@ -95,7 +97,8 @@ def _against_rival(best: Summary, rival: Summary | None, versus: Mapping[str, Pa
         return ""
     result = versus[rival["label"]]
     ahead = result.difference or 0.0
-    elsewhere = "" if _alike(best["density"], rival["density"]) else _with_weights(rival)
+    size = "density" if best.get("latency_ratio") is None else "latency_ratio"
+    elsewhere = "" if _alike(best[size], rival.get(size)) else _with_weights(rival)
     gap = f"{formats.points(ahead)} {'above' if ahead >= 0 else 'below'}" if round(abs(ahead), 5) else "level with"
     remark = interval(result)
     if remark and not result.clear:
@@ -122,7 +125,9 @@ def _for_cost(best: Summary, dense: Summary | None) -> str:
     cost = best["training_cost"]
     if cost is None or best is dense:
         return ""
-    return f"for {formats.times(cost)} the training FLOPs of a dense network"
+    text = f"for {formats.times(cost)} the training FLOPs of a dense network"
+    clock = best.get("train_ratio")
+    return text if clock is None else f"{text} and {formats.times(clock)} its training time"
 
 
 def _sentence(parts: Sequence[str]) -> str:
@@ -155,7 +160,9 @@ def _tiles(
                 else "points"
             )
             tiles.append(Tile(title, formats.signed(result.difference), note))
-    if best is not dense:
+    if best is not dense and best.get("latency_ratio") is not None:
+        tiles.append(Tile("Latency", formats.times(best["latency_ratio"]), "of dense, measured"))
+    elif best is not dense:
         tiles.append(Tile("Weights kept", formats.share(best["density"]), "of all sparsified weights"))
     tiles.append(Tile("Training cost", formats.times(best["training_cost"]), "of dense FLOPs"))
     if best["inference_ratio"] is not None and best is not dense:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from regrow.errors import UserError
-from regrow.report import formats, headline, panels
+from regrow.report import channels, formats, headline, panels
 from regrow.report.panels import Drawing, Group, Panel
 from regrow.report.runs import Collection, Recipe, Run, read
 from regrow.report.statistics import summarise
@@ -98,6 +98,8 @@ def record(run: Run) -> dict[str, Any]:
     """A finished run as an entry of ``results.json``; its accuracy falls back to that on the validation set."""
     keys = ["label", "method", "seed", "density", "training_cost", "inference_flops", "dense_flops", "seconds"]
     keys += ["steps", "cost_steps"]
+    if run.latency is not None:
+        keys += ["latency", "latency_predicted", "dense_latency", "throughput", "train_seconds"]
     return {**{key: getattr(run, key) for key in keys}, "accuracy": panels.score(run)}
 
 
@@ -150,6 +152,7 @@ def _summary_table(summaries: Sequence[Mapping[str, Any]], groups: Sequence[Grou
     if compared:
         columns.insert(1, f"Difference to {formats.name(reference)}")
     best = max((s["mean"] for s in summaries if s["mean"] is not None), default=None)
+    speed = any(s.get("latency") is not None for s in summaries)
     rows = []
     for s in summaries:
         spread = f' <span class="dim">± {s["std"] * 100:.1f}</span>' if s["std"] is not None else ""
@@ -164,12 +167,23 @@ def _summary_table(summaries: Sequence[Mapping[str, Any]], groups: Sequence[Grou
         ]
         if compared:
             cells.insert(1, _difference(s["paired"]))
+        if speed:
+            cells[2 + compared] = formats.times(s["latency_ratio"])
+            cells.insert(3 + compared, formats.count(s["throughput"]))
+            cells.insert(-1, formats.times(s["train_ratio"]))
         if dense_steps is not None:
             cells.insert(-2, formats.count(s["steps"]))
         rows.append((_method(by_label[s["label"]]), cells))
+    if speed:
+        columns[2 + compared : 3 + compared] = ["Latency", "Images/s"]
+        columns.insert(-1, "Training time")
     if dense_steps is not None:
         columns.insert(-2, "Steps")
     caption = "FLOPs are multiples of the dense network’s; a multiply-add counts as two."
+    if speed:
+        caption += (
+            " So are latency, measured on the machine of the run, and training time, the wall clock of its steps."
+        )
     if dense_steps is not None:
         caption += f" Matched by training FLOPs: 1× is dense training for {formats.count(dense_steps)} steps."
     if any(s["paired"] and s["paired"]["ci_low"] is not None for s in summaries):
@@ -210,7 +224,7 @@ def _card(key: str, title: str, content: str, caption: str = "", wide: bool = Tr
 
 
 def _figures(groups: Sequence[Group]) -> str:
-    drawn = [(panel, panel.draw(groups)) for panel in panels.PANELS]
+    drawn = [(panel, panel.draw(groups)) for panel in channels.panels_of(groups)]
     parts: list[str] = []
     while drawn:
         row, drawn = (drawn[:1], drawn[1:]) if drawn[0][0].wide else (drawn[:2], drawn[2:])

@@ -129,15 +129,15 @@ def explored(metrics: Sequence[Metric]) -> list[tuple[float, float]]:
     return spans
 
 
-def _look(groups: Sequence[Group]) -> dict[str, Look]:
+def look_of(groups: Sequence[Group]) -> dict[str, Look]:
     return {g.label: g.look for g in groups}
 
 
-def _spoken(values: Mapping[str, Any]) -> str:
+def spoken(values: Mapping[str, Any]) -> str:
     return "; ".join(f"{formats.name(label)}: {value}" for label, value in values.items())
 
 
-def _several(groups: Iterable[Group]) -> bool:
+def several(groups: Iterable[Group]) -> bool:
     return any(len(g.runs) > 1 for g in groups)
 
 
@@ -157,12 +157,12 @@ def _tradeoff(groups: Sequence[Group]) -> Drawing | None:
     said = {label: f"{formats.accuracy(a)} at {formats.times(c)}" for label, (c, a) in means.items()}
     dense = next((g.label for g in groups if g.dense and g.label in points), None)
     caption = "Up and to the left is better."
-    if _several(groups):
+    if several(groups):
         caption += " Large marks are means ± one standard deviation, faint marks single runs."
     if dense is not None:
         caption += " The dotted line is dense training."
-    figure = figures.accuracy_against_cost(points, _look(groups), dense)
-    return Drawing(figure, caption, f"Scatter plot of accuracy against training cost. {_spoken(said)}.")
+    figure = figures.accuracy_against_cost(points, look_of(groups), dense)
+    return Drawing(figure, caption, f"Scatter plot of accuracy against training cost. {spoken(said)}.")
 
 
 def _phases(groups: Sequence[Group]) -> Drawing | None:
@@ -179,7 +179,7 @@ def _phases(groups: Sequence[Group]) -> Drawing | None:
     if any("explore" in phases for phases in costs.values()):
         caption += " Exploration trains the weights that were pruned."
     said = {k: ", ".join(f"{phase} {formats.times(v)}" for phase, v in phases.items()) for k, phases in costs.items()}
-    alt = f"Stacked bars of training cost by phase. {_spoken(said)}."
+    alt = f"Stacked bars of training cost by phase. {spoken(said)}."
     return Drawing(figures.cost_by_phase(costs), caption, alt)
 
 
@@ -196,7 +196,7 @@ def _curves(groups: Sequence[Group]) -> Drawing | None:
         density = {}  # without a descent the line says nothing that the table does not
     bands = {g.label: max((explored(run.metrics) for run in g.runs), key=len) for g in groups}
     bands = {label: spans for label, spans in bands.items() if spans}
-    caption = "Strong lines are means over seeds, thin lines single runs." if _several(groups) else ""
+    caption = "Strong lines are means over seeds, thin lines single runs." if several(groups) else ""
     if bands:
         caption += " Shaded: exploration, with the active weights frozen; its loss is that of the reactivated network."
     if accuracy:
@@ -204,8 +204,8 @@ def _curves(groups: Sequence[Group]) -> Drawing | None:
     word = {"val": "Validation accuracy", "test": "Test accuracy"}.get(split or "", "Accuracy")
     last = {label: formats.accuracy((trace.mean or trace.runs[0])[-1][1]) for label, trace in accuracy.items()}
     shown = " and ".join(name for name, there in ((word.lower(), accuracy), ("training loss", loss)) if there)
-    alt = f"Line chart of {shown} against the training step." + (f" Last values: {_spoken(last)}." if last else "")
-    figure = figures.curves(accuracy, loss, density, _look(groups), bands, word)
+    alt = f"Line chart of {shown} against the training step." + (f" Last values: {spoken(last)}." if last else "")
+    figure = figures.curves(accuracy, loss, density, look_of(groups), bands, word)
     return Drawing(figure, caption.strip(), alt)
 
 
@@ -225,8 +225,8 @@ def _over_updates(
             return None
         ends = {label: trace.mean or trace.runs[0] for label, trace in lines.items()}
         said = {k: f"{line[0][1]:.2f} at first, {line[-1][1]:.2f} at last" for k, line in ends.items()}
-        alt = f"Line chart of {what} against the training step. {_spoken(said)}."
-        return Drawing(draw(lines, _look(groups)), caption, alt)
+        alt = f"Line chart of {what} against the training step. {spoken(said)}."
+        return Drawing(draw(lines, look_of(groups)), caption, alt)
 
     return drawing
 
@@ -246,9 +246,9 @@ def _layers(groups: Sequence[Group]) -> Drawing | None:
     ends = {label: sorted(change.now for change in rows) for label, rows in changes.items()}
     said = {k: f"{len(v)} layers from {formats.share(v[0])} to {formats.share(v[-1])}" for k, v in ends.items()}
     caption = "First layer on top. A ring is the density at the start, a dot the density now"
-    caption += " (means over seeds)." if _several(groups) else "."
-    figure = figures.layer_density(changes, _look(groups))
-    return Drawing(figure, caption, f"Dot chart of the density of each layer now. {_spoken(said)}.")
+    caption += " (means over seeds)." if several(groups) else "."
+    figure = figures.layer_density(changes, look_of(groups))
+    return Drawing(figure, caption, f"Dot chart of the density of each layer now. {spoken(said)}.")
 
 
 PANELS: tuple[Panel, ...] = (

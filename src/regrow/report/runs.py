@@ -48,6 +48,16 @@ class Update:
 
 
 @dataclass(frozen=True)
+class Width:
+    """One group of channels: how many it has in the dense network, had at the start, and has now."""
+
+    group: str
+    before: int
+    start: int
+    after: int
+
+
+@dataclass(frozen=True)
 class Run:
     """One run. ``finished`` means that it has results; an unfinished run has curves, and perhaps its structure."""
 
@@ -63,6 +73,11 @@ class Run:
     inference_flops: float | None = None
     dense_flops: float | None = None
     seconds: float | None = None
+    latency: float | None = None
+    latency_predicted: float | None = None
+    dense_latency: float | None = None
+    throughput: float | None = None
+    train_seconds: float | None = None
     steps: int | None = None
     explore_steps: int | None = None
     cost_steps: int | None = None
@@ -70,6 +85,7 @@ class Run:
     metrics: tuple[Metric, ...] = ()
     layers: tuple[Layer, ...] = ()
     updates: tuple[Update, ...] = ()
+    widths: tuple[Width, ...] = ()
 
     @property
     def last_accuracy(self) -> float | None:
@@ -159,7 +175,8 @@ def _read_run_directory(directory: Path) -> Collection:
 def _with_details(run: Run, structure: Mapping[str, Any], metrics: tuple[Metric, ...]) -> Run:
     by_phase = run.by_phase or _phases(structure.get("training_cost"))
     layers, updates = _layers(structure), _updates(structure)
-    return replace(run, metrics=metrics, layers=layers, updates=updates, by_phase=by_phase)
+    widths = _widths(structure)
+    return replace(run, metrics=metrics, layers=layers, updates=updates, by_phase=by_phase, widths=widths)
 
 
 def _from_record(directory: Path, record: Mapping[str, Any]) -> Run:
@@ -171,6 +188,11 @@ def _from_record(directory: Path, record: Mapping[str, Any]) -> Run:
         "inference_flops",
         "dense_flops",
         "seconds",
+        "latency",
+        "latency_predicted",
+        "dense_latency",
+        "throughput",
+        "train_seconds",
     )
     values = {key: _number(record.get(key)) for key in numbers}
     for key in ("accuracy", "validation_accuracy"):
@@ -314,7 +336,7 @@ def _metric(step: int, row: Mapping[str, Any]) -> Metric:
 
 def _structure(path: Path) -> Mapping[str, Any]:
     value = _object(path)
-    for key in ("layers", "history"):
+    for key in ("layers", "history", "widths"):
         entries = value.get(key, [])
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise UserError(f'{path} is not a regrow file: "{key}" must be a list of objects')
@@ -329,6 +351,15 @@ def _layers(structure: Mapping[str, Any]) -> tuple[Layer, ...]:
         if total and active is not None and "name" in entry:
             layers.append(Layer(str(entry["name"]), total, active if start is None else start, active))
     return tuple(layers)
+
+
+def _widths(structure: Mapping[str, Any]) -> tuple[Width, ...]:
+    widths = []
+    for entry in structure.get("widths", []):
+        before, start, after = (_whole(entry.get(key)) for key in ("before", "start", "after"))
+        if before and after is not None and "group" in entry:
+            widths.append(Width(str(entry["group"]), before, after if start is None else start, after))
+    return tuple(widths)
 
 
 def _updates(structure: Mapping[str, Any]) -> tuple[Update, ...]:

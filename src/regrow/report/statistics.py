@@ -82,11 +82,21 @@ def summarise(runs: Sequence[Mapping[str, Any]], reference: str | None = None) -
     ``inference_ratio`` (inference FLOPs × dense), and ``paired``: ``{"reference", "difference", "ci_low", "ci_high",
     "n"}`` against the label ``reference`` (default: the first one), or None for that label itself and where no
     seed is shared. What is not known is None (``mean`` without accuracies, ``std`` and interval of a single run).
+
+    Where the speed of a run was measured, there are also the means of ``latency``, ``latency_predicted`` and
+    ``dense_latency`` (seconds per batch), ``latency_ratio`` and ``predicted_ratio`` (× dense), ``throughput`` (images a
+    second), ``train_seconds`` (wall clock spent in training steps) and ``train_ratio`` (the same × the dense runs of
+    the comparison).
     """
     groups = by_label(runs)
     if reference not in groups:
         reference = next(iter(groups), None)
-    return [_summary(label, members, reference, groups) for label, members in groups.items()]
+    rows = [_summary(label, members, reference, groups) for label, members in groups.items()]
+    if any(run.get("latency") is not None for run in runs):
+        dense = _mean_of((run for run in runs if run["method"] == "dense"), "train_seconds")
+        for row, members in zip(rows, groups.values(), strict=True):
+            row |= _speed(members, dense)
+    return rows
 
 
 def _summary(
@@ -119,6 +129,23 @@ def _summary(
         "cost_steps": _mean_of(members, "cost_steps"),
         "paired": against,
     }
+
+
+def _speed(members: Sequence[Mapping[str, Any]], dense_seconds: float | None) -> dict[str, float | None]:
+    means = {key: _mean_of(members, key) for key in ("latency", "latency_predicted", "dense_latency", "throughput")}
+    seconds = _mean_of(members, "train_seconds")
+    return {
+        **means,
+        "latency_ratio": _mean_ratio(members, "latency", "dense_latency"),
+        "predicted_ratio": _mean_ratio(members, "latency_predicted", "dense_latency"),
+        "train_seconds": seconds,
+        "train_ratio": seconds / dense_seconds if seconds is not None and dense_seconds else None,
+    }
+
+
+def _mean_ratio(runs: Iterable[Mapping[str, Any]], key: str, other: str) -> float | None:
+    values = [float(run[key]) / float(run[other]) for run in runs if run.get(key) is not None and run.get(other)]
+    return mean(values) if values else None
 
 
 def _mean_of(runs: Iterable[Mapping[str, Any]], key: str) -> float | None:

@@ -23,6 +23,8 @@ _BY_METHOD = {
     "static": "#d99a00",
     "oneshot": "#4fafe0",
     "dense": "#7b8690",
+    "halp": "#e0524d",
+    "uniform": "#a08060",
 }
 _MORE = ("#9a5fc0", "#44aa99", "#b3475f", "#8a8f2a", "#6f7fd6", "#a3683a")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "star", "hexagon")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,10 +22,11 @@ from regrow.training.recipe import Recipe, Tree, differences, parse, with_method
 from regrow.training.results import results
 
 if TYPE_CHECKING:
+    from regrow.latency.table import LatencyTable
     from regrow.training.run import Run
 
 Match = Literal["steps", "cost"]
-_OURS = {rundir.RECIPE, rundir.RESULTS, rundir.REPORT, "runs", "recipes"}
+_OURS = {rundir.RECIPE, rundir.RESULTS, rundir.REPORT, rundir.LATENCY, "runs", "recipes"}
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,10 @@ def compare(
     _check_target(out, recipe)
     for seed in seeds:
         fields.check("", dataclasses.replace(recipe.top, seed=seed))
-    variants = {label: with_method(recipe, label) for label in labels}
-    variants = _planned(recipe, variants, match)
     threads = recipe.train.threads or 1
+    variants = {label: with_method(recipe, label) for label in labels}
+    plan = _planned(recipe, variants, match, out / rundir.LATENCY, seeds, quiet)
+    variants = plan.variants
     for label, variant in variants.items():
         _check_variant(out, label, variant)
     rundir.create(out / "recipes")
@@ -84,6 +86,10 @@ def compare(
         for label, variant in variants.items():
             rundir.write_text(out / "recipes" / f"{label}.yaml", variant.to_yaml())
         todo = [_job(out, label, seed) for seed in seeds for label in labels]
+        if plan.table is not None:
+            plan.table.save(out / rundir.LATENCY)
+            for job in todo:
+                _give(plan.table, job.directory)
         run_jobs(todo, slots=_slots(jobs, threads), threads=threads, quiet=quiet)
         runs, failures = _gather(out, labels, seeds, {job.name: job for job in todo})
         found = results(recipe, runs, labels[0])
@@ -115,26 +121,44 @@ def print_table(summary: Sequence[Mapping[str, Any]]) -> None:
     dense_steps = next((row["cost_steps"] for row in summary if row["cost_steps"] is not None), None)
     if dense_steps is not None:
         title += f"\nmatched by training FLOPs (1× is dense training for {dense_steps:,.0f} steps)"
+    reference = summary[0]["label"] if summary else ""
+    columns = _columns(reference, steps=dense_steps is not None, speed=any("latency" in row for row in summary))
     table = Table(title=title, title_justify="left")
     table.add_column("method")
-    reference = summary[0]["label"] if summary else ""
-    headings = ["accuracy", "runs", f"difference to {reference} (95%)", "density", "steps", "training cost"]
-    headings += ["FLOPs", "time"]
-    if dense_steps is None:
-        headings.remove("steps")
-    for heading in headings:
+    for heading in columns:
         table.add_column(heading, justify="right")
     for row in summary:
-        mean, std = row["mean"], row["std"]
-        score = "" if mean is None else f"{mean:.2%}" + (f" ± {100 * std:.2f}" if std is not None else "")
-        table.add_row(
-            row["label"], score, str(row["n"]), _difference(row["paired"]), _number(row["density"], "{:.1%}"),
-            *([] if dense_steps is None else [_number(row["steps"], "{:,.0f}")]),
-            _number(row["training_cost"], "{:.2f}×"), _number(row["inference_ratio"], "{:.2f}×"),
-            _number(row["seconds"], "{:.0f} s"),
-        )  # fmt: skip
+        table.add_row(row["label"], *(show(row) for show in columns.values()))
     console = Console()
     Console(width=None if console.is_terminal else 140).print(table)
+
+
+def _columns(reference: str, steps: bool, speed: bool) -> dict[str, Callable[[Mapping[str, Any]], str]]:
+    """Heading → what a row of the summary has there; ``steps`` where they differ, ``speed`` where it was measured."""
+
+    def number(key: str, form: str) -> Callable[[Mapping[str, Any]], str]:
+        return lambda row: "" if row.get(key) is None else form.format(row[key])
+
+    columns = {
+        "accuracy": _score,
+        "runs": number("n", "{}"),
+        f"difference to {reference} (95%)": lambda row: _difference(row["paired"]),
+    }
+    if speed:
+        columns |= {"latency": number("latency_ratio", "{:.2f}×"), "images/s": number("throughput", "{:,.0f}")}
+    else:
+        columns["density"] = number("density", "{:.1%}")
+    if steps:
+        columns["steps"] = number("steps", "{:,.0f}")
+    columns |= {"training cost": number("training_cost", "{:.2f}×")}
+    if speed:
+        columns["wall clock"] = number("train_ratio", "{:.2f}×")
+    return columns | {"FLOPs": number("inference_ratio", "{:.2f}×"), "time": number("seconds", "{:.0f} s")}
+
+
+def _score(row: Mapping[str, Any]) -> str:
+    mean, std = row["mean"], row["std"]
+    return "" if mean is None else f"{mean:.2%}" + (f" ± {100 * std:.2f}" if std is not None else "")
 
 
 def _difference(paired: Mapping[str, Any] | None) -> str:
@@ -144,10 +168,6 @@ def _difference(paired: Mapping[str, Any] | None) -> str:
     if paired["ci_low"] is not None:
         text += f" [{100 * paired['ci_low']:+.2f}, {100 * paired['ci_high']:+.2f}]"
     return text
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else form.format(value)
 
 
 def _check_target(out: Path, recipe: Recipe) -> None:
@@ -176,31 +196,85 @@ def _check_variant(out: Path, label: str, variant: Recipe) -> None:
         raise UserError(f"{what} differs from the runs that {out} already holds: choose another --out")
 
 
-def _planned(recipe: Recipe, variants: Mapping[str, Recipe], match: Match) -> dict[str, Recipe]:
-    """The recipes of all labels with their lengths, after checking that each of them can run."""
-    from regrow.attach import check_weights
+@dataclass(frozen=True)
+class Plan:
+    """What is known before anything is written.
+
+    Attributes:
+        variants: the recipes of all labels, with their lengths
+        table: of latencies, which all runs share; None if they need none, or name one
+    """
+
+    variants: dict[str, Recipe]
+    table: LatencyTable | None = None
+
+
+def _planned(
+    recipe: Recipe, variants: Mapping[str, Recipe], match: Match, latency: Path, seeds: Sequence[int], quiet: bool
+) -> Plan:
+    """Checks that each of the variants can run.
+
+    Args:
+        recipe: what all runs share
+        variants: label → recipe
+        match: as in `compare`
+        latency: where an earlier session has left the latency table
+        seeds: of the runs
+        quiet: show no progress
+
+    Raises:
+        UserError: naming the label.
+    """
     from regrow.methods import Dense
-    from regrow.plan import matching_steps, planned_cost
-    from regrow.training.run import Run, criterion_of
+    from regrow.training import channels
+    from regrow.training.latency import is_channels
+    from regrow.training.run import Run, criterion_of, model_of
 
     # dense, so that what is wrong with a method is found below, where its label is known
     example = Run(dataclasses.replace(recipe, method_name="dense", method=Dense()), "plan")
-    check_weights(recipe.pattern.parameters(example.model))
-    counts = recipe.pattern.counts(example.model)
-    criterion = criterion_of(recipe)
     for label, variant in variants.items():
         with _naming(label):
+            criterion = variant.method.ranks_by(criterion_of(variant))
             variant.method.scorings(criterion)
             if match == "steps":
                 variant.method.timeline(example.total_steps)
+            if variant.method.sparsifies:
+                variant.method.check_pattern(variant.pattern)
+            for seed in seeds if variant.model.weights else ():
+                model_of(dataclasses.replace(variant, top=dataclasses.replace(variant.top, seed=seed)), example.data)
+    if not any(is_channels(one) for one in (recipe, *variants.values())):
+        return Plan(_of_weights(recipe, variants, example, match))
+    if match == "cost":
+        raise UserError(
+            "--match cost cannot be planned for channels, as a step costs what the widths that training finds cost: "
+            "use --match steps"
+        )
+    table = channels.shared_table(variants, example, latency, quiet)
+    for label, variant in variants.items():
+        with _naming(label):
+            channels.attach(variant, example, table)
+    return Plan(dict(variants), table)
+
+
+def _of_weights(
+    recipe: Recipe, variants: Mapping[str, Recipe], example: Run, match: Match
+) -> dict[str, Recipe]:  # fmt: skip
+    """The variants with their lengths."""
+    from regrow.attach import check_weights
+    from regrow.plan import matching_steps, planned_cost
+    from regrow.training.run import criterion_of
+
+    check_weights(recipe.pattern.parameters(example.model))
+    counts = recipe.pattern.counts(example.model)
     if match == "steps":
         return dict(variants)
     with _naming(recipe.method_name):
-        budget = planned_cost(recipe.method, criterion, counts, example.flops, example.total_steps)
+        budget = planned_cost(recipe.method, criterion_of(recipe), counts, example.flops, example.total_steps)
     planned = {}
     for label, variant in variants.items():
         with _naming(label):
-            steps = matching_steps(variant.method, criterion, counts, example.flops, budget)
+            criterion, own = criterion_of(variant), variant.pattern.counts(example.model)
+            steps = matching_steps(variant.method, criterion, own, example.flops, budget)
         planned[label] = _of_length(variant, steps, example)
     return planned
 
@@ -246,6 +320,13 @@ def _job(out: Path, label: str, seed: int) -> Job:
         directory=directory,
         log=out / "runs" / f"{directory.name}.log",
     )
+
+
+def _give(table: LatencyTable, directory: Path) -> None:
+    """Leave the table where a run takes it for its own."""
+    if not (directory / rundir.LATENCY).exists() and not rundir.is_finished(directory):
+        rundir.create(directory)
+        table.save(directory / rundir.LATENCY)
 
 
 def _slots(jobs: int | None, threads: int) -> list[dict[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from argparse import SUPPRESS
 
-from regrow.training.recipe import Recipe, registries
+from regrow.training.recipe import WHOLE, Recipe, registries
 from regrow.training.sections import DataSection, ModelSection, TopSection, TrainSection
 
 
@@ -40,7 +40,7 @@ def keys(recipe: Recipe) -> str:
 def _flat(tree: dict[str, object], prefix: str = "") -> list[tuple[str, object]]:
     flat: list[tuple[str, object]] = []
     for key, value in tree.items():
-        if isinstance(value, dict) and value and prefix + key not in ("model.options", "pattern.distribution"):
+        if isinstance(value, dict) and value and prefix + key not in WHOLE:
             flat += _flat(value, f"{prefix}{key}.")
         else:
             flat.append((prefix + key, value))

@@ -15,8 +15,9 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 @contextmanager
-def averaged_weights(optimizer: Optimizer) -> Iterator[None]:
-    """Inside it, a schedule-free optimizer holds the weights to evaluate; for all others nothing changes."""
+def averaged_weights(optimizer: Optimizer, back: bool = True) -> Iterator[None]:
+    """Inside it, a schedule-free optimizer holds the weights to evaluate; for all others nothing changes. Without
+    ``back`` it stays like that."""
     switches = [getattr(optimizer, name, None) for name in ("eval", "train")]
     if not all(callable(switch) for switch in switches):
         yield
@@ -26,7 +27,8 @@ def averaged_weights(optimizer: Optimizer) -> Iterator[None]:
     try:
         yield
     finally:
-        to_train()  # type: ignore[misc]
+        if back:
+            to_train()  # type: ignore[misc]
 
 
 @contextmanager

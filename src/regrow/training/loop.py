@@ -22,10 +22,12 @@ from regrow.errors import UserError
 from regrow.training import checkpoint, rundir
 from regrow.training.data import BatchSource
 from regrow.training.evaluation import accuracy, averaged_weights
-from regrow.training.progress import Interrupted, Progress, StopRequest
+from regrow.training.latency import is_channels, needs_table, read_table
+from regrow.training.latency import measured as latency
+from regrow.training.progress import Interrupted, Progress, StopRequest, Stopwatch
 from regrow.training.recipe import Recipe
 from regrow.training.results import results, run_entry, structure
-from regrow.training.run import Run, seed_step, summary_writer
+from regrow.training.run import Run, model_of, seed_step, summary_writer
 
 
 def train(
@@ -58,17 +60,21 @@ def train(
     if resume:
         rundir.check_same_recipe(out, recipe)
     saved = checkpoint.load(out, recipe) if resume else None
-    run = Run(recipe, label or (saved or {}).get("label") or recipe.method_name)
+    table = read_table(out / rundir.LATENCY) if is_channels(recipe) else None
+    run = Run(recipe, label or (saved or {}).get("label") or recipe.method_name, table, quiet)
     if saved is not None:
         run.load_state(saved)
     if not run.accelerator.is_main_process:
-        return Trainer(run, None, None, 0.0, True).train()
+        return Trainer(run, None, None, quiet=True).train()
     rundir.create(out)
     with rundir.locked(out):
         rundir.sweep(out)
         rundir.write_text(out / rundir.RECIPE, recipe.to_yaml())
+        if run.table is not None and needs_table(recipe) and table is None:
+            run.table.save(out / rundir.LATENCY)
+        times = (saved["seconds"], saved.get("train_seconds", 0.0)) if saved else (0.0, 0.0)
         with closing(rundir.Metrics(out / rundir.METRICS, saved["metrics_lines"] if saved else 0)) as metrics:
-            found = Trainer(run, out, metrics, saved["seconds"] if saved else 0.0, quiet).train()
+            found = Trainer(run, out, metrics, times, quiet).train()
         rundir.write_json(out / rundir.RESULTS, found)
     if report:
         from regrow.report.page import write
@@ -84,14 +90,18 @@ class Trainer:
         run: what is trained
         out: the run directory; None on all processes but the main one
         metrics: its ``metrics.jsonl``
-        seconds: time that earlier sessions of this run have taken
+        times: seconds that earlier sessions of this run have taken, in all and in training steps
         quiet: show no progress
     """
 
-    def __init__(self, run: Run, out: Path | None, metrics: rundir.Metrics | None, seconds: float, quiet: bool) -> None:
+    def __init__(
+        self, run: Run, out: Path | None, metrics: rundir.Metrics | None, times: tuple[float, float] = (0.0, 0.0),
+        quiet: bool = False,
+    ) -> None:  # fmt: skip
         self.run, self.out, self.metrics = run, out, metrics
         self.settings = run.recipe.train
-        self.started = time.monotonic() - seconds
+        self.started = time.monotonic() - times[0]
+        self.training = Stopwatch(times[1])
         self.progress = Progress(run.total_steps, run.step, quiet)
         self.last_checkpoint = time.monotonic()
         self.writer: Any = None
@@ -109,7 +119,8 @@ class Trainer:
             batches = run.stream.starting_at(run.step * self.settings.accumulate)
             run.forward.train()
             while run.step < run.total_steps:
-                self._step(batches)
+                with self.training:
+                    self._step(batches)
                 self._log()
                 if self._stop_wanted(stop):
                     self._save_checkpoint()
@@ -120,6 +131,7 @@ class Trainer:
 
     def _step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
         run, settings = self.run, self.settings
+        run.wrap()
         frozen = run.recipe.method.explores and run.sparsifier.phase == "explore"
         seed_step(run.recipe.seed, run.step, run.accelerator.process_index)
         factor = run.recipe.schedule.factor(run.step, run.total_steps, run.steps_per_epoch)
@@ -152,7 +164,8 @@ class Trainer:
         evaluate = len(run.data.val) > 0 and (last or self._crossed(self.settings.eval_every * run.steps_per_epoch))
         if not evaluate and not last and run.step % self.settings.log_every:
             return
-        loss = float(run.accelerator.reduce(run.loss_sum, "mean")) / run.loss_count
+        with self.training:  # this waits for the steps that the device still has to do
+            loss = float(run.accelerator.reduce(run.loss_sum, "mean")) / run.loss_count
         run.loss_sum.zero_()
         run.loss_count, run.last_loss = 0, loss
         if not math.isfinite(loss):
@@ -209,18 +222,35 @@ class Trainer:
         with averaged_weights(run.optimizer.optimizer), run.sparsifier.sparse():
             yield run.ema.model(run.sparsifier.masks) if run.ema is not None else run.model
 
+    @contextmanager
+    def _final_model(self) -> Iterator[nn.Module]:
+        """The model that is saved: thin for good, if it lost channels. Nothing is trained any more after it."""
+        run = self.run
+        if not run.sparsifier.widths():
+            with self._evaluated_model() as model:
+                yield model
+            return
+        with averaged_weights(run.optimizer.optimizer, back=False):
+            if run.ema is not None:
+                run.model.load_state_dict(run.ema.model(run.sparsifier.masks).state_dict())
+            yield run.sparsifier.compact()
+
     def _accuracy(self, model: nn.Module, source: BatchSource) -> float:
         accelerator = self.run.accelerator
         with accelerator.autocast():
             return accuracy(model, source.epoch(0), self.run.device, lambda t: accelerator.reduce(t, "sum"))
 
     def _stop_wanted(self, stop: StopRequest) -> bool:
+        return self._any(stop.wanted)
+
+    def _any(self, wanted: bool) -> bool:
+        """Whether any process wants something that all of them must agree on."""
         if self.run.accelerator.num_processes == 1:
-            return stop.wanted
-        if self.run.step % self.settings.log_every:  # all processes must agree, and asking costs time
+            return wanted
+        if self.run.step % self.settings.log_every:  # asking costs time
             return False
-        wanted = torch.tensor(float(stop.wanted), device=self.run.device)
-        return bool(self.run.accelerator.reduce(wanted, "sum") > 0)
+        votes = torch.tensor(float(wanted), device=self.run.device)
+        return bool(self.run.accelerator.reduce(votes, "sum") > 0)
 
     def _checkpoint_due(self) -> bool:
         settings, step = self.settings, self.run.step
@@ -229,13 +259,17 @@ class Trainer:
         if settings.checkpoint_steps and step % settings.checkpoint_steps == 0:
             return True
         waited = time.monotonic() - self.last_checkpoint
-        return settings.checkpoint_minutes > 0 and waited >= 60 * settings.checkpoint_minutes
+        due = settings.checkpoint_minutes > 0 and waited >= 60 * settings.checkpoint_minutes
+        return self._any(due) if self.run.start_widths else due  # of channels all processes take part
 
     def _save_checkpoint(self) -> None:
         if self.out is None or self.metrics is None:
+            if self.run.start_widths:
+                self.run.state()
+            self.last_checkpoint = time.monotonic()
             return
-        seconds = time.monotonic() - self.started
-        checkpoint.save(self.out, {**self.run.state(), "seconds": seconds, "metrics_lines": self.metrics.lines})
+        spent = {"seconds": time.monotonic() - self.started, "train_seconds": self.training.seconds}
+        checkpoint.save(self.out, {**self.run.state(), **spent, "metrics_lines": self.metrics.lines})
         self.last_checkpoint = time.monotonic()
 
     def _finish(self) -> dict[str, Any]:
@@ -244,7 +278,7 @@ class Trainer:
         run.sparsifier.finalize()
         cost = run.cost()
         measured: dict[str, Any] = {}
-        with self._evaluated_model() as model:
+        with self._final_model() as model:
             if self.settings.recalibrate:
                 with run.accelerator.autocast():
                     recalibrate(model, run.data.train.epoch(0), self.settings.recalibrate)
@@ -253,12 +287,15 @@ class Trainer:
             if self.out is not None:
                 extra = {"recipe": run.recipe.resolved(), "accuracy": measured["accuracy"]}
                 storage.save(model, self.out / "model", extra=extra)
-                shape = structure(run.recipe, run.label, run.sparsifier, run.model, run.flops, run.start_active, cost)
-                rundir.write_json(self.out / rundir.STRUCTURE, shape)
+                rundir.write_json(self.out / rundir.STRUCTURE, structure(run, cost))
         record = self._record(run.last_loss)
         for split, key in (("val", "validation_accuracy"), ("test", "accuracy")):
             if measured[key] is not None:
                 self._write({**record, "accuracy": measured[key], "split": split})
+        if self.out is not None and is_channels(run.recipe):
+            dense = model_of(run.recipe, run.data)
+            measured |= latency(run.recipe, model, dense, run.data.shape, run.table)
+            measured["train_seconds"] = self.training.seconds
         spans = run.recipe.method.timeline(run.total_steps).spans()
         measured |= {
             "seconds": time.monotonic() - self.started,
@@ -266,4 +303,4 @@ class Trainer:
             "explore_steps": sum(span.end - span.start for span in spans if span.phase == "explore"),
             "run": ".",
         }
-        return results(run.recipe, [run_entry(run.recipe, run.label, run.sparsifier, run.flops, cost, **measured)])
+        return results(run.recipe, [run_entry(run, cost, **measured)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -66,6 +67,25 @@ class Progress:
                 f"loss {record['loss']:.4f}  {record['split']} accuracy {record['accuracy']:.2%}",
                 highlight=False, soft_wrap=True,
             )  # fmt: skip
+
+
+class Stopwatch:
+    """Adds up the seconds spent inside of it.
+
+    Args:
+        seconds: what there is already
+    """
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+        self._entered = 0.0
+
+    def __enter__(self) -> Stopwatch:
+        self._entered = time.monotonic()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.monotonic() - self._entered
 
 
 class StopRequest:

@@ -29,11 +29,14 @@ _MAX_BYTES = 1_000_000
 _NAMED = ("method", "pattern", "optimizer", "schedule")  # sections whose options depend on their name
 _DEFAULT_NAMES = {"pattern": "weights", "optimizer": "sgd", "schedule": "cosine"}
 _LABEL = re.compile(r"[A-Za-z0-9][\w.+-]*")  # labels become file names
-_WHOLE = ("pattern.distribution", "model.options")  # mappings that a later layer replaces instead of merging
+# mappings that a later layer replaces instead of merging
+WHOLE = ("pattern.distribution", "pattern.round_to", "model.options")
+VARIANT = "recipe"  # key of an entry of `compare`: what is different about its recipe, beside the method
+_VARIABLE = ("model.options", "model.weights", "criterion", "pattern", "optimizer", "schedule")  # what that may be
 # keys that may differ between a run and its continuation: they change what is seen, not what is computed
 HARMLESS = (
     "train.log_every", "train.eval_every", "train.checkpoint_minutes", "train.checkpoint_steps", "train.tensorboard",
-    "train.threads", "data.workers", "compare",
+    "train.threads", "train.latency_seconds", "data.workers", "compare",
 )  # fmt: skip
 
 
@@ -100,6 +103,7 @@ class Recipe:
             UserError: if ``label`` is neither a variant of this recipe nor a method.
         """
         options = dict(self.compare.get(label, {}))
+        options.pop(VARIANT, None)
         name = str(options.pop("name", label))
         if label == name == self.method_name:
             return label, plain(self.method)
@@ -159,6 +163,9 @@ def parse(tree: Mapping[str, Any]) -> Recipe:
         raise UserError("a recipe needs its length: give either epochs or steps" + (", not both" if top.steps else ""))
     _check_criterion(top.criterion)
     named = {section: _named(section, tree.get(section), section) for section in _NAMED}
+    table = getattr(named["pattern"][1], "table", None)
+    if table is not None and not (isinstance(table, str) and table):
+        raise UserError(f"pattern.table must be the path of a latency table, or null, not {show(table)}")
     compare = {
         label: require_mapping(options, f"compare.{label}")
         for label, options in require_mapping(tree.get("compare"), "compare").items()
@@ -169,7 +176,9 @@ def parse(tree: Mapping[str, Any]) -> Recipe:
                 f"compare has the key {show(label)}, but it names files: start with a letter or digit, and go on with "
                 "those or any of _ . + -"
             )
-        _named("method", {"name": label, **options}, f"compare.{label}")
+        method = {key: value for key, value in options.items() if key != VARIANT}
+        _named("method", {"name": label, **method}, f"compare.{label}")
+        _check_changes(tree, options.get(VARIANT), f"compare.{label}.{VARIANT}")
     sections: dict[str, Any] = {}
     for section, (name, built) in named.items():
         sections |= {f"{section}_name": name, section: built}
@@ -183,22 +192,58 @@ def parse(tree: Mapping[str, Any]) -> Recipe:
     )
 
 
+def _check_changes(tree: Mapping[str, Any], changes: object, path: str) -> None:
+    """Refuse what an entry of ``compare`` must not change about the recipe, or changes into something wrong."""
+    changes = require_mapping(changes, path)
+    for section, value in changes.items():
+        keys = [f"{section}.{key}" for key in value] if isinstance(value, Mapping) and section == "model" else [section]
+        for key in keys:
+            if key not in _VARIABLE:
+                raise UserError(
+                    f"{path} has the key {show(key)}, but runs that are compared may only differ in "
+                    f"{', '.join(_VARIABLE)}, and in their method"
+                )
+    if changes:
+        try:
+            parse(merge({key: value for key, value in tree.items() if key != "compare"}, changes))
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+
+
 def merge(below: Mapping[str, Any], above: Mapping[str, Any], path: str = "") -> Tree:
     """``above`` over ``below``, as the module's docstring says."""
+    if not path:
+        below = _with_changes(below, above)
     result = dict(below)
     if not path and ({"epochs", "steps"} & above.keys()):
         result = {key: value for key, value in result.items() if key not in ("epochs", "steps")}
     for key, value in above.items():
         name, old = join(path, str(key)), result.get(key)
-        if not isinstance(value, Mapping) or not isinstance(old, Mapping) or name in _WHOLE:
+        if not isinstance(value, Mapping) or not isinstance(old, Mapping) or name in WHOLE:
             result[key] = value
         elif name in _NAMED and value.get("name", old.get("name")) != old.get("name"):
-            variants = below.get("compare")
-            variant = variants.get(value["name"]) if name == "method" and isinstance(variants, Mapping) else None
-            result[key] = merge(variant, value, name) if isinstance(variant, Mapping) else value
+            variant = _entry(below, value["name"]) if name == "method" else {}
+            variant = {option: given for option, given in variant.items() if option != VARIANT}
+            result[key] = merge(variant, value, name) if variant else value
         else:
             result[key] = merge(old, value, name)
     return result
+
+
+def _entry(tree: Mapping[str, Any], label: object) -> Mapping[str, Any]:
+    """The entry of ``compare`` for a label; empty where there is none."""
+    variants = tree.get("compare")
+    entry = variants.get(label) if isinstance(variants, Mapping) and isinstance(label, str) else None
+    return entry if isinstance(entry, Mapping) else {}
+
+
+def _with_changes(below: Mapping[str, Any], above: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``below``, with what its ``compare`` says of the recipe of the method that ``above`` changes to."""
+    old, new = (tree["method"] if isinstance(tree.get("method"), Mapping) else {} for tree in (below, above))
+    if "name" not in new or new["name"] == old.get("name"):
+        return below
+    changes = _entry(below, new["name"]).get(VARIANT)
+    return merge(below, changes) if isinstance(changes, Mapping) and "method" not in changes else below
 
 
 def override_tree(arguments: Sequence[str]) -> Tree:
@@ -241,7 +286,9 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
 def with_method(recipe: Recipe, label: str, **changes: Any) -> Recipe:
     """The recipe with the method that ``label`` names (see `Recipe.variant`) and other top-level ``changes``."""
     name, options = recipe.variant(label)
-    tree = {**recipe.resolved(), "method": {"name": name, **options}}
+    own = label == name == recipe.method_name
+    differing = {} if own else require_mapping(recipe.compare.get(label, {}).get(VARIANT), label)
+    tree = {**merge(recipe.resolved(), differing), "method": {"name": name, **options}}
     if {"epochs", "steps"} & changes.keys():
         tree = {key: value for key, value in tree.items() if key not in ("epochs", "steps")}
     return parse({**tree, **changes})

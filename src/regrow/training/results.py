@@ -8,31 +8,28 @@ from typing import TYPE_CHECKING, Any
 from regrow.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from regrow.cost import ModelFlops
-    from regrow.sparsifier import Sparsifier
+    from regrow.training.run import Run
 
 
-def run_entry(
-    recipe: Recipe, label: str, sparsifier: Sparsifier, flops: ModelFlops, cost: Mapping[str, float], **measured: Any
-) -> dict[str, Any]:
-    """One run in ``results.json``; ``measured`` are accuracy, validation_accuracy (fractions), seconds, steps and run.
+def run_entry(run: Run, cost: Mapping[str, float], /, **measured: Any) -> dict[str, Any]:
+    """One run in ``results.json``; ``measured`` are accuracy, validation_accuracy (fractions), seconds, steps and run,
+    and what is known of its speed.
 
     Costs are multiples of dense training for ``cost_steps`` steps, or for as many as the run has where that is None.
     """
+    recipe, sparsifier = run.recipe, run.sparsifier
     density = sparsifier.density()
     return {
         "method": recipe.method_name,
-        "label": label,
+        "label": run.label,
         "seed": recipe.seed,
         "accuracy": measured.pop("accuracy"),
         "density": density,
         "sparsity": 1.0 - density,
         "training_cost": cost["total"],
         "by_phase": {phase: value for phase, value in cost.items() if phase != "total"},
-        "inference_flops": flops.inference(sparsifier.layer_density()),
-        "dense_flops": flops.total,
+        "inference_flops": run.flops.inference(sparsifier.layer_density()),
+        "dense_flops": run.flops.total,
         "cost_steps": recipe.train.cost_steps,
         **measured,
     }
@@ -51,29 +48,33 @@ def results(recipe: Recipe, runs: Sequence[Mapping[str, Any]], reference: str | 
     }
 
 
-def structure(
-    recipe: Recipe, label: str, sparsifier: Sparsifier, model: nn.Module, flops: ModelFlops,
-    start_active: Mapping[str, int], cost: Mapping[str, float],
-) -> dict[str, Any]:  # fmt: skip
-    """The content of ``structure.json``: the layers, the updates and the training cost of a run."""
-    parameters = dict(model.named_parameters())
+def structure(run: Run, cost: Mapping[str, float]) -> dict[str, Any]:
+    """The content of ``structure.json``: the layers, the updates and the training cost of a run, and for channels the
+    widths of all groups: dense, at the start and at the end."""
+    sparsifier = run.sparsifier
+    parameters = dict(run.model.named_parameters())
     layers = [
         {
             "name": name,
             "shape": list(mask.shape),
             "total": mask.numel(),
-            "start_active": int(start_active.get(name, mask.numel())),
+            "start_active": int(run.start_active.get(name, mask.numel())),
             "active": int(mask.sum()),
-            "flops": flops.by_parameter.get(name, 0.0),
+            "flops": run.flops.by_parameter.get(name, 0.0),
         }
         for name, mask in sparsifier.masks.items()
         if name in parameters
+    ]
+    widths = [
+        {"group": group, "before": size, "start": run.start_widths.get(group, size), "after": kept}
+        for group, (kept, size) in sparsifier.widths().items()
     ]
     return {
         "layers": layers,
         "history": list(sparsifier.history),
         "training_cost": dict(cost),
-        "method": recipe.method_name,
-        "seed": recipe.seed,
-        "label": label,
+        "method": run.recipe.method_name,
+        "seed": run.recipe.seed,
+        "label": run.label,
+        **({"widths": widths} if widths else {}),
     }

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from regrow import storage
 from regrow.cost import count_flops, training_cost
 from regrow.criteria import Criterion
 from regrow.errors import UserError
@@ -19,14 +22,27 @@ from regrow.sparsifier import Sparsifier
 from regrow.training.data import BatchSource, DataSet
 from regrow.training.data import load as load_data
 from regrow.training.evaluation import Ema, eval_mode
+from regrow.training.latency import is_channels, needs_table, table_of
 from regrow.training.models import build, example_input, import_callable
 from regrow.training.recipe import Recipe
 
+if TYPE_CHECKING:
+    from regrow.latency.table import LatencyTable
+    from regrow.patterns.base import Pattern
+
 
 class Run:
-    """Everything that a step needs, built from a recipe alone; nothing is written."""
+    """Everything that a step needs, built from a recipe alone; nothing is written.
 
-    def __init__(self, recipe: Recipe, label: str) -> None:
+    Args:
+        recipe: what to do
+        label: name of the run in tables
+        table: of latencies, where an earlier session or a comparison has measured it; otherwise this does, if the
+            recipe needs one
+        quiet: show no progress of that
+    """
+
+    def __init__(self, recipe: Recipe, label: str, table: LatencyTable | None = None, quiet: bool = True) -> None:
         self.recipe, self.label = recipe, label
         settings = recipe.train
         if settings.threads is not None:
@@ -42,22 +58,25 @@ class Run:
         self.cost_steps = settings.cost_steps or self.total_steps
         recipe.schedule.check(self.total_steps, self.steps_per_epoch)
         criterion = criterion_of(recipe)
-        self.model: nn.Module = build(
-            recipe.model.name, self.data.num_classes, self.data.shape[0], seed=recipe.seed, **recipe.model.options
-        ).to(self.device)
+        check_thin(recipe)
+        self.model: nn.Module = model_of(recipe, self.data).to(self.device)
         self.example = example_input(self.model, self.data.shape)
         self.flops = count_flops(self.model, self.example)
         _check_output(self.model, self.example, self.data.num_classes, recipe.model.name)
         optimizer = recipe.optimizer.build(self.model.named_parameters())
         self.peak_lr = [group["lr"] for group in optimizer.param_groups]
         self.ema = Ema(self.model, settings.ema) if settings.ema is not None else None
+        self.table = table or table_of(recipe, self.model, self.data.shape, progress=not quiet)
+        self._wrapped_for_other_shapes = False
         self.sparsifier = Sparsifier(
-            self.model, optimizer, pattern=recipe.pattern, method=recipe.method, criterion=criterion,
-            total_steps=self.total_steps, seed=recipe.seed,
+            self.model, optimizer, pattern=pattern_of(recipe, self.table), method=recipe.method, criterion=criterion,
+            total_steps=self.total_steps, seed=recipe.seed, example_inputs=self.example, on_resize=self._resized,
         )  # fmt: skip
         self.timeline = recipe.method.timeline(self.total_steps)
         self.start_active = {name: int(mask.sum()) for name, mask in self.sparsifier.masks.items()}
+        self.start_widths = {group: kept for group, (kept, _) in self.sparsifier.widths().items()}
         self.prepared, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self._wrapped_for_other_shapes = False
         self.forward: Any = torch.compile(self.prepared) if settings.compile else self.prepared
         self.optimizer.train()
         self.step = 0
@@ -66,8 +85,34 @@ class Run:
         self.loss_count = 0
         self.last_loss = 0.0
 
+    def _resized(self) -> None:
+        self._wrapped_for_other_shapes = self.accelerator.num_processes > 1
+
+    def wrap(self) -> None:
+        """Wraps the model anew where its parameters have changed their shapes since, which no wrapper follows. To be
+        called before a step; on all processes, as all of them resize at the same one."""
+        if not self._wrapped_for_other_shapes:
+            return
+        models = self.accelerator._models
+        models[:] = [model for model in models if model is not self.prepared and model is not self.model]
+        self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
+        self.prepared = self.forward = None
+        gc.collect()  # the old wrapper, part of a cycle, holds what accumulates gradients of the old shapes
+        self.prepared = self.forward = self.accelerator.prepare_model(self.model)
+        self._wrapped_for_other_shapes = False
+
     def state(self) -> dict[str, Any]:
-        """All that `load_state` needs to go on from here; to be read back with ``weights_only=True``."""
+        """All that `load_state` needs to go on from here; to be read back with ``weights_only=True``. Of channels it is
+        the state at full width, and all processes must call it."""
+        if not self.start_widths:
+            return self._state()
+        with self.sparsifier.full_width():
+            state = copied(self._state())
+        if self.recipe.pattern.thin:
+            self._resized()  # there and back, which has cost the wrapper its hooks
+        return state
+
+    def _state(self) -> dict[str, Any]:
         scaler = self.accelerator.scaler
         return {
             "recipe": self.recipe.resolved(),
@@ -79,6 +124,7 @@ class Run:
             "ema": self.ema.state_dict() if self.ema is not None else None,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "start_active": self.start_active,
+            **({"start_widths": self.start_widths} if self.start_widths else {}),
             "loss": [float(self.loss_sum), self.loss_count, self.last_loss],
         }
 
@@ -89,14 +135,16 @@ class Run:
             UserError: if the state does not belong to this model, optimizer or sparsifier.
         """
         try:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.sparsifier.load_state_dict(state["sparsifier"])
+            with self.sparsifier.full_width():
+                self.model.load_state_dict(state["model"])
+                self.optimizer.load_state_dict(state["optimizer"])
+                self.sparsifier.load_state_dict(state["sparsifier"])
             if self.ema is not None:
                 self.ema.load_state_dict(state["ema"])
             if self.accelerator.scaler is not None and state["scaler"] is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             self.start_active = dict(state["start_active"])
+            self.start_widths = dict(state.get("start_widths", {}))
             self.step = int(state["step"])
             total, self.loss_count, self.last_loss = state["loss"]
             self.loss_sum.fill_(total)
@@ -112,6 +160,15 @@ class Run:
     def learning_rate(self, step: int) -> float:
         """The learning rate of the first parameter group at ``step``."""
         return self.peak_lr[0] * self.recipe.schedule.factor(step, self.total_steps, self.steps_per_epoch)
+
+
+def copied(value: Any) -> Any:
+    """Nested dicts and lists with copies of their tensors, which keep what they hold when a model is resized."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, Mapping):
+        return {key: copied(item) for key, item in value.items()}
+    return [copied(item) for item in value] if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -154,6 +211,45 @@ def _accelerator(recipe: Recipe) -> Any:
     if recipe.train.precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("train.precision fp16 needs a GPU: use bf16 or fp32")
     return accelerator
+
+
+def model_of(recipe: Recipe, data: DataSet) -> nn.Module:
+    """The recipe's model on the CPU: with random weights, or with those that ``model.weights`` names.
+
+    Raises:
+        UserError: if it cannot be built, or the weights are not there or those of another model.
+    """
+    section = recipe.model
+    model = build(section.name, data.num_classes, data.shape[0], seed=recipe.seed, **section.options)
+    if section.weights is not None:
+        path = Path(section.weights.replace("{seed}", str(recipe.seed)))
+        inside = path / "model"
+        try:
+            storage.load(model, inside if (inside / storage.MANIFEST).is_file() else path)
+        except UserError as error:
+            raise UserError(f"model.weights: {error}") from error
+    return model
+
+
+def pattern_of(recipe: Recipe, table: LatencyTable | None) -> Pattern:
+    """The recipe's pattern, with the latency table that it does not name itself."""
+    pattern: Pattern = recipe.pattern
+    return dataclasses.replace(recipe.pattern, table=table) if table is not None and needs_table(recipe) else pattern
+
+
+def check_thin(recipe: Recipe) -> None:
+    """Refuse what cannot follow parameters that change their shapes.
+
+    Raises:
+        UserError: naming the key, and the way out.
+    """
+    if not (is_channels(recipe) and recipe.method.sparsifies and recipe.pattern.thin):
+        return
+    way_out = "set pattern.thin=false, which masks channels instead"
+    if recipe.train.ema is not None:
+        raise UserError(f"train.ema cannot average a model whose layers change their widths: {way_out}")
+    if recipe.train.compile:
+        raise UserError(f"train.compile would compile anew whenever layers change their widths: {way_out}")
 
 
 def criterion_of(recipe: Recipe) -> Criterion:

@@ -20,9 +20,10 @@ METRICS = "metrics.jsonl"
 RESULTS = "results.json"
 STRUCTURE = "structure.json"
 REPORT = "report.html"
+LATENCY = "latency.json"
 CHECKPOINT = "checkpoint/state.pt"
 _LOCK = ".lock"
-_OURS = {RECIPE, METRICS, RESULTS, STRUCTURE, REPORT, "checkpoint", "model", "tensorboard"}
+_OURS = {RECIPE, METRICS, RESULTS, STRUCTURE, REPORT, LATENCY, "checkpoint", "model", "tensorboard"}
 
 
 def write_text(path: Path, text: str) -> None:

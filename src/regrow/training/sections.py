@@ -17,10 +17,13 @@ class ModelSection:
     Attributes:
         name: wrn22-2 and other built-in names, timm:NAME, torchvision:NAME or package.module:callable
         options: keyword arguments for the model, e.g. dropout
+        weights: a model saved by regrow to start from, a run directory or its model/; {seed} in it stands for the seed;
+            null means random weights
     """
 
     name: str
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class TrainSection:
         recalibrate: training batches that re-estimate batch-norm statistics before the final evaluation; 0 means none
         compile: compile the model with torch.compile
         threads: CPU threads; null means torch's default
+        latency_batch: images at a time where latency is measured (pattern channels, unless pattern.table says)
+        latency_seconds: how long measuring a latency table may take, where there is no pattern.table
         cost_steps: steps of the dense training that training costs are multiples of; null means those of the run itself
         log_every: steps between two lines of metrics.jsonl
         eval_every: epochs between two evaluations on the validation split; 0 means only at the end
@@ -78,6 +83,8 @@ class TrainSection:
     recalibrate: int = number(0, 0)
     compile: bool = False
     threads: int | None = number(None, 1, 1024)
+    latency_batch: int = number(8, 1)
+    latency_seconds: float = number(60.0, above=0)
     cost_steps: int | None = number(None, 1)
     log_every: int = number(50, 1)
     eval_every: float = number(1.0, 0)

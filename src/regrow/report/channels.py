@@ -1,0 +1,178 @@
+"""What the page shows of runs that removed channels: widths, latency predicted and measured, accuracy for latency."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import plotly.graph_objects as go
+
+from regrow.report import figures, formats
+from regrow.report.figures import Points, escaped, shown
+from regrow.report.panels import PANELS, Drawing, Group, Panel, look_of, score, several, spoken
+from regrow.report.statistics import mean
+from regrow.report.style import MUTED, Look, blank, heading, translucent
+
+_LATENCY = "Measured latency, × dense"
+
+
+def panels_of(groups: Sequence[Group]) -> list[Panel]:
+    """The panels of a page: where runs have widths or latencies, those that show them too."""
+    own = [panel for panel in _PANELS if panel.draw(groups) is not None]
+    halves = [panel for panel in own if not panel.wide]
+    if len(halves) == 1:  # it stands alone
+        own = [replace(panel, wide=True) for panel in own]
+    kept = [panel for panel in PANELS if panel.key != "layers" or "widths" not in [one.key for one in own]]
+    place = next(i for i, panel in enumerate(kept) if panel.key == "curves")
+    return [*kept[:place], *own, *kept[place:]]
+
+
+# ---- figures ----
+
+
+def accuracy_against_latency(
+    points: Mapping[str, Points], looks: Mapping[str, Look], dense: str | None = None
+) -> go.Figure:
+    """As `figures.accuracy_against_cost`, with a line through the means that none of the others beats in both."""
+    figure = figures.accuracy_against_cost(points, looks, dense, _LATENCY)
+    front = pareto([(mean([x for x, _ in p]), mean([y for _, y in p])) for p in points.values()])
+    line = {"color": translucent(MUTED, 0.6), "width": 1.5, "shape": "hv"}
+    quiet = {"showlegend": False, "hoverinfo": "skip"}
+    figure.add_scatter(x=[x for x, _ in front], y=[y for _, y in front], mode="lines", line=line, **quiet)
+    return figure
+
+
+def pareto(points: Points) -> list[tuple[float, float]]:
+    """The points that no other beats, by a lower x and at least as high a y or the other way round; by rising x."""
+    front: list[tuple[float, float]] = []
+    for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or y > front[-1][1]:
+            front.append((x, y))
+    return front
+
+
+def predicted_and_measured(points: Mapping[str, Points], looks: Mapping[str, Look]) -> go.Figure:
+    """A mark per run at (predicted, measured) latency in milliseconds, and the line on which both are equal."""
+    figure = blank(400)
+    most = max(value for found in points.values() for point in found for value in point) * 1.1
+    equal = {"color": MUTED, "width": 1.5, "dash": "dot"}
+    figure.add_scatter(x=[0, most], y=[0, most], mode="lines", line=equal, showlegend=False, hoverinfo="skip")
+    for label, found in points.items():
+        hover = "%{fullData.name}<br>%{x:.3g} ms predicted, %{y:.3g} ms measured<extra></extra>"
+        mark = {"color": looks[label].color, "symbol": looks[label].symbol, "size": 11}
+        figure.add_scatter(
+            x=[x for x, _ in found], y=[y for _, y in found], mode="markers", marker=mark, name=shown(label),
+            legendgroup=label, hovertemplate=hover,
+        )  # fmt: skip
+    figure.update_xaxes(range=[0, most], nticks=7, title_text="Predicted, ms per batch")
+    figure.update_yaxes(range=[0, most], nticks=7)
+    heading(figure, "Measured, ms per batch")
+    return figure
+
+
+def widths(
+    dense: Mapping[str, int], kept: Mapping[str, Mapping[str, tuple[float, float]]], looks: Mapping[str, Look]
+) -> go.Figure:
+    """Per group of channels (top to bottom) a bar of its dense width, and per label a ring at the width that it started
+    with and a dot at the one that it has now.
+
+    Args:
+        dense: group → number of channels
+        kept: label → group → channels at the start and now
+    """
+    names = list(dense)
+    pitch = max(14, min(12 + 9 * len(kept), 1500 // len(names)))
+    figure = blank(pitch * len(names) + 80, barmode="overlay", bargap=0.25)
+    figure.add_bar(
+        x=list(dense.values()), y=list(range(len(names))), orientation="h", showlegend=False,
+        marker={"color": translucent(MUTED, 0.18), "line": {"width": 0}}, customdata=[escaped(name) for name in names],
+        hovertemplate="%{customdata}<br>%{x:,} channels when dense<extra></extra>",
+    )  # fmt: skip
+    for i, (label, counts) in enumerate(kept.items()):
+        shift = (i - (len(kept) - 1) / 2) * 0.6 / max(len(kept), 2)
+        rows = [names.index(group) + shift for group in counts]
+        color = looks[label].color
+        ring = {"color": "rgba(0,0,0,0)", "size": 8, "line": {"color": color, "width": 1.5}}
+        common = {"y": rows, "mode": "markers", "legendgroup": label}
+        starts = [start for start, _ in counts.values()]
+        figure.add_scatter(x=starts, marker=ring, showlegend=False, hoverinfo="skip", **common)
+        said = [
+            f"{shown(label)}<br>{escaped(group)}<br>"
+            f"{start:,.4g} of {dense[group]:,} channels at the start, {now:,.4g} now"
+            for group, (start, now) in counts.items()
+        ]
+        figure.add_scatter(
+            x=[now for _, now in counts.values()], marker={"color": color, "size": 6}, name=shown(label),
+            customdata=said, hovertemplate="%{customdata}<extra></extra>", **common,
+        )  # fmt: skip
+    short = [escaped(figures.cut(name, 26)) for name in names]
+    figure.update_yaxes(tickvals=list(range(len(names))), ticktext=short, tickfont={"size": 11.5}, showgrid=False,
+                        range=[len(names) - 0.45, -0.55])  # fmt: skip
+    figure.update_xaxes(side="top", range=[0, max(dense.values()) * 1.05], nticks=8, title_text="Channels")
+    return figure
+
+
+# ---- runs to drawings ----
+
+
+def _tradeoff(groups: Sequence[Group]) -> Drawing | None:
+    points: dict[str, list[tuple[float, float]]] = {}
+    for g in groups:
+        for run in g.runs:
+            value = score(run)
+            if run.latency is not None and run.dense_latency and value is not None:
+                points.setdefault(g.label, []).append((run.latency / run.dense_latency, value))
+    if sum(len(found) for found in points.values()) < 2:
+        return None
+    means = {label: (mean([x for x, _ in p]), mean([a for _, a in p])) for label, p in points.items()}
+    said = {label: f"{formats.accuracy(a)} at {formats.times(x)}" for label, (x, a) in means.items()}
+    dense = next((g.label for g in groups if g.dense and g.label in points), None)
+    caption = "Up and to the left is better; the line joins the means that no other beats in both."
+    if several(groups):
+        caption += " Large marks are means ± one standard deviation, faint marks single runs."
+    figure = accuracy_against_latency(points, look_of(groups), dense)
+    return Drawing(figure, caption, f"Scatter plot of accuracy against measured latency. {spoken(said)}.")
+
+
+def _prediction(groups: Sequence[Group]) -> Drawing | None:
+    points: dict[str, list[tuple[float, float]]] = {}
+    for g in groups:
+        for run in g.runs:
+            if run.latency is not None and run.latency_predicted is not None:
+                points.setdefault(g.label, []).append((1e3 * run.latency_predicted, 1e3 * run.latency))
+    if not points:
+        return None
+    errors = {label: mean([abs(x / y - 1) for x, y in found if y]) for label, found in points.items()}
+    said = {label: f"off by {formats.share(error)} on average" for label, error in errors.items()}
+    caption = "Below the dotted line, a network is faster than its latency table says; above it, slower."
+    figure = predicted_and_measured(points, look_of(groups))
+    return Drawing(figure, caption, f"Scatter plot of measured against predicted latency. {spoken(said)}.")
+
+
+def _widths(groups: Sequence[Group]) -> Drawing | None:
+    dense: dict[str, int] = {}
+    kept: dict[str, dict[str, tuple[float, float]]] = {}
+    for g in groups:
+        found: dict[str, list[tuple[int, int]]] = {}
+        for width in (width for run in g.runs for width in run.widths):
+            dense.setdefault(width.group, width.before)
+            found.setdefault(width.group, []).append((width.start, width.after))
+        if found:
+            kept[g.label] = {
+                name: (mean([a for a, _ in pairs]), mean([b for _, b in pairs])) for name, pairs in found.items()
+            }
+    if not kept:
+        return None
+    total = sum(dense.values())
+    said = {k: f"{formats.share(sum(now for _, now in v.values()) / total)} of all channels" for k, v in kept.items()}
+    caption = "First group on top. The bar is the dense width, a ring the width at the start, a dot the width now"
+    caption += " (means over seeds)." if several(groups) else "."
+    figure = widths(dense, kept, look_of(groups))
+    return Drawing(figure, caption, f"Bar and dot chart of the channels kept in each group. {spoken(said)}.")
+
+
+_PANELS = (
+    Panel("latency", "Accuracy against latency", "", _tradeoff, wide=False),
+    Panel("prediction", "Latency, predicted and measured", "", _prediction, wide=False),
+    Panel("widths", "Channels per group", "", _widths),
+)

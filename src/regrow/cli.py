@@ -335,7 +335,7 @@ def _demo(args: argparse.Namespace) -> int:
     elif out != args.out:
         print(f"{args.out} exists, so this demo goes to {out}")
     args.recipe, args.match, args.jobs, args.quiet = "digits-iee", "steps", None, False
-    return _run_compare(args, recipe, out, ["dense", "static", "rigl", "iee"], [0, 1, 2])
+    return _run_compare(args, recipe, out, ["dense", "static", "rigl", "iee", "channels"], [0, 1, 2])
 
 
 def _run_compare(args: argparse.Namespace, recipe: object, out: Path, labels: list[str], seeds: list[int]) -> int:

@@ -252,7 +252,7 @@ def test_demo(tmp_path, monkeypatch, capsys):
     assert time.monotonic() - started < 90
     said = capsys.readouterr().out
     assert f"{tmp_path}/demo exists, so this demo goes to {tmp_path}/demo-2" in said
-    for method in ("dense", "static", "rigl", "iee"):
+    for method in ("dense", "static", "rigl", "iee", "channels"):
         assert f"│ {method} " in said
     assert f"report: {tmp_path}/demo-2/report.html" in said
     assert list((tmp_path / "demo").iterdir()) == []

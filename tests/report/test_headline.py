@@ -90,3 +90,12 @@ def test_unfinished() -> None:
     assert head(begun, begun).title == "None of 2 runs is finished yet"
     assert head(begun, run("rigl", 0, 0.9)).lede.endswith("1 run is unfinished.")
     assert head(run("iee", 0, None, finished=False, steps=None)).tiles[0].value == "0"
+
+
+def test_thin_networks_are_not_compared_with_sparse_ones():
+    from regrow.report.headline import _of_one_kind
+
+    sparse = [{"label": "iee"}, {"label": "rigl", "latency_ratio": None}, {"label": "channels", "latency_ratio": 0.6}]
+    assert [s["label"] for s in _of_one_kind(sparse)] == ["iee", "rigl"]
+    assert [s["label"] for s in _of_one_kind(sparse[2:])] == ["channels"]
+    assert _of_one_kind([]) == []

@@ -42,7 +42,7 @@ def compose(runs: Sequence[Run], records: Sequence[Mapping[str, Any]], summaries
     ranked = sorted((s for s in summaries if s["mean"] is not None), key=lambda s: -s["mean"])
     if not ranked:
         return _without_accuracy(summaries, note)
-    sparse = [s for s in ranked if not _is_dense(s)]
+    sparse = _of_one_kind([s for s in ranked if not _is_dense(s)])
     dense = next((s for s in ranked if _is_dense(s)), None)
     best = sparse[0] if sparse else ranked[0]
     rival = _rival(best, sparse)
@@ -51,6 +51,13 @@ def compose(runs: Sequence[Run], records: Sequence[Mapping[str, Any]], summaries
     parts = [_against_rival(best, rival, versus), _against_dense(dense, versus), _for_cost(best, dense)]
     lede = _sentence([part for part in parts if part])
     return Headline(title, " ".join(filter(None, (lede, note))), _tiles(best, rival, dense, versus))
+
+
+def _of_one_kind(sparse: Sequence[Summary]) -> list[Summary]:
+    """Networks without single weights do not compare with those without channels: the kind that has more entries."""
+    thin = [s for s in sparse if s.get("latency_ratio") is not None]
+    others = [s for s in sparse if s.get("latency_ratio") is None]
+    return thin if len(thin) > len(others) else others
 
 
 def _is_dense(summary: Summary) -> bool:

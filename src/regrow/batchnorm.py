@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.errors import UserError
+from regrow.quiet import evaluating
 
 
 def norm_buffers(model: nn.Module) -> dict[str, Tensor]:
@@ -43,28 +44,25 @@ def recalibrate(model: nn.Module, loader: Iterable[Any], batches: int | None = N
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.track_running_stats]
     if not norms:
         return
-    modes = {module: module.training for module in model.modules()}
     momenta = [norm.momentum for norm in norms]
     saved = [{name: b.clone() for name, b in norm.named_buffers()} for norm in norms]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     seen = 0
     try:
-        model.eval()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a cumulative mean
-            norm.train()
-        for batch in islice(loader, batches):
-            model(_inputs(batch).to(device))
-            seen += 1
+        with evaluating(model):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # a cumulative mean
+                norm.train()
+            for batch in islice(loader, batches):
+                model(_inputs(batch).to(device))
+                seen += 1
     finally:
         for norm, momentum, buffers in zip(norms, momenta, saved, strict=True):
             norm.momentum = momentum
             if not seen:
                 for name, value in buffers.items():
                     getattr(norm, name).copy_(value)
-        for module, mode in modes.items():
-            module.training = mode
     if not seen:
         raise UserError("the loader yielded no batch to re-estimate batch-norm statistics from")
 

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from regrow import optim_state
 from regrow.channels import surgery
-from regrow.channels.table import Coupling, Slice, stay
+from regrow.channels.table import Coupling, Slice
 from regrow.state import WeightState
 
 Keep = Mapping[str, Tensor]
@@ -135,11 +135,5 @@ def entries(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
 
 def active_entries(coupling: Coupling, active: Keep, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Parameter name → bool, of its shape: whether all channels that an entry belongs to are active."""
-    dims: dict[str, dict[int, Tensor]] = {name: {} for name in params}
-    for group in coupling.groups:
-        for part in group.slices:
-            if part.name in dims:
-                stays = stay(part.channel, active[group.id])
-                before = dims[part.name].get(part.dim)
-                dims[part.name][part.dim] = stays if before is None else before & stays
-    return {name: entries(param, dims[name]) for name, param in params.items()}
+    kept = coupling.kept(active)
+    return {name: entries(param, kept.get(name, {})) for name, param in params.items()}

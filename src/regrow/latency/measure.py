@@ -19,6 +19,7 @@ from regrow.latency.eager import Eager
 from regrow.latency.onnxruntime import OnnxRuntime
 from regrow.latency.table import Grid, LatencyTable, Machine
 from regrow.latency.trace import Key, Network, Unit, trace
+from regrow.quiet import evaluating
 
 RUNTIMES: dict[str, type[Eager] | type[OnnxRuntime]] = {"eager": Eager, "onnxruntime": OnnxRuntime}
 
@@ -106,7 +107,7 @@ def measure(
     network = trace(model, example)
     if not network.units:
         raise UserError("the model has no layers whose latency could be measured: no convolution, linear layer or pool")
-    with torch_threads(threads), _eval(model):
+    with torch_threads(threads), evaluating(model):
         wholes = _wholes(runner, (model, *thin), example, progress)
         warming = time.monotonic()
         for whole in wholes:
@@ -177,7 +178,7 @@ def verify(
     with ExitStack() as stack:
         stack.enter_context(torch_threads(table.threads))
         for model in listed:
-            stack.enter_context(_eval(model))
+            stack.enter_context(evaluating(model))
         runs = _wholes(runner, listed, example, progress)
         samples: list[list[float]] = [[] for _ in runs]
         with _bar(progress, (rounds + 1) * len(runs), "checking") as advance:
@@ -228,17 +229,6 @@ def _fitted(table: LatencyTable, summed: Sequence[float], measured: Sequence[flo
     if summed[0] <= 0.0 or (table.network.unpriced and measured[0] > summed[0]):
         return replace(table, other=measured[0] - summed[0])
     return replace(table, correction=float(ratio.sum() / (ratio**2).sum()))
-
-
-@contextmanager
-def _eval(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def axes(units: Sequence[Unit], density: int) -> Axes:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from regrow.errors import UserError
+from regrow.quiet import evaluating
 
 aten = torch.ops.aten
 
@@ -118,20 +119,15 @@ def trace(model: nn.Module, example: Tensor) -> Network:
     Raises:
         UserError: if the model does not run on the example.
     """
-    modes = {module: module.training for module in model.modules()}
     recorder = _Recorder(model)
     first = example[:1]
     recorder.keep(first, _Value())
     try:
-        model.eval()
-        with torch.no_grad(), recorder:
+        with evaluating(model), torch.no_grad(), recorder:
             model(first)
     except Exception as error:  # models assert, index and raise whatever they like
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(f"the model does not run on inputs of shape {tuple(example.shape)}: {reason}") from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     return Network(tuple(_units(recorder.ops)), dict(recorder.unpriced))
 
 

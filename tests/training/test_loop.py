@@ -18,7 +18,7 @@ from regrow import UserError, storage
 from regrow.training import loop
 from regrow.training import run as run_module
 from regrow.training.evaluation import Ema
-from regrow.training.models import build
+from regrow.training.models import DigitsCNN, build
 from regrow.training.recipe import differences, load, shipped
 
 
@@ -118,6 +118,20 @@ def test_options_work_and_keep_the_sparsity(tmp_path, words):
             total, kept = total + p.numel(), kept + int((p != 0).sum())
     assert kept / total <= found["runs"][0]["density"] + 1e-9
     assert found["runs"][0]["density"] == pytest.approx(0.2, abs=1e-3)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_memory_format_of_training_images_is_what_was_asked_for(tmp_path, monkeypatch, asked):
+    seen, forward = set(), DigitsCNN.forward
+
+    def spy(self, x):
+        if self.training and len(x) == 16:
+            seen.add(x.is_contiguous(memory_format=torch.channels_last))
+        return forward(self, x)
+
+    monkeypatch.setattr(DigitsCNN, "forward", spy)
+    run(tmp_path, "--data.name", "generated:3x8x8:10:160", "--train.channels_last", str(asked).lower())
+    assert seen == {asked}
 
 
 def test_dense_removes_nothing(tmp_path):

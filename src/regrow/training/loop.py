@@ -140,6 +140,8 @@ class Trainer:
         for _ in range(settings.accumulate):
             images, labels = next(batches)
             images, labels = images.to(run.device, non_blocking=True), labels.to(run.device, non_blocking=True)
+            if settings.channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
             with run.accelerator.accumulate(run.prepared):
                 logits = run.forward(images)
                 loss = nn.functional.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)

@@ -67,6 +67,19 @@ def train(recipe, out, stop_after=None, monkeypatch=None, **options):
         return loop.train(recipe, out, report=False, quiet=True, **options)
 
 
+def test_a_run_from_before_a_key_existed_goes_on(tmp_path, monkeypatch):
+    recipe, out = load(tiny.write(tmp_path)), tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(recipe, out, 4, monkeypatch)
+    written = out / "recipe.yaml"
+    text = written.read_text()
+    assert "  channels_last: false\n" in text
+    written.write_text(text.replace("  channels_last: false\n", ""))
+    train(recipe, out, None, monkeypatch, resume=True)
+    with pytest.raises(UserError, match="^train.channels_last differs from the recipe that"):
+        train(load(tiny.write(tmp_path), ["--train.channels_last", "true"]), out, None, monkeypatch, resume=True)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_stopped_at_any_step(tmp_path, monkeypatch, variant):
     """Stops in every phase and at every boundary: 3 estimate, 2 improve, 3 explore, twice; then fixed."""

@@ -191,7 +191,7 @@ def _check_variant(out: Path, label: str, variant: Recipe) -> None:
         old = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path} is damaged: choose another --out") from error
-    for key in differences(old, variant.resolved()):
+    for key in differences(rundir.completed(old), variant.resolved()):
         what = "--match" if key == "train.cost_steps" else f"{key} of {label}"
         raise UserError(f"{what} differs from the runs that {out} already holds: choose another --out")
 

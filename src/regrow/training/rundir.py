@@ -13,7 +13,7 @@ from typing import IO, Any
 import yaml
 
 from regrow.errors import UserError
-from regrow.training.recipe import Recipe, differences
+from regrow.training.recipe import Recipe, differences, parse
 
 RECIPE = "recipe.yaml"
 METRICS = "metrics.jsonl"
@@ -106,11 +106,18 @@ def check_same_recipe(directory: Path, recipe: Recipe) -> None:
 
 def check_recipe(old: Any, recipe: Recipe, directory: Path) -> None:
     """The same for a recipe in its plain form."""
-    for key in differences(old, recipe.resolved()):
+    for key in differences(completed(old), recipe.resolved()):
         raise UserError(
             f"{key or 'the recipe'} differs from the recipe that {directory} was started with: "
             f"continue with {directory / RECIPE}, or choose another --out"
         )
+
+
+def completed(old: Any) -> Any:
+    """A recipe in its plain form as it would be written today: keys that are newer than it have their defaults."""
+    with suppress(UserError):
+        return parse(old).resolved()
+    return old
 
 
 @contextmanager

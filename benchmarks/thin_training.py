@@ -50,7 +50,7 @@ def stepper(model: nn.Module, optimizer: torch.optim.Optimizer, args: argparse.N
     return step
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--latency", type=float, default=0.3, help="share of the dense latency (default: %(default)s)")
@@ -60,7 +60,51 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=96, help="height and width of the images")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--profile-seconds", type=float, default=120.0)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def in_turns(
+    sparsifier: regrow.Sparsifier, ours: Callable[[], None], plain: Callable[[], None], steps: int
+) -> tuple[dict[str, list[float]], list[float]]:
+    """Seconds of the steps of IEE, by phase, and of dense training."""
+    by_phase: dict[str, list[float]] = defaultdict(list)
+    dense_steps: list[float] = []
+    while sparsifier.step_count < steps:
+        for _ in range(min(TURN, steps - sparsifier.step_count)):
+            phase = sparsifier.phase  # a step may end it
+            by_phase[phase].append(seconds(ours))
+        dense_steps += [seconds(plain) for _ in range(min(TURN, steps - len(dense_steps)))]
+        print(f"{sparsifier.step_count}/{steps}", {k: round(sum(v), 1) for k, v in by_phase.items()}, flush=True)
+    return by_phase, dense_steps
+
+
+def expand_and_shrink(sparsifier: regrow.Sparsifier) -> None:
+    with sparsifier.full_width():
+        pass
+
+
+@torch.no_grad()
+def compare_latency(thin: nn.Module, dense: nn.Module, example: torch.Tensor) -> float:
+    ratios = []
+    for turn in range(12):
+        times = []
+        for model in (thin, dense):
+            start = time.perf_counter()
+            model(example)
+            times.append(time.perf_counter() - start)
+        if turn > 1:
+            ratios.append(times[0] / times[1])
+    return statistics.median(ratios)
+
+
+def main() -> None:
+    args = arguments()
     torch.set_num_threads(1)
     start = time.perf_counter()
     dense, dense_optimizer = network()
@@ -76,26 +120,9 @@ def main() -> None:
     )  # fmt: skip
     attached = time.perf_counter() - start
     ours, plain = stepper(model, optimizer, args), stepper(dense, dense_optimizer, args)
-    by_phase: dict[str, list[float]] = defaultdict(list)
-    dense_steps: list[float] = []
-    while sparsifier.step_count < args.steps:
-        for _ in range(min(TURN, args.steps - sparsifier.step_count)):
-            start = time.perf_counter()
-            phase = sparsifier.phase
-            ours()
-            by_phase[phase].append(time.perf_counter() - start)
-        for _ in range(min(TURN, args.steps - len(dense_steps))):
-            start = time.perf_counter()
-            plain()
-            dense_steps.append(time.perf_counter() - start)
-        print(f"{sparsifier.step_count}/{args.steps}", {k: round(sum(v), 1) for k, v in by_phase.items()}, flush=True)
+    by_phase, dense_steps = in_turns(sparsifier, ours, plain, args.steps)
     cost = sparsifier.training_cost()
-    surgery = []
-    for _ in range(5):
-        start = time.perf_counter()
-        with sparsifier.full_width():  # expands, and shrinks again
-            pass
-        surgery.append(time.perf_counter() - start)
+    surgery = [seconds(lambda: expand_and_shrink(sparsifier)) for _ in range(5)]
     sparsifier.compact()
     (model.eval(), dense.eval())
     measured = compare_latency(model, dense, example)
@@ -125,20 +152,6 @@ def main() -> None:
     print(json.dumps(result, indent=1))
     if args.out:
         args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-
-
-@torch.no_grad()
-def compare_latency(thin: nn.Module, dense: nn.Module, example: torch.Tensor) -> float:
-    ratios = []
-    for turn in range(12):
-        times = []
-        for model in (thin, dense):
-            start = time.perf_counter()
-            model(example)
-            times.append(time.perf_counter() - start)
-        if turn > 1:
-            ratios.append(times[0] / times[1])
-    return statistics.median(ratios)
 
 
 if __name__ == "__main__":

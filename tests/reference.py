@@ -167,10 +167,11 @@ class Reference:
 
     def evolve(self, grads):
         """Shadow exploration: memory of what is out of use follows the dense gradient."""
-        speed, every = self.o.get("shadow_speed", 0.0), self.o.get("shadow_every", 1)
+        speed = self.o.get("shadow_speed", 0.05 if self.o.get("q") == 0 else 0.0)
+        every = self.o.get("shadow_every", 1)
         if not speed or self.update >= self.updates() or self.explored is not None:
             return
-        if self.step == 0:
+        if self.step == 0 and self.o.get("start", "random") == "random":
             self.memory = {k: torch.zeros_like(m) for k, m in self.memory.items()}
         if self.step % every != every - 1:
             return

@@ -9,7 +9,8 @@ import yaml
 
 import regrow
 import tiny_recipe as tiny
-from regrow.cli import _split_overrides, main
+from regrow.cli import main
+from regrow.options import parsers, split_overrides
 from regrow.training import recipe as recipes
 
 HEAVY = ["accelerate", "jsonargparse", "plotly", "rich", "scipy", "sklearn", "timm", "torch", "torchvision", "yaml"]
@@ -70,11 +71,9 @@ def test_the_help_of_a_recipe_lists_its_keys(capsys):
 
 
 def test_overrides_are_told_from_options():
-    from regrow.cli import _parsers
-
-    train = _parsers()[1]["train"][0]
+    train = parsers()[1]["train"]
     words = ["--epochs", "3", "tiny.yaml", "--out", "DIR", "--method.h=4", "--resume", "--seed", "-1", "--label", "a"]
-    own, overrides = _split_overrides(words, train)
+    own, overrides = split_overrides(words, train)
     assert own == ["tiny.yaml", "--out", "DIR", "--resume", "--label", "a"]
     assert overrides == ["--epochs", "3", "--method.h=4", "--seed", "-1"]
 

@@ -71,6 +71,8 @@ def test_every_method_with_every_optimizer(method: str, optimizer: str, criterio
         {"freeze": False},
         {"improve": False},
         {"q": 0},
+        {"q": 0, "shadow_speed": 0.0},
+        {"q": 0, "start": "criterion"},
         {"j": 0, "q": 1},
         {"start": "criterion"},
         {"q": 0, "shadow_speed": 0.1},

@@ -1,12 +1,12 @@
 """Saved models come back bit for bit, and what does not fit is refused before anything changes."""
 
-import json
 import os
 
 import pytest
 import torch
 from torch import nn
 
+from damage import edit, truncate
 from regrow import UserError, storage
 
 
@@ -97,24 +97,6 @@ def test_state_that_is_no_tensor_is_refused(tmp_path):
     assert not (tmp_path / "m").exists()
 
 
-def _edit(change):
-    def damage(directory):
-        path = directory / storage.MANIFEST
-        manifest = json.loads(path.read_text())
-        change(manifest)
-        path.write_text(json.dumps(manifest))
-
-    return damage
-
-
-def _truncate(name, keep=0.5):
-    def damage(directory):
-        path = directory / name
-        path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
-
-    return damage
-
-
 @pytest.mark.parametrize(
     ("damage", "model", "message"),
     [
@@ -124,19 +106,19 @@ def _truncate(name, keep=0.5):
         (None, lambda: network()[:5], "the model has no tensor '5.bias'"),
         (None, lambda: network(tied=False), "'5.weight' is tied in only one"),
         (None, lambda: network().double(), "'0.weight' is float32 in .*, but float64 in the model"),
-        (_truncate(storage.WEIGHTS), network, "is damaged or no safetensors file"),
-        (_truncate(storage.WEIGHTS, 0.0), network, "is damaged or no safetensors file"),
-        (_truncate(storage.MANIFEST), network, "is not valid JSON"),
+        (truncate(storage.WEIGHTS), network, "is damaged or no safetensors file"),
+        (truncate(storage.WEIGHTS, 0.0), network, "is damaged or no safetensors file"),
+        (truncate(storage.MANIFEST), network, "is not valid JSON"),
         (lambda d: (d / storage.WEIGHTS).unlink(), network, "is missing"),
         (lambda d: (d / storage.MANIFEST).unlink(), network, "holds no saved model"),
-        (_edit(lambda m: m.update(format="other")), network, "is not the manifest of a model saved by regrow"),
-        (_edit(lambda m: m.update(version=99)), network, "has format version 99, this regrow reads 1"),
-        (_edit(lambda m: m.update(tensors=[1])), network, "is damaged"),
-        (_edit(lambda m: m.update(tied={"5.weight": ["4.weight"]})), network, "is damaged"),
-        (_edit(lambda m: m["tensors"]["0.weight"].update(shape=[-1])), network, "is damaged"),
-        (_edit(lambda m: m["tensors"]["0.weight"].pop("shape")), network, "is damaged"),
-        (_edit(lambda m: m["tensors"]["0.weight"].update(encoding="dense")), network, "'0.weight' does not match"),
-        (_edit(lambda m: m["tensors"]["0.weight"].update(encoding="zip")), network, "'0.weight' does not match"),
+        (edit(lambda m: m.update(format="other")), network, "is not the manifest of a model saved by regrow"),
+        (edit(lambda m: m.update(version=99)), network, "has format version 99, this regrow reads 1"),
+        (edit(lambda m: m.update(tensors=[1])), network, "is damaged"),
+        (edit(lambda m: m.update(tied={"5.weight": ["4.weight"]})), network, "is damaged"),
+        (edit(lambda m: m["tensors"]["0.weight"].update(shape=[-1])), network, "is damaged"),
+        (edit(lambda m: m["tensors"]["0.weight"].pop("shape")), network, "is damaged"),
+        (edit(lambda m: m["tensors"]["0.weight"].update(encoding="dense")), network, "'0.weight' does not match"),
+        (edit(lambda m: m["tensors"]["0.weight"].update(encoding="zip")), network, "'0.weight' does not match"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path, damage, model, message):

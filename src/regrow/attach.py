@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from regrow import optim_state
+from regrow import names, optim_state
+from regrow.criteria import Criterion
 from regrow.errors import UserError, nearest
 from regrow.methods import IEE, METHODS, Method
-from regrow.patterns.base import Binding, Pattern, canonical, unwrap
+from regrow.patterns.base import Binding, Pattern
 from regrow.saliency import Scoring
 from regrow.schedule import PhaseName
 
@@ -46,12 +46,19 @@ def optimizers(given: Any, owner: type) -> list[Optimizer]:
     return found
 
 
-def method(value: Method | str | None) -> Method:
-    """The method that is meant by an instance, a registered name, or nothing.
+def method(value: Method | str | None, pattern: Pattern | None, criterion: Criterion) -> tuple[Method, Criterion]:
+    """The method that is meant by an instance, a registered name, or nothing, and the criterion that it ranks by.
 
     Raises:
         UserError: for anything else.
     """
+    found = named(value)
+    ranking = found.ranks_by(criterion)
+    return (found if pattern is None else found.suited(pattern, ranking)), ranking
+
+
+def named(value: Method | str | None) -> Method:
+    """The same, its options as they are given."""
     if value is None:
         return IEE()
     if isinstance(value, str):
@@ -91,10 +98,10 @@ def bind(
     if pattern is None:
         raise UserError("pattern is missing; say what to sparsify, e.g. pattern=regrow.Weights(0.9, 'erk')")
     how.check_pattern(pattern)
-    bound = pattern.bind(unwrap(model), example_inputs)
+    bound = pattern.bind(names.unwrap(model), example_inputs)
     if bound.resizes and on_resize is None:
         check_unwrapped(model)
-    if bound.blind:
+    if pattern.blind:
         check_growth(how.name, scorings, how.shadow is not None)
     return bound
 
@@ -121,8 +128,7 @@ def check_model(model: nn.Module, groups: Groups) -> None:
     Raises:
         UserError: naming the parameter.
     """
-    for name, param in model.named_parameters():
-        name = canonical(name)
+    for name, param in names.parameters(model).items():
         if isinstance(param, nn.parameter.UninitializedParameter):
             raise UserError(f"{name} has no shape yet (a lazy module); run one batch through the model first")
         if param.requires_grad and id(param) not in groups:
@@ -174,36 +180,6 @@ def check_growth(method: str, scorings: Scorings, shadow: bool) -> None:
             f"{method} grows by the gradients of what was removed, but removed channels have none; use IEE, which "
             "explores them"
         )
-
-
-class InputRecorder:
-    """A forward pre-hook that keeps the shapes of the first batch, so that FLOPs can be counted later.
-
-    It never disturbs the model: what it cannot record it leaves, copies and pickles of it are empty, and it does
-    nothing while compiling.
-    """
-
-    def __init__(self) -> None:
-        self.inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Records; called by the model with its inputs."""
-        if torch.compiler.is_compiling() or self.inputs is not None:
-            return
-        leaves, tree = tree_flatten((args, kwargs))
-        if not all(type(leaf) in (Tensor, nn.Parameter, bool, int, float, str, type(None)) for leaf in leaves):
-            return
-        try:
-            shapes = [torch.empty_like(x, device="meta") if isinstance(x, Tensor) else x for x in leaves]
-        except RuntimeError:  # e.g. inside a functorch transform
-            return
-        self.inputs = tree_unflatten(shapes, tree)
-
-    def __deepcopy__(self, memo: object) -> InputRecorder:
-        return InputRecorder()
-
-    def __reduce__(self) -> tuple[type[InputRecorder], tuple[()]]:
-        return InputRecorder, ()
 
 
 class LoadListener:

@@ -1,14 +1,16 @@
-"""Batch-norm statistics that fit the weights as they are."""
+"""Batch-norm statistics that fit the weights as they are: held while others are explored, or estimated anew."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from regrow import names
 from regrow.errors import UserError
 from regrow.quiet import evaluating
 
@@ -17,10 +19,65 @@ def norm_buffers(model: nn.Module) -> dict[str, Tensor]:
     """The running statistics of a model's batch (and instance) norms, by name."""
     return {
         f"{name}.{key}" if name else key: buffer
-        for name, module in model.named_modules()
+        for name, module in names.modules(model).items()
         if isinstance(module, nn.modules.batchnorm._NormBase)
         for key, buffer in module.named_buffers(recurse=False)
     }
+
+
+class HeldStatistics:
+    """The running statistics of the active structure, kept while those in the model follow what is explored.
+
+    Args:
+        model: whose norms they are.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._held: dict[str, Tensor] | None = None
+
+    def hold(self) -> None:
+        """Keeps them as they are now, if none are held already."""
+        if self._held is None:
+            self._held = {name: b.detach().clone() for name, b in norm_buffers(self._model).items()}
+
+    def restore(self) -> None:
+        """Puts back what is held, and holds nothing any more."""
+        if self._held is not None:
+            write(norm_buffers(self._model), self._held)
+        self._held = None
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Inside it, the model has what is held; afterwards its own again, bit for bit."""
+        if self._held is None:
+            yield
+            return
+        buffers = norm_buffers(self._model)
+        live = {name: b.detach().clone() for name, b in buffers.items()}
+        write(buffers, self._held)
+        try:
+            yield
+        finally:
+            write(buffers, live)
+
+    def state_dict(self) -> dict[str, Tensor] | None:
+        """What is held, by name; None for nothing."""
+        return self._held
+
+    def load_state_dict(self, state: Mapping[str, Tensor] | None) -> None:
+        """Holds what another has held."""
+        self._held = None
+        if state is not None:
+            buffers = norm_buffers(self._model)
+            self._held = {name: value.to(buffers[name].device).clone() for name, value in state.items()}
+
+
+@torch.no_grad()
+def write(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Copies values into the tensors of the same names."""
+    for name, value in values.items():
+        targets[name].copy_(value)
 
 
 @torch.no_grad()

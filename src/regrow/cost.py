@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from . import names
 from .errors import UserError
 from .quiet import quiet
 
@@ -111,7 +112,8 @@ class ModelFlops:
     Attributes:
         total: all counted FLOPs.
         by_parameter: FLOPs of the ops that multiply by this parameter, for every parameter of the model (0.0 where
-            there are none), under the names of ``model.named_parameters()``; tied weights appear once.
+            there are none), under the names of ``model.named_parameters()``, without marks of torch.compile; tied
+            weights appear once.
         other: ``total`` minus the sum of ``by_parameter`` (attention products, and whatever cannot be attributed).
         uncounted: ops that have no formula and are not free by convention (`FREE_BY_KIND`) → number of calls.
     """
@@ -236,7 +238,7 @@ def count_flops(
             raise UserError(
                 f"FLOPs cannot be counted, as the model does not run on the example input: {reason}"
             ) from error
-    by_parameter = {name: counter.flops[name] / batch for name, _ in model.named_parameters()}
+    by_parameter = {name: counter.flops[name] / batch for name in names.parameters(model)}
     other = counter.flops[None] / batch
     return ModelFlops(sum(by_parameter.values()) + other, by_parameter, other, dict(counter.uncounted))
 
@@ -250,7 +252,7 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], device
     # with its tensors in the memo, deepcopy copies only the structure
     replica = copy.deepcopy(model, dict(twins)).eval()
     args, kwargs = tree_map_only(Tensor, lambda t: _twin(t, device), (args, kwargs))
-    counter = _FlopCounter({name: twins[id(p)] for name, p in model.named_parameters()}, twins.values())
+    counter = _FlopCounter({name: twins[id(p)] for name, p in names.parameters(model).items()}, twins.values())
     with quiet(), _no_onednn(), counter:
         replica(*args, **kwargs)
     return counter

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from regrow.attach import Groups
+from regrow.attach import parameter_groups
 from regrow.saliency import Saliency, Scoring, finite_gradients
 from regrow.shadow import Shadow
 from regrow.state import WeightState
@@ -31,14 +31,10 @@ class Gradients:
     Args:
         by_optimizer: id of an optimizer → the sparsified parameters that it trains.
         saliency: where scores are added up.
-        groups: id of a parameter → its optimizer and group.
     """
 
-    def __init__(
-        self, by_optimizer: Mapping[int, Mapping[str, WeightState]], saliency: Saliency, groups: Groups
-    ) -> None:
+    def __init__(self, by_optimizer: Mapping[int, Mapping[str, WeightState]], saliency: Saliency) -> None:
         self._by_optimizer = by_optimizer
-        self._groups = groups
         self._saliency = saliency
         self._prepared: dict[int, _Prepared] = {}
 
@@ -79,7 +75,8 @@ class Gradients:
             finite = finite_gradients(state.param.grad for state in ready.values() if state.param.grad is not None)
             self._saliency.observe(ready, due, unscale, finite)
             if shadow is not None:
-                groups = {name: self._groups[id(state.param)][1] for name, state in ready.items()}
+                of_parameter = parameter_groups([optimizer])  # anew, as loading replaces an optimizer's groups
+                groups = {name: of_parameter[id(state.param)][1] for name, state in ready.items()}
                 shadow.evolve(ready, groups, unscale, finite)
         for state in states.values():
             state.mask_gradient()

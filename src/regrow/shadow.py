@@ -28,10 +28,12 @@ class Shadow:
     Args:
         speed: share of the optimizer's own speed.
         every: use the gradient of every so many steps only, with so many times the rate.
+        fresh: what is out of use at the first step was never in use.
     """
 
     speed: float
     every: int = 1
+    fresh: bool = True
 
     def __post_init__(self) -> None:
         if self.speed < 0:
@@ -76,7 +78,7 @@ class Shadow:
             state.evolve_memory(1 - rate * group.get("weight_decay", 0.0), change.masked_fill_(~finite, 0))
 
 
-def of(speed: float, every: int) -> Shadow | None:
+def of(speed: float, every: int, fresh: bool = True) -> Shadow | None:
     """The shadow exploration of these options; none at speed 0."""
-    shadow = Shadow(speed, every)
+    shadow = Shadow(speed, every, fresh)
     return shadow if speed else None

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow import attach, fingerprint, gradients
-from regrow.batchnorm import norm_buffers
-from regrow.cost import ModelFlops, PhaseSteps, count_flops, training_cost
+from regrow import attach, fingerprint, gradients, names
+from regrow.accounts import Accounts
+from regrow.batchnorm import HeldStatistics, write
+from regrow.cost import PhaseSteps
 from regrow.criteria import Criterion
 from regrow.errors import UserError
 from regrow.methods import Method
 from regrow.optim_state import keeper, keeps_zero
-from regrow.patterns.base import Attached, Pattern, unwrap
+from regrow.patterns.base import Attached, Pattern
 from regrow.saliency import Saliency
 from regrow.schedule import Boundary, PhaseName
 from regrow.state import WeightState
@@ -67,10 +67,9 @@ class Sparsifier:
         example_inputs: Tensor | tuple[Any, ...] | None = None,
         on_resize: Callable[[], None] | None = None,
     ) -> None:
-        self.model = unwrap(model)
-        self.method = attach.method(method)
+        self.model = names.unwrap(model)
         self.pattern = pattern
-        self.criterion = self.method.ranks_by(Criterion.of(criterion))
+        self.method, self.criterion = attach.method(method, pattern, Criterion.of(criterion))
         self.seed = seed
         self.history: list[dict[str, Any]] = []
         self.step_count = 0
@@ -99,26 +98,23 @@ class Sparsifier:
             self._units = bound.units(attached)
         self._target = self._units.target if self._units else 0.0
         self._saliency = self._units.saliency if self._units else Saliency({}, self.criterion, {}, seed)
-        self._gradients = gradients.Gradients(self._by_optimizer, self._saliency, groups)
-        self._finished = False
+        self._gradients = gradients.Gradients(self._by_optimizer, self._saliency)
+        self._finished = self._compacted = False
         self._skipped = False
         self._shown_sparse = False
-        self._buffers: dict[str, Tensor] | None = None  # as they were when exploration began
-        self._ledger: dict[str, PhaseSteps] = {}
-        self._accounted = 0
-        self._flops: ModelFlops | None = bound.flops if bound else None
+        self._statistics = HeldStatistics(self.model)  # of norms, as they were when exploration began
+        self._accounts = Accounts(self.model, bound.flops if bound else None)
         if self._units is not None:
             self._units.aim(self.method.sparsity_at(-1, self._timeline.updates, self._target), 0.0, 0)
             with self._units.full_width():
                 self.method.begin(self._units)
-        self._recorder = attach.InputRecorder()
         self._loads = attach.LoadListener()
         self._handles = self._register()
 
     def _register(self) -> list[Any]:
         """Hooks on the model and its optimizers; returns their handles."""
         handles: list[Any] = [
-            self.model.register_forward_pre_hook(self._recorder, with_kwargs=True),
+            self.model.register_forward_pre_hook(self._accounts.recorder, with_kwargs=True),
             self.model.register_load_state_dict_post_hook(self._loads),
         ]
         for one in self._optimizers:
@@ -158,25 +154,20 @@ class Sparsifier:
             example_inputs: what the model is called with; by default, what it was called with first.
 
         Raises:
-            UserError: where neither is known: before the first batch, or for a model that was compiled from the start.
+            UserError: where neither is known: before the first batch, or for a model that was compiled from the start;
+                where inputs are given for a model that has been compacted.
         """
-        if example_inputs is not None:
-            flops = count_flops(self.model, example_inputs)
-        elif self._flops is not None:
-            flops = self._flops
-        elif self._recorder.inputs is not None:
-            flops = self._flops = count_flops(self.model, *self._recorder.inputs)
-        else:
-            raise UserError("training_cost() has not seen the model run uncompiled; pass example_inputs=one batch")
-        cost = training_cost(flops, self.ledger)
-        phases: tuple[PhaseName, ...] = ("estimate", "improve", "explore", "fixed")
-        return {phase: cost.get(phase, 0.0) for phase in phases} | {"total": cost["total"]}
+        if example_inputs is not None and self._compacted:
+            raise UserError("the dense model to compare with is gone; call training_cost() without inputs, or earlier")
+        self._account()
+        with nullcontext() if example_inputs is None else self.full_width():
+            return self._accounts.training_cost(example_inputs)
 
     @property
     def ledger(self) -> dict[str, PhaseSteps]:
         """Phase → the steps done in it and the densities they ran at: what `regrow.cost.training_cost` takes."""
         self._account()
-        return self._ledger
+        return self._accounts.ledger
 
     # -- around a step -----------------------------------------------------------------------------------------------
 
@@ -212,7 +203,8 @@ class Sparsifier:
             for state in self._states.values():
                 state.settle()
             self._loads.unsettled = False
-            if self.step_count == 0 and self.method.shadow is not None:
+            shadow = self.method.shadow
+            if self.step_count == 0 and shadow is not None and shadow.fresh:
                 for state in self._states.values():
                     state.memory.zero_()  # what was never in use starts its preview from nothing
         span = self._timeline.phase_at(self.step_count)
@@ -244,31 +236,25 @@ class Sparsifier:
         self._account()
         with self._units.full_width():
             if boundary.ended == "explore":
-                self._restore_buffers()
+                self._statistics.restore()
             sparsity = self.method.sparsity_at(boundary.update, self._timeline.updates, self._target)
             self._units.aim(sparsity, self.method.churn(boundary.update, self._timeline), self.step_count)
             self.method.at_boundary(boundary, self._units)
             self._saliency.forget()
             if boundary.last:
                 self.history.append(self._units.record(boundary.update))
-            if self._freezes and self._buffers is None:
-                self._buffers = {name: b.detach().clone() for name, b in norm_buffers(self.model).items()}
-
-    def _restore_buffers(self) -> None:
-        if self._buffers is not None:
-            _write(norm_buffers(self.model), self._buffers)
-        self._buffers = None
+            if self._freezes:
+                self._statistics.hold()
 
     def _account(self) -> None:
         """Books the steps since the last call, all of one phase, for `training_cost`."""
-        start, end = self._accounted, self.step_count
+        start, end = self._accounts.until, self.step_count
         if start == end:
             return
         span = self._timeline.phase_at(start)
         phase: PhaseName = "fixed" if self._finished else span.phase
         dense = 0 if self._finished else self.method.dense_gradient_steps(self.criterion, span, start, end)
-        self._ledger.setdefault(phase, PhaseSteps()).add(end - start, dense, self.layer_density())
-        self._accounted = end
+        self._accounts.book(end, phase, dense, self.layer_density())
 
     # -- evaluation, end, checkpoints --------------------------------------------------------------------------------
 
@@ -282,15 +268,12 @@ class Sparsifier:
             yield
             return
         weights = {name: state.hide_explored() for name, state in self._states.items()}
-        buffers = norm_buffers(self.model) if self._buffers is not None else {}
-        live = {name: b.detach().clone() for name, b in buffers.items()}
-        _write(buffers, self._buffers or {})
         self._shown_sparse = True
         try:
-            yield
+            with self._statistics.shown():
+                yield
         finally:
-            _write({name: state.param for name, state in self._states.items()}, weights)
-            _write(buffers, live)
+            write({name: state.param for name, state in self._states.items()}, weights)
             self._shown_sparse = False
 
     def finalize(self) -> None:
@@ -299,7 +282,7 @@ class Sparsifier:
         if self._finished:
             return
         with self.full_width():
-            self._restore_buffers()
+            self._statistics.restore()
             if self._units and self.step_count < self._timeline.end:
                 self._units.aim(self._target, 0.0, self.step_count)
                 self._units.settle()
@@ -324,6 +307,7 @@ class Sparsifier:
             raise UserError("compact() takes out channels, but the pattern is not regrow.Channels")
         self.detach()
         self._units.compact()
+        self._compacted = True
         return self.model
 
     def detach(self) -> None:
@@ -346,9 +330,9 @@ class Sparsifier:
             "weights": {name: state.state_dict() for name, state in self._states.items()},
             "saliency": self._saliency.state_dict(),
             "units": self._units.state_dict() if self._units else {},
-            "buffers": self._buffers,
+            "buffers": self._statistics.state_dict(),
             "history": list(self.history),
-            "ledger": {phase: asdict(entry) for phase, entry in self._ledger.items()},
+            "ledger": self._accounts.state_dict(),
         }
 
     def __deepcopy__(self, memo: object) -> Sparsifier:
@@ -379,15 +363,12 @@ class Sparsifier:
             self._saliency.load_state_dict(state["saliency"])
             if self._units:
                 self._units.load_state_dict(state["units"])
-        self.step_count = self._accounted = state["step"]
+        self.step_count = state["step"]
         self._finished = state["finished"]
         self._loads.unsettled = True
         self.history = [dict(record) for record in state["history"]]
-        self._ledger = {phase: PhaseSteps(**entry) for phase, entry in state["ledger"].items()}
-        buffers = norm_buffers(self.model)
-        self._buffers = None
-        if state["buffers"] is not None:
-            self._buffers = {name: value.to(buffers[name].device).clone() for name, value in state["buffers"].items()}
+        self._accounts.load_state_dict(state["ledger"], self.step_count)
+        self._statistics.load_state_dict(state["buffers"])
 
 
 def _state(name: str, param: nn.Parameter, optimizer: Optimizer, group: dict[str, Any]) -> WeightState:
@@ -402,9 +383,3 @@ def _agree(code: Tensor) -> Tensor:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.broadcast(code, src=0)
     return code
-
-
-@torch.no_grad()
-def _write(targets: dict[str, Any], values: dict[str, Tensor]) -> None:
-    for name, value in values.items():
-        targets[name].copy_(value)

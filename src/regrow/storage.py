@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from regrow import names
 from regrow.channels import refit, surgery
 from regrow.errors import UserError
 
@@ -100,6 +101,7 @@ def load(model: M, directory: str | os.PathLike[str]) -> M:
     _check_fit(manifest, state, tied, source, thin=change is not None)
     if change is not None:
         shapes = {name: entry["shape"] for name, entry in manifest["tensors"].items()}
+        shapes |= {alias: shapes[name] for alias, name in tied.items()}
         refit.check_shapes(model, change, shapes, source)
     stored = _read_tensors(source / WEIGHTS)
     values = {name: _decode(name, manifest["tensors"][name], stored, source) for name in state}
@@ -168,7 +170,7 @@ def replaced_directory(target: Path) -> Iterator[Path]:
 
 def _unsaved_buffers(model: nn.Module, note: surgery.Note | None) -> list[str]:
     """Names of buffers that have been cut and are in no ``state_dict()``: a fresh model could not know their values."""
-    modules = dict(model.named_modules())
+    modules = names.modules(model)
     return [
         f"{module}.{name}" if module else name
         for module, attributes in (note or {}).items()
@@ -186,7 +188,9 @@ def _state(model: nn.Module, further: Iterable[str] = ()) -> tuple[dict[str, Ten
     state: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     seen: dict[tuple[Any, ...], str] = {}
-    for name, value in (*model.state_dict().items(), *((name, model.get_buffer(name)) for name in further)):
+    buffers = names.buffers(model, every_name=True)
+    own = {names.canonical(name): value for name, value in model.state_dict().items()}
+    for name, value in (own | {name: buffers[name] for name in further}).items():
         if not isinstance(value, Tensor):
             raise UserError(
                 f"the model's state {name!r} is no tensor but {type(value).__name__}, which cannot be saved"

@@ -1,7 +1,6 @@
 """Thin models come back exactly in fresh dense ones, and what does not fit is refused before anything changes."""
 
 import copy
-import json
 import pickle
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from channel_models import Attention, Chain, Dense, Flatten, Residual, build, sc
 from torch import nn
 
 import regrow
+from damage import edit, truncate
 from regrow import UserError, storage
 from regrow.channels import check, surgery
 from regrow.channels.coupling import couple
@@ -161,6 +161,7 @@ def test_tied_stays_tied(tmp_path):
     regrow.save(model, tmp_path / "m")
     fresh = regrow.load(dense("tied", seed=1), tmp_path / "m")
     assert fresh.b.weight is fresh.a.weight
+    assert (fresh.b.out_features, fresh.b.in_features) == fresh.b.weight.shape
     shared = Tied()  # two parameters, one memory
     shared.b.weight = nn.Parameter(shared.a.weight.data)
     regrow.load(shared, tmp_path / "m")
@@ -282,30 +283,12 @@ class TestNotes:
         assert torch.equal(fresh.middle.scale, model.middle.scale)
 
 
-def edit(change):
-    def damage(directory):
-        path = directory / storage.MANIFEST
-        manifest = json.loads(path.read_text())
-        change(manifest)
-        path.write_text(json.dumps(manifest))
-
-    return damage
-
-
 def note(module, attribute, value):
     return edit(lambda m: m["thin"].setdefault(module, {}).update({attribute: value}))
 
 
 def shape(name, value):
     return edit(lambda m: m["tensors"][name].update(shape=value))
-
-
-def truncate(name):
-    def damage(directory):
-        path = directory / name
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-    return damage
 
 
 def deep(directory):

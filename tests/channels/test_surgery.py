@@ -212,6 +212,39 @@ def test_attributes():
     assert (model.num_heads, model.attn_dim, model.qkv.out_features) == (4, 12, 36)
 
 
+class TiedTwice(nn.Module):
+    """A weight in two layers, another in an embedding and a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(11, 6)
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(6, 8)
+        self.last, self.logits = nn.Linear(8, 6), nn.Linear(6, 11, bias=False)
+        self.b.weight = self.a.weight
+        self.logits.weight = self.words.weight
+
+    def forward(self, tokens):
+        x = self.words(tokens)
+        return self.logits(self.last(torch.relu(self.a(x)) + torch.relu(self.b(x))))
+
+
+def test_attributes_of_tied_layers():
+    torch.manual_seed(0)
+    model, tokens = TiedTwice(), torch.arange(11)[None]
+    opt = torch.optim.SGD(model.parameters(), lr=0.05)
+    coupling = couple(model, tokens)
+    keep = {name: torch.arange(coupling[name].size) < 5 for name in ("last", "a")}
+    assert check.deviation(model, coupling, keep, (tokens,)) < 1e-5
+    before = everything(model, opt)
+    remainder = surgery.shrink(model, coupling, keep, opt)
+    assert model.words.embedding_dim == model.logits.in_features == model.last.out_features == 5
+    for layer in (model.a, model.b, model.last, model.logits):
+        assert layer.weight.shape == (layer.out_features, layer.in_features)
+    assert surgery.noted(model)["b"] == {"in_features": 5, "out_features": 5}
+    surgery.expand(model, remainder, opt)
+    assert equal(everything(model, opt), before)
+
+
 def test_depthwise_attributes():
     model, coupling, _, _ = make("depthwise")
     surgery.compact(model, coupling, {"first": torch.arange(8) < 3})

@@ -255,7 +255,15 @@ def test_cost_is_counted_at_full_width() -> None:
     optimizer = OPTIMIZERS["sgd"](model.parameters())
     sparsifier = attach(model, optimizer, method=regrow.Uniform())
     train(model, optimizer, DATA)
-    assert 0.2 < sparsifier.training_cost()["total"] <= 0.4
+    cost = sparsifier.training_cost()
+    assert 0.2 < cost["total"] <= 0.4
+    thin = [p.shape for p in model.parameters()]
+    assert sparsifier.training_cost(DATA[0][0]) == cost
+    assert [p.shape for p in model.parameters()] == thin
+    sparsifier.compact()
+    assert sparsifier.training_cost() == cost
+    with pytest.raises(UserError, match="the dense model to compare with is gone"):
+        sparsifier.training_cost(DATA[0][0])
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def test_measuring_counts_what_comes_before_the_units_as_time(made_up, monkeypat
     seen: list[float] = []
     plan = module._plan
     monkeypatch.setattr(module, "_plan", lambda network, runner, limit: seen.append(limit) or plan(network, runner, 1))
-    monkeypatch.setattr(module, "_wholes", lambda *_: time.sleep(0.2) or [lambda: 1.0])
+    monkeypatch.setattr(module, "prepared", lambda *_: time.sleep(0.2) or [lambda: 1.0])
     measure(net(), EXAMPLE, progress=False, time_limit=10)
     assert 9.0 < seen[0] < 9.81
 

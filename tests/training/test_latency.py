@@ -13,7 +13,11 @@ from regrow.training import latency, loop, run
 from regrow.training.progress import Interrupted
 from regrow.training.recipe import load
 
-WORDS = [*tiny.CHANNELS[:2], "--pattern.latency", "0.9", *tiny.CHANNELS[4:], "--train.latency_batch", "16"]
+# wide enough for its time to lie in what channels cost, also where the machine is busy
+WORDS = [
+    *tiny.CHANNELS[:2], "--pattern.latency", "0.9", *tiny.CHANNELS[4:], "--model.options.width", "32",
+    "--train.latency_batch", "16",
+]  # fmt: skip
 
 
 def train(recipe, out, monkeypatch, stop_after=None, **options):

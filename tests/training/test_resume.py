@@ -76,7 +76,7 @@ def test_a_run_from_before_a_key_existed_goes_on(tmp_path, monkeypatch):
     assert "  channels_last: false\n" in text
     written.write_text(text.replace("  channels_last: false\n", ""))
     train(recipe, out, None, monkeypatch, resume=True)
-    with pytest.raises(UserError, match="^train.channels_last differs from the recipe that"):
+    with pytest.raises(UserError, match=r"^train\.channels_last differs from the recipe that"):
         train(load(tiny.write(tmp_path), ["--train.channels_last", "true"]), out, None, monkeypatch, resume=True)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regrow import names
 from regrow.channels import surgery, tracing
 from regrow.channels.resolve import Resolved
 from regrow.channels.table import Coupling, Group, Size, Slice
@@ -82,7 +83,7 @@ class Trial:
     def __init__(self, model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any], deadline: float) -> None:
         self._model, self._inputs, self._deadline = model, example_inputs, deadline
         self._kwargs = dict(kwargs)
-        self._types = {name: type(module).__name__ for name, module in model.named_modules()}
+        self._types = {name: type(module).__name__ for name, module in names.modules(model).items()}
 
     def failures(self, groups: tuple[Group, ...]) -> dict[tuple[str, int], str]:
         """(parameter, dimension) → reason, for some of the groups that do not work; empty when all do."""
@@ -136,11 +137,11 @@ class Trial:
 
     def _role(self, group: Group) -> tuple[str, frozenset[tuple[str, int]]] | None:
         """The class of the smallest module that holds the whole group, and the places inside it."""
-        names = [part.name.split(".") for part in group.slices]
+        paths = [part.name.split(".") for part in group.slices]
         common = 0
-        while all(len(name) > common + 1 and name[common] == names[0][common] for name in names):
+        while all(len(path) > common + 1 and path[common] == paths[0][common] for path in paths):
             common += 1
-        holder = ".".join(names[0][:common])
+        holder = ".".join(paths[0][:common])
         if not common:
             return None
         inside = frozenset((".".join(part.name.split(".")[common:]), part.dim) for part in group.slices)
@@ -150,10 +151,10 @@ class Trial:
 def _check_names(model: nn.Module, patterns: tuple[str, ...]) -> None:
     from fnmatch import fnmatchcase
 
-    names = [name for name, _ in (*model.named_modules(), *model.named_parameters()) if name]
+    known = [name for name in (*names.modules(model), *names.parameters(model)) if name]
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise UserError(f"no parameter or module of the model is named {pattern!r}{nearest(pattern, names)[:300]}")
+        if not any(fnmatchcase(name, pattern) for name in known):
+            raise UserError(f"no parameter or module of the model is named {pattern!r}{nearest(pattern, known)[:300]}")
 
 
 def _check_forced(found: Resolved, force: tuple[str, ...]) -> None:
@@ -167,7 +168,7 @@ def _check_forced(found: Resolved, force: tuple[str, ...]) -> None:
 
 
 def _check_added(model: nn.Module, groups: tuple[Group, ...], add: tuple[Group, ...]) -> None:
-    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    tensors = names.tensors(model)
     owned: dict[tuple[str, int], Tensor] = {}
     for group in (*groups, *add):
         for part in group.slices:

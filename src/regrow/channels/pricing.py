@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from regrow import names
 from regrow.channels.program import Layer
 from regrow.channels.table import Coupling
 from regrow.channels.terms import Counts, Floats, Ints, Pair, Price, Products, Times, Width
@@ -209,8 +210,8 @@ class _Parts:
     """Reads the widths of a model's parameters and units off its coupling."""
 
     def __init__(self, model: nn.Module, coupling: Coupling) -> None:
-        self.modules = dict(model.named_modules())
-        self.parameters = dict(model.named_parameters())
+        self.modules = names.modules(model)
+        self.parameters = names.parameters(model)
         self.groups = len(coupling.groups)
         self.widths: dict[tuple[str, int], Width] = {}
         self.inputs: dict[str, Width] = {}  # module → its in_channels

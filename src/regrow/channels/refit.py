@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from regrow import names
 from regrow.channels import surgery
 from regrow.errors import UserError
 
@@ -65,12 +66,13 @@ class Refit:
 
     def set_attributes(self, model: nn.Module) -> None:
         """Sets the attributes and leaves the note."""
+        modules = names.modules(model, every_name=True)
         for module, attributes in self.note.items():
-            owner = model.get_submodule(module)
+            owner = modules[module]
             for name, value in attributes.items():
                 if name not in owner._buffers:
                     setattr(owner, name, value)
-        setattr(model, surgery.NOTE, {module: dict(attributes) for module, attributes in self.note.items()})
+        setattr(modules[""], surgery.NOTE, {module: dict(attributes) for module, attributes in self.note.items()})
 
 
 def plan(model: nn.Module, note: surgery.Note, source: object) -> Refit:
@@ -82,7 +84,7 @@ def plan(model: nn.Module, note: surgery.Note, source: object) -> Refit:
     Raises:
         UserError: for the first that does not fit, or if the model is thin in another way.
     """
-    modules = dict(model.named_modules())
+    modules = names.modules(model, every_name=True)
     buffers = []
     for module, attributes in note.items():
         owner = modules.get(module)
@@ -115,23 +117,23 @@ def check_shapes(model: nn.Module, refit: Refit, shapes: Mapping[str, list[int]]
     """Checks that a layer's attributes and tensors, where they agree in the model, agree in the file too.
 
     Args:
-        shapes: tensor name → its shape in the file; of tied tensors, by the first name. Modules that hold one by
-            another name are left out, as their attributes do not follow when it is cut.
+        shapes: tensor name → its shape in the file, of tied tensors under every name. Modules that hold others are
+            left out.
 
     Raises:
         UserError: for the first tensor that does not go with its layer.
     """
-    for module, layer in model.named_modules():
+    for module, layer in names.modules(model).items():
         try:
             before = dict(_implied(layer, {}))
         except (AttributeError, TypeError):  # of one of these classes, but with a life of its own
             continue
         after = dict(_implied(layer, refit.note.get(module, {})))
         held = {name: layer._parameters.get(name, layer._buffers.get(name)) for name in before}
-        names = {name: f"{module}.{name}" if module else name for name, tensor in held.items() if tensor is not None}
-        if not all(name in shapes for name in names.values()):
+        called = {name: f"{module}.{name}" if module else name for name, tensor in held.items() if tensor is not None}
+        if not all(name in shapes for name in called.values()):
             continue
-        for key, name in names.items():
+        for key, name in called.items():
             tensor, length = held[key], len(before[key])
             agreed = tensor is not None and list(tensor.shape)[:length] == before[key]
             if agreed and shapes[name][:length] != after[key]:
@@ -152,7 +154,7 @@ def reallocate(model: nn.Module, values: Mapping[str, Tensor], tied: Mapping[str
     Raises:
         UserError: a name is no parameter or buffer of the model; nothing is changed then.
     """
-    objects = tensors(model)
+    objects = names.tensors(model, every_name=True)
     aliases: dict[str, list[str]] = {}
     for alias, name in tied.items():
         aliases.setdefault(name, []).append(alias)
@@ -166,11 +168,6 @@ def reallocate(model: nn.Module, values: Mapping[str, Tensor], tied: Mapping[str
         for alias in (name, *aliases.get(name, ())):
             objects[alias].grad = None  # of the old shape
             surgery.put(objects[alias], value)
-
-
-def tensors(model: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers by all of their names."""
-    return dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
 
 
 def _implied(layer: nn.Module, changed: Mapping[str, Number]) -> Iterator[tuple[str, list[int]]]:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from regrow import names
 from regrow.channels.labels import Ledger
 from regrow.channels.table import Group, Size, Slice
 from regrow.channels.tracing import Atoms
@@ -197,7 +198,7 @@ class Resolved:
 
     def _counted(self, model: nn.Module, ledger: Ledger) -> Iterable[tuple[str, str, int | None, Tensor]]:
         """Attributes that do count these atoms: they exist and have that value."""
-        modules = dict(model.named_modules())
+        modules = names.modules(model)
         for module, attribute, position, counted in ledger.sizes:
             value = getattr(modules.get(module), attribute, None)
             if position is not None and isinstance(value, tuple) and len(value) > position:
@@ -213,7 +214,7 @@ class Resolved:
     def _dense(self, model: nn.Module, unused: dict[str, str]) -> dict[str, str]:
         """Parameter → reason, for those whose outputs are in no group."""
         grouped = {(part.name, part.dim) for group in self.groups for part in group.slices}
-        parameters = {name for name, _ in model.named_parameters()}
+        parameters = set(names.parameters(model))
         made: Callable[[int], bool] = set(self._made.tolist()).__contains__
         dense = dict(unused)
         for name, dim, first, length in self.leaves:

@@ -49,11 +49,11 @@ class Call:
         return f"{self.op} in {self.module or 'the model'}"
 
     def size(self, owner: Tensor | None, attribute: str, atoms: Tensor | None, position: int | None = None) -> None:
-        """Notes an attribute that counts these atoms, of the module that holds the parameter `owner`."""
-        name = getattr(owner, "_regrow_name", None)
-        module = self.module if name is None else name.rpartition(".")[0]
+        """Notes an attribute that counts these atoms, of all modules that hold the parameter `owner`."""
+        names = getattr(owner, "_regrow_names", None)
+        modules = (self.module,) if names is None else dict.fromkeys(name.rpartition(".")[0] for name in names)
         if atoms is not None:
-            self.ledger.sizes.append((module, attribute, position, atoms))
+            self.ledger.sizes.extend((module, attribute, position, atoms) for module in modules)
 
 
 Rule = Callable[[Call], Sequence[Layers]]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regrow import names
 from regrow.channels.table import Coupling, Group, Slice
 from regrow.channels.width import Width
 from regrow.patterns.base import Attached
@@ -42,8 +43,9 @@ class ChannelSaliency(Saliency):
         ends = list(accumulate((group.size for group in coupling.groups), initial=0))
         self._start = dict(zip(self._groups, ends, strict=False))
         self._channels = ends[-1]
-        self._makers = {group.id: _makers(model, group, attached.states) for group in coupling.groups}
-        norms = {group.id: _norms(model, group, attached.states) for group in coupling.groups}
+        modules = names.modules(model)
+        self._makers = {group.id: _makers(modules, group, attached.states) for group in coupling.groups}
+        norms = {group.id: _norms(modules, group, attached.states) for group in coupling.groups}
         self._signed = {name: norms[name] or self._makers[name] for name in self._groups}
         self._pending: dict[Role, Tensor] = {}
         self._counted: dict[Role, Tensor] = {}
@@ -156,24 +158,24 @@ def _even(scores: Tensor) -> Tensor:
     return scores / scores.mean().clamp(min=torch.finfo(scores.dtype).tiny)
 
 
-def _makers(model: nn.Module, group: Group, states: Mapping[str, WeightState]) -> list[Slice]:
+def _makers(modules: Mapping[str, nn.Module], group: Group, states: Mapping[str, WeightState]) -> list[Slice]:
     """The weights whose outputs the channels are; whatever belongs to the group, where there are none."""
     found = []
     for part in group.slices:
         if part.name in states and states[part.name].flags.dim() > 1:
-            module = model.get_submodule(part.name.rpartition(".")[0])
+            module = modules[part.name.rpartition(".")[0]]
             if part.dim == (1 if getattr(module, "transposed", False) else 0):
                 found.append(part)
     return found or [part for part in group.slices if part.name in states]
 
 
-def _norms(model: nn.Module, group: Group, states: Mapping[str, WeightState]) -> list[Slice]:
+def _norms(modules: Mapping[str, nn.Module], group: Group, states: Mapping[str, WeightState]) -> list[Slice]:
     """Scale and shift of the norms of a group."""
     found = []
     for part in group.slices:
         if part.name not in states or states[part.name].flags.dim() != 1:
             continue
-        module = model.get_submodule(part.name.rpartition(".")[0])
+        module = modules[part.name.rpartition(".")[0]]
         scale = getattr(module, "weight", None)
         if isinstance(scale, Tensor) and scale.dim() == 1 and not isinstance(module, nn.PReLU):
             found.append(part)

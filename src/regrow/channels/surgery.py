@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow import optim_state
+from regrow import names, optim_state
 from regrow.channels.table import Coupling
 from regrow.errors import UserError
 
@@ -70,7 +70,7 @@ def shrink(model: nn.Module, coupling: Coupling, keep: Mapping[str, Tensor], opt
     """
     remainder = Remainder(keep={name: mask.clone() for name, mask in keep.items()})
     optimizers = _unwrapped(optimizer)
-    tensors = _tensors(model)
+    tensors = names.tensors(model)
     kept = coupling.kept(keep)
     _check(coupling, kept, tensors)
     for name, dims in kept.items():
@@ -94,7 +94,7 @@ def shrink(model: nn.Module, coupling: Coupling, keep: Mapping[str, Tensor], opt
                 remainder.states.setdefault(name, {})[key] = value
                 plans[name][key] = gather(value, mine)
     _resize(model, coupling, keep, remainder)
-    remainder.note = copy.deepcopy(vars(model).get(NOTE))
+    remainder.note = copy.deepcopy(vars(names.modules(model)[""]).get(NOTE))
     note(model, remainder)
     return remainder
 
@@ -113,7 +113,7 @@ def expand(model: nn.Module, remainder: Remainder, optimizer: Optimizers = None)
         UserError: the remainder is of another model or has been used.
     """
     optimizers = _unwrapped(optimizer)
-    tensors = _tensors(model)
+    tensors = names.tensors(model)
     for name, index in remainder.index.items():
         tensor, full = tensors.get(name), remainder.tensors.get(name)
         if tensor is None or full is None or tensor.shape != _thin(full.shape, index):
@@ -135,14 +135,15 @@ def expand(model: nn.Module, remainder: Remainder, optimizer: Optimizers = None)
             if isinstance(value, Tensor) and (mine := _fitting(index, value, thin_shape)):
                 whole = waiting.get(key)
                 state[key] = scatter(_widened(value, mine, full.shape) if whole is None else whole, value, mine)
+    modules = names.modules(model, every_name=True)
     for (module, attribute), value in remainder.attributes.items():
-        setattr(model.get_submodule(module), attribute, value)
+        setattr(modules[module], attribute, value)
     remainder.gradients.clear()
     remainder.states.clear()
     if remainder.note is None:
-        vars(model).pop(NOTE, None)
+        vars(modules[""]).pop(NOTE, None)
     else:
-        setattr(model, NOTE, remainder.note)
+        setattr(modules[""], NOTE, remainder.note)
 
 
 def compact(
@@ -167,24 +168,25 @@ def note(model: nn.Module, remainder: Remainder) -> None:
     """
     if not remainder.index:
         return
-    written: Note = copy.deepcopy(vars(model).get(NOTE, {}))
+    modules = names.modules(model, every_name=True)
+    written: Note = copy.deepcopy(vars(modules[""]).get(NOTE, {}))
     for module, attribute in remainder.attributes:
-        written.setdefault(module, {})[attribute] = _plain(getattr(model.get_submodule(module), attribute))
+        written.setdefault(module, {})[attribute] = _plain(getattr(modules[module], attribute))
     for name in remainder.index:
         module, _, attribute = name.rpartition(".")
-        owner = model.get_submodule(module)
+        owner = modules[module]
         if attribute in owner._non_persistent_buffers_set:
             written.setdefault(module, {})[attribute] = _plain(getattr(owner, attribute))
-    setattr(model, NOTE, written)
+    setattr(modules[""], NOTE, written)
 
 
 def noted(model: nn.Module) -> Note | None:
     """The notes of the model and of modules inside it, as one, with the values that the attributes have now.
 
     Returns:
-        Names are those of ``model.named_modules()``; None if nothing in the model has been made thin.
+        Names are those of `regrow.names.modules`; None if nothing in the model has been made thin.
     """
-    modules = dict(model.named_modules())
+    modules = names.modules(model)
     found: Note | None = None
     for outer, holder in modules.items():
         mine: Note | None = vars(holder).get(NOTE)
@@ -214,7 +216,7 @@ def zero(model: nn.Module, coupling: Coupling, keep: Mapping[str, Tensor], gradi
     Args:
         gradients: zero only the gradients instead.
     """
-    tensors = _tensors(model)
+    tensors = names.tensors(model)
     for name, dims in coupling.kept(keep).items():
         target = tensors[name].grad if gradients else tensors[name]
         if target is None:
@@ -268,10 +270,6 @@ def _thin(shape: torch.Size, index: Index) -> torch.Size:
     for dim, stays in index:
         lengths[dim] = stays.numel()
     return torch.Size(lengths)
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return dict([*model.named_parameters(), *model.named_buffers()])
 
 
 def _unwrapped(given: Optimizers) -> list[Optimizer]:
@@ -332,8 +330,9 @@ def _check_state(name: str, state: Mapping[str, Any], tensor: Tensor) -> None:
 
 
 def _resize(model: nn.Module, coupling: Coupling, keep: Mapping[str, Tensor], remainder: Remainder) -> None:
+    modules = names.modules(model, every_name=True)
     for (module, attribute, position), removed in coupling.widths(keep).items():
-        owner = model.get_submodule(module)
+        owner = modules[module]
         value = getattr(owner, attribute)
         remainder.attributes.setdefault((module, attribute), value)
         if position is None:

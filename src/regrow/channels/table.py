@@ -16,7 +16,7 @@ class Slice:
     """One dimension of a parameter or buffer.
 
     Attributes:
-        name: as in ``model.named_parameters()`` or ``model.named_buffers()``.
+        name: as in ``model.named_parameters()`` or ``model.named_buffers()``, without marks of torch.compile.
         dim: which of its dimensions.
         channel: int64, one number for each index of the dimension: the channel of the group that the index goes with,
             or -1 where it belongs to another group or to none.
@@ -32,7 +32,7 @@ class Size:
     """A number that a module keeps about its own width (``out_channels``, ``num_heads``, ...).
 
     Attributes:
-        module: as in ``model.named_modules()``.
+        module: as in ``model.named_modules()``, without marks of torch.compile.
         attribute: its name; where the attribute is a tuple, `position` says which element.
         channel: int64, as in `Slice`, one number for each thing that the attribute counts.
         position: index into the tuple, or None for a plain integer.

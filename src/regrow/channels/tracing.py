@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from regrow import names
 from regrow.channels import rules, rules_norm, rules_product, rules_shape
 from regrow.channels.labels import Layer, Ledger, axis
 from regrow.errors import UserError
@@ -49,7 +50,7 @@ class Stack:
     def __init__(self, replica: nn.Module) -> None:
         self.names: list[str] = []
         self.failed: list[str] = []  # the stack where an exception was raised
-        self.modules = dict(replica.named_modules())
+        self.modules = names.modules(replica)
         for name, module in self.modules.items():
             if isinstance(module, torch.jit.ScriptModule):
                 continue
@@ -125,8 +126,8 @@ class Follower(TorchDispatchMode):
         for i, t in enumerate(results):
             layers = given[i] if i < len(given) else ()
             t._regrow_layers = layers  # type: ignore[attr-defined]
-            if op in _NAMED and hasattr(operands[0], "_regrow_name"):
-                t._regrow_name = operands[0]._regrow_name  # type: ignore[attr-defined]
+            if op in _NAMED and hasattr(operands[0], "_regrow_names"):
+                t._regrow_names = operands[0]._regrow_names  # type: ignore[attr-defined]
 
 
 def _of_torch(func: Any) -> bool:
@@ -242,11 +243,11 @@ def trace(
     replica = replica_of(model)
     stack = Stack(replica)
     ledger, atoms = Ledger(), Atoms()
-    names = {}
-    for name, tensor in [*replica.named_parameters(), *replica.named_buffers()]:
+    for name, tensor in names.tensors(replica).items():
         tensor._regrow_layers = atoms.label(name, tensor)  # type: ignore[attr-defined]
-        tensor._regrow_name = name  # type: ignore[attr-defined]
-        names[name] = tensor
+        tensor._regrow_names = []  # type: ignore[attr-defined]
+    for name, tensor in names.tensors(replica, every_name=True).items():
+        tensor._regrow_names.append(name)  # type: ignore[attr-defined]
     kwargs = tree_map_only(Tensor, lambda t: prepared(t)[0], dict(kwargs))
     try:
         run(replica.eval(), stack, ledger, prepared(example_inputs), kwargs, deadline)
@@ -256,7 +257,7 @@ def trace(
         raise UserError(
             f"the model cannot be traced, as it does not run on the example input: {first_line(error)}"
         ) from error
-    unused = _unused(ledger, atoms, [name for name, _ in replica.named_parameters()])
+    unused = _unused(ledger, atoms, names.parameters(replica))
     reason = "the forward pass does not use it"
     if unused and not kwargs:
         try:
@@ -269,7 +270,7 @@ def trace(
     return ledger, atoms, dict.fromkeys(sorted(unused), reason)
 
 
-def _unused(ledger: Ledger, atoms: Atoms, names: Iterable[str]) -> set[str]:
+def _unused(ledger: Ledger, atoms: Atoms, parameters: Iterable[str]) -> set[str]:
     """Those of these parameters that no operation has asked anything of."""
     touched = torch.zeros(atoms.count, dtype=torch.bool)
     for asked in [
@@ -281,4 +282,4 @@ def _unused(ledger: Ledger, atoms: Atoms, names: Iterable[str]) -> set[str]:
     seen: dict[str, bool] = {}
     for leaf, _, first, length in atoms.leaves:
         seen[leaf] = seen.get(leaf, False) or bool(touched[first : first + length].any())
-    return {name for name in names if not seen.get(name, True)}
+    return {name for name in parameters if not seen.get(name, True)}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow import optim_state
+from regrow import names, optim_state
 from regrow.channels import surgery
 from regrow.channels.table import Coupling, Slice
 from regrow.state import WeightState
@@ -102,7 +102,7 @@ class Masked:
 
     def narrow(self, keep: Keep) -> None:
         self._saved, self._removed = {}, {}
-        tensors = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
+        tensors = names.tensors(self._model)
         for name, dims in self._coupling.kept(keep).items():
             self._removed[name] = ~entries(tensors[name], dims)
             for key, value in self._tensors(name).items():
@@ -112,7 +112,7 @@ class Masked:
         """The buffer of this name, or what the optimizer keeps of the parameter's squared gradients."""
         state = self._states.get(name)
         if state is None:
-            return {"": self._model.get_buffer(name)}
+            return {"": names.buffers(self._model)[name]}
         found = optim_state.tensors(state.optimizer_state(), state.param)
         return {key: value for key, kind, value in found if kind == "second"}
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from regrow.latency.eager import Eager
 from regrow.latency.onnxruntime import OnnxRuntime
 from regrow.latency.table import Grid, LatencyTable, Machine
 from regrow.latency.trace import Key, Network, Unit, trace
+from regrow.latency.whole import bar, in_turns, prepared, settled
 from regrow.quiet import evaluating
 
 RUNTIMES: dict[str, type[Eager] | type[OnnxRuntime]] = {"eager": Eager, "onnxruntime": OnnxRuntime}
@@ -26,7 +26,6 @@ RUNTIMES: dict[str, type[Eager] | type[OnnxRuntime]] = {"eager": Eager, "onnxrun
 _DENSITIES = (8, 6, 4, 3, 2)  # points along each axis of a grid, the finest that the time allows is taken
 _PASSES = 3
 _REPEATS = 2
-_SMALL = 0.02  # seconds of a model that may fit into the caches
 _BETWEEN = 5  # measurements of the whole models in each pass
 _PLACES = (0.15, 0.3, 0.5, 0.7)  # of probes, along an axis
 
@@ -108,7 +107,7 @@ def measure(
     if not network.units:
         raise UserError("the model has no layers whose latency could be measured: no convolution, linear layer or pool")
     with torch_threads(threads), evaluating(model):
-        wholes = _wholes(runner, (model, *thin), example, progress)
+        wholes = prepared(runner, (model, *thin), example, progress)
         warming = time.monotonic()
         for whole in wholes:
             whole()
@@ -134,27 +133,6 @@ def make_runtime(name: str, batch: int, threads: int) -> Runtime:
     return RUNTIMES[name](batch, threads)
 
 
-def _settled(clock: Clock, whole: Callable[[], object]) -> float:
-    """Seconds of a pass of a model that runs over and over, as models do: a small one finds all of itself in the caches
-    then, whatever ran before."""
-    seconds = clock.seconds(whole)
-    for _ in range(3 if seconds < _SMALL else 0):
-        seconds = clock.seconds(whole)
-    return seconds
-
-
-def _wholes(
-    runner: Runtime, models: Sequence[nn.Module], example: Tensor, progress: bool
-) -> list[Callable[[], object]]:
-    """A forward pass of each model; exporting them takes seconds."""
-    found = []
-    with _bar(progress, len(models), "preparing") as advance:
-        for model in models:
-            found.append(runner.whole(model, example))
-            advance()
-    return found
-
-
 def verify(
     table: LatencyTable, models: Iterable[nn.Module], example: Tensor, *, rounds: int = 9, progress: bool = False
 ) -> list[tuple[float, float]]:
@@ -175,20 +153,8 @@ def verify(
     listed = list(models)
     predicted = [table.predict(trace(model, example)) for model in listed]
     runner = make_runtime(table.machine.runtime, table.batch, table.threads)
-    with ExitStack() as stack:
-        stack.enter_context(torch_threads(table.threads))
-        for model in listed:
-            stack.enter_context(evaluating(model))
-        runs = _wholes(runner, listed, example, progress)
-        samples: list[list[float]] = [[] for _ in runs]
-        with _bar(progress, (rounds + 1) * len(runs), "checking") as advance:
-            for turn in range(rounds + 1):
-                for run, times in zip(runs, samples, strict=True):
-                    seconds = _settled(runner.clock, run)
-                    advance()
-                    if turn:  # the first warms up
-                        times.append(seconds)
-    return [(p, typical(times)) for p, times in zip(predicted, samples, strict=True)]
+    measured = in_turns(runner, listed, example, rounds=rounds, progress=progress)
+    return list(zip(predicted, measured, strict=True))
 
 
 def calibrate(table: LatencyTable, models: Iterable[nn.Module], example: Tensor, *, rounds: int = 9) -> LatencyTable:
@@ -324,7 +290,7 @@ def _run(
     points = plan.points()
     measured: list[list[float]] = [[] for _ in wholes]
     every = max(1, math.ceil(len(points) / _BETWEEN))
-    with _bar(progress, len(points) * _PASSES, "measuring") as advance:
+    with bar(progress, len(points) * _PASSES, "measuring") as advance:
         for turn in range(_PASSES):
             shuffle.shuffle(points)
             for number, (key, c_in, c_out) in enumerate(points):
@@ -332,22 +298,10 @@ def _run(
                     return measured
                 if number % every == 0:
                     for whole, times in zip(wholes, measured, strict=True):
-                        times.append(_settled(runner.clock, whole))
+                        times.append(settled(runner.clock, whole))
                 plan.samples.setdefault((key, c_in, c_out), []).extend(runner.sample(key, c_in, c_out, _REPEATS))
                 advance()
     return measured
-
-
-@contextmanager
-def _bar(shown: bool, total: int, doing: str) -> Iterator[Callable[[], Any]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda: bar.advance(task)
 
 
 def _grid(plan: _Plan, key: Key) -> Grid:

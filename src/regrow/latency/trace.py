@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from regrow import names
 from regrow.errors import UserError
 from regrow.quiet import evaluating
 
@@ -160,7 +161,7 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.ops: list[_Op] = []
         self.unpriced: Counter[str] = Counter()
-        self._parameters = {p.data_ptr(): name.rpartition(".")[0] for name, p in model.named_parameters()}
+        self._parameters = {p.data_ptr(): name.rpartition(".")[0] for name, p in names.parameters(model).items()}
         self._values: dict[int, _Value] = {}
         self._kept: list[Any] = []  # so that no id is used twice
 

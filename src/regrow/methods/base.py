@@ -37,6 +37,10 @@ class Method(ABC):
         """The criterion that the method ranks by: the run's, unless it has one of its own."""
         return criterion
 
+    def suited(self, pattern: Pattern, criterion: Criterion) -> Method:
+        """The method with what its options leave open decided for this pattern and criterion."""
+        return self
+
     def check_pattern(self, pattern: Pattern) -> None:
         """Refuses a pattern that the method cannot work with.
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from regrow import shadow as shadows
 from regrow.criteria import Criterion
 from regrow.errors import UserError
 from regrow.methods.base import Method, check_start, check_steps, register
+from regrow.patterns.base import Pattern
 from regrow.saliency import Scoring
 from regrow.schedule import Boundary, Budget, Phase, PhaseName, Timeline, cubic, repeat, steps_of
 from regrow.state import Init
 from regrow.units import Start, Units
+
+_SHADOW_SPEED = 0.05  # chosen on a validation split: docs/studies.md
 
 
 @register
@@ -22,11 +26,16 @@ class IEE(Method):
     """Prunes and regrows by one criterion, after a preview of what the removed units would be worth
     (arXiv:2502.03658, section 3).
 
+    By default single weights are previewed in memory while the active structure trains on (`regrow.shadow`), which
+    costs no step; `IEE.paper` explores as the paper does, all of the active structure standing still.
+
     Args:
         h: steps that estimate the importance of the active units (H in the paper).
         j: steps that improve the pruned structure (J).
         q: steps that explore: every removed unit is reactivated and trains, the active ones are frozen (Q). At 0, units
-            grow by the value they last had.
+            grow by the value in memory. None takes 0 where removed units are previewed in memory; where they cannot be
+            (channels have no gradients once removed, and other criteria than magnitude need live ones), a tenth of
+            h + j.
         budget: Ω, the share of the active units that an update replaces.
         update_end: when updates end, a share of training or a number of steps. A cycle that would not end by then is
             not begun.
@@ -40,7 +49,8 @@ class IEE(Method):
         ramp: sparsity to start with; it rises to the target along GMP's cubic while updates go on. None starts at the
             target.
         shadow_speed: speed, as a share of the optimizer's own, at which removed units evolve in memory by the dense
-            gradients of `h` and `j` (see `regrow.shadow`); 0 leaves them at rest. With q=0 this is all the preview.
+            gradients of `h` and `j` (see `regrow.shadow`); 0 leaves them at rest. None takes 0.05 with q=0, and 0 where
+            units are explored for real.
         shadow_every: use the dense gradient of every so many steps only.
 
     Raises:
@@ -49,9 +59,9 @@ class IEE(Method):
 
     name: ClassVar[str] = "iee"
 
-    h: int = 150
-    j: int = 150
-    q: int = 150
+    h: int = 50
+    j: int = 0
+    q: int | None = None
     budget: Budget = Budget("cosine", 0.3)
     update_end: float | int = 0.75
     grown_init: Init = "mru"
@@ -60,13 +70,23 @@ class IEE(Method):
     improve: bool = True
     start: Start = "random"
     ramp: float | None = None
-    shadow_speed: float = 0.0
+    shadow_speed: float | None = None
     shadow_every: int = 1
+
+    @classmethod
+    def paper(cls, steps: int = 150, **options: Any) -> IEE:
+        """The method in the form of its paper: real explorations only, from and at the values last used.
+
+        Args:
+            steps: H = J = Q; 150 is the paper's best on ImageNet at 100 epochs.
+            options: others of `IEE`.
+        """
+        return cls(**{"h": steps, "j": steps, "q": steps, "shadow_speed": 0.0, **options})
 
     def __post_init__(self) -> None:
         check_steps("h", self.h, 1)
         check_steps("j", self.j, 0)
-        check_steps("q", self.q, 0)
+        check_steps("q", self.explored, 0)
         check_start(self.start)
         if self.grown_init not in ("mru", "explored", "zero"):
             raise UserError(f"grown_init {self.grown_init!r} is unknown; use 'mru', 'explored' or 'zero'")
@@ -74,21 +94,39 @@ class IEE(Method):
             raise UserError(f"reactivate {self.reactivate!r} is unknown; use 'mru' or 'zero'")
         if self.ramp is not None and not 0 <= self.ramp < 1:
             raise UserError(f"ramp is {self.ramp}, but must be a sparsity in [0, 1) to start with")
-        shadows.of(self.shadow_speed, self.shadow_every)
+        shadows.of(self.speed, self.shadow_every)
         if self.q == 0 and self.reactivate == "zero":
             raise UserError("q=0 explores nothing, so reactivate='zero' leaves nothing to rank; use reactivate='mru'")
+
+    @property
+    def explored(self) -> int:
+        """Steps of real exploration in an update."""
+        return 0 if self.q is None else self.q
+
+    @property
+    def speed(self) -> float:
+        """Of shadow exploration."""
+        if self.shadow_speed is None:
+            return 0.0 if self.explored else _SHADOW_SPEED
+        return self.shadow_speed
+
+    def suited(self, pattern: Pattern, criterion: Criterion) -> IEE:
+        if not (pattern.blind or criterion.uses_grad):
+            return self
+        q = max(1, (self.h + self.j) // 10) if self.q is None else self.q
+        return dataclasses.replace(self, q=q, shadow_speed=0.0 if self.shadow_speed is None else self.shadow_speed)
 
     def timeline(self, total_steps: int) -> Timeline:
         return repeat(
             Phase("estimate", self.h),
             Phase("improve", self.j if self.improve else 0),
-            Phase("explore", self.q),
+            Phase("explore", self.explored),
             total_steps=total_steps,
             until=steps_of("update_end", self.update_end, total_steps),
         )
 
     def scorings(self, criterion: Criterion) -> Mapping[PhaseName, tuple[Scoring, ...]]:
-        if criterion.uses_grad and self.q == 0:
+        if criterion.uses_grad and self.explored == 0:
             raise UserError(f"criterion {criterion.name!r} needs steps to score what was removed; use q ≥ 1")
         return {"estimate": (Scoring("prune", criterion),), "explore": (Scoring("grow", criterion),)}
 
@@ -102,11 +140,11 @@ class IEE(Method):
 
     @property
     def shadow(self) -> shadows.Shadow | None:
-        return shadows.of(self.shadow_speed, self.shadow_every)
+        return shadows.of(self.speed, self.shadow_every, fresh=self.start == "random")
 
     @property
     def explores(self) -> bool:
-        return self.freeze and self.q > 0
+        return self.freeze and self.explored > 0
 
     def begin(self, units: Units) -> None:
         units.start(self.start)

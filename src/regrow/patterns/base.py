@@ -51,13 +51,11 @@ class Binding(ABC):
         parameters: what is sparsified, by canonical name, in the model's order.
         flops: of the dense model, where binding has counted them.
         resizes: whether parameters change their shapes in training.
-        blind: whether removed units get no gradient that says what they would be worth.
     """
 
     parameters: dict[str, nn.Parameter]
     flops: ModelFlops | None = None
     resizes: bool = False
-    blind: bool = False
 
     @abstractmethod
     def units(self, attached: Attached) -> Units:
@@ -65,9 +63,14 @@ class Binding(ABC):
 
 
 class Pattern(ABC):
-    """A frozen dataclass of options; it holds no model."""
+    """A frozen dataclass of options; it holds no model.
+
+    Attributes:
+        blind: whether removed units get no gradient that says what they would be worth.
+    """
 
     name: ClassVar[str]
+    blind: ClassVar[bool] = False
 
     @abstractmethod
     def bind(self, model: nn.Module, example_inputs: Any = None) -> Binding:
@@ -127,19 +130,3 @@ def register(cls: type[Pattern]) -> type[Pattern]:
     """Makes a pattern known under its `name`."""
     PATTERNS[cls.name] = cls
     return cls
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside torch.compile's and DistributedDataParallel's wrappers."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and type(model).__name__ in ("DistributedDataParallel", "DataParallel"):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
-
-
-def canonical(name: str) -> str:
-    """A parameter's or module's name without the marks of compiled submodules."""
-    return name.replace("_orig_mod.", "")

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from regrow import names
 from regrow.errors import UserError, nearest
-from regrow.patterns.base import Attached, Binding, Pattern, canonical, register, unwrap
+from regrow.patterns.base import Attached, Binding, Pattern, register
 
 if TYPE_CHECKING:
     from regrow.channels.pricing import Prices
@@ -57,6 +58,7 @@ class Channels(Pattern):
     """
 
     name: ClassVar[str] = "channels"
+    blind: ClassVar[bool] = True
 
     latency: float | str | None = None
     flops: float | str | None = None
@@ -106,7 +108,7 @@ class Channels(Pattern):
         return min(size, math.ceil(max(1, math.ceil(least)) / step) * step)
 
     def bind(self, model: nn.Module, example_inputs: Any = None) -> ChannelBinding:
-        return ChannelBinding(self, unwrap(model), example_inputs)
+        return ChannelBinding(self, names.unwrap(model), example_inputs)
 
 
 class ChannelBinding(Binding):
@@ -118,8 +120,6 @@ class ChannelBinding(Binding):
         budgets: kind → amount at the end.
         table: of latencies, if there is such a budget.
     """
-
-    blind = True
 
     def __init__(self, pattern: Channels, model: nn.Module, example_inputs: Any) -> None:
         from regrow.channels.coupling import couple
@@ -153,8 +153,8 @@ class ChannelBinding(Binding):
         self.prices, self.budgets = self._priced()
 
     def _sliced(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        names = {part.name for group in self.coupling.groups for part in group.slices}
-        found = {canonical(name): p for name, p in model.named_parameters() if name in names}
+        cut = {part.name for group in self.coupling.groups for part in group.slices}
+        found = {name: p for name, p in names.parameters(model).items() if name in cut}
         for name, p in found.items():
             if not p.requires_grad:
                 raise UserError(f"{name} loses channels but has requires_grad=False; let it train, or exclude it")

@@ -10,9 +10,10 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from regrow import names
 from regrow.distribution import RAW, active_counts
 from regrow.errors import UserError, nearest
-from regrow.patterns.base import EntryPattern, canonical, register, unwrap
+from regrow.patterns.base import EntryPattern, register
 from regrow.selection import top_k, top_k_of_all
 
 # Where the weights are that are worth removing. Biases and norms stay dense.
@@ -75,8 +76,8 @@ class Weights(EntryPattern):
         return self.scope == "global" or self.distribution == "global"
 
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        model = unwrap(model)
-        everything = {canonical(name): p for name, p in model.named_parameters() if p.dim() > 1 and p.numel()}
+        model = names.unwrap(model)
+        everything = {name: p for name, p in names.parameters(model).items() if p.dim() > 1 and p.numel()}
         named = _match(self.include, everything, "include")
         chosen = {name: everything[name] for name in (named or list(_layers(model)))}
         if not named:
@@ -120,7 +121,7 @@ class Weights(EntryPattern):
 
 def _layers(model: nn.Module) -> Iterator[str]:
     """Canonical names of the weights that are sparsified by default, in the model's order, tied ones once."""
-    first = {p: canonical(name) for name, p in model.named_parameters()}
+    first = {p: name for name, p in names.parameters(model).items()}
     for module in model.modules():
         for kind, attributes in WEIGHTS:
             if isinstance(module, kind):

@@ -228,18 +228,18 @@ def _planned(
     from regrow.methods import Dense
     from regrow.training import channels
     from regrow.training.latency import is_channels
-    from regrow.training.run import Run, criterion_of, model_of
+    from regrow.training.run import Run, method_of, model_of
 
     # dense, so that what is wrong with a method is found below, where its label is known
     example = Run(dataclasses.replace(recipe, method_name="dense", method=Dense()), "plan")
     for label, variant in variants.items():
         with _naming(label):
-            criterion = variant.method.ranks_by(criterion_of(variant))
-            variant.method.scorings(criterion)
+            method, criterion = method_of(variant)
+            method.scorings(criterion)
             if match == "steps":
-                variant.method.timeline(example.total_steps)
-            if variant.method.sparsifies:
-                variant.method.check_pattern(variant.pattern)
+                method.timeline(example.total_steps)
+            if method.sparsifies:
+                method.check_pattern(variant.pattern)
             for seed in seeds if variant.model.weights else ():
                 model_of(dataclasses.replace(variant, top=dataclasses.replace(variant.top, seed=seed)), example.data)
     if not any(is_channels(one) for one in (recipe, *variants.values())):
@@ -262,19 +262,19 @@ def _of_weights(
     """The variants with their lengths."""
     from regrow.attach import check_weights
     from regrow.plan import matching_steps, planned_cost
-    from regrow.training.run import criterion_of
+    from regrow.training.run import method_of
 
     check_weights(recipe.pattern.parameters(example.model))
     counts = recipe.pattern.counts(example.model)
     if match == "steps":
         return dict(variants)
     with _naming(recipe.method_name):
-        budget = planned_cost(recipe.method, criterion_of(recipe), counts, example.flops, example.total_steps)
+        budget = planned_cost(*method_of(recipe), counts, example.flops, example.total_steps)
     planned = {}
     for label, variant in variants.items():
         with _naming(label):
-            criterion, own = criterion_of(variant), variant.pattern.counts(example.model)
-            steps = matching_steps(variant.method, criterion, own, example.flops, budget)
+            own = variant.pattern.counts(example.model)
+            steps = matching_steps(*method_of(variant), own, example.flops, budget)
         planned[label] = _of_length(variant, steps, example)
     return planned
 

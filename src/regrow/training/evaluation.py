@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from regrow import names
+from regrow.quiet import evaluating
+
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
@@ -31,18 +34,6 @@ def averaged_weights(optimizer: Optimizer, back: bool = True) -> Iterator[None]:
             to_train()  # type: ignore[misc]
 
 
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Inside it, the model is in eval mode and no gradients are recorded."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
-
-
 def accuracy(
     model: nn.Module, batches: Batches, device: torch.device, reduce: Callable[[Tensor], Tensor] = lambda t: t
 ) -> float:
@@ -55,7 +46,7 @@ def accuracy(
         reduce: adds up a tensor over all processes
     """
     right = torch.zeros(2, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
-    with eval_mode(model):
+    with evaluating(model), torch.no_grad():
         for images, labels in batches:
             labels = labels.to(device, non_blocking=True)
             predicted = model(images.to(device, non_blocking=True)).argmax(1)
@@ -85,7 +76,7 @@ class Ema:
         """A copy of the average as the active structure: what a weight was before it was pruned fades only slowly
         from an average, so all that is outside the structure is left out."""
         averaged: nn.Module = copy.deepcopy(self._average.module)
-        parameters = dict(averaged.named_parameters())
+        parameters = names.parameters(averaged)
         with torch.no_grad():
             for name, mask in masks.items():
                 parameters[name].masked_fill_(~mask, 0.0)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import statistics
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from regrow.errors import UserError
-from regrow.training.evaluation import eval_mode
 from regrow.training.models import example_input
 from regrow.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from regrow.latency.table import LatencyTable
 
-_ROUNDS = (5, 25)  # forward passes that are timed, at least and at most
+_ROUNDS = 25  # forward passes that are timed, at most
 _SECONDS = 5.0  # that timing whole models should take
 
 
@@ -89,7 +86,7 @@ def threads_of(recipe: Recipe) -> int:
 
 
 def whole_models(models: Sequence[nn.Module], example: Tensor, threads: int, runtime: str = "eager") -> list[float]:
-    """Seconds that a forward pass of each of these models takes on the CPU: the median of several, taken in turns.
+    """Seconds that a forward pass of each of these models takes on the CPU (see `regrow.latency.whole.in_turns`).
 
     Args:
         models: on any device; copies are measured, in eval mode
@@ -97,23 +94,12 @@ def whole_models(models: Sequence[nn.Module], example: Tensor, threads: int, run
         threads: of the CPU
         runtime: "eager" or "onnxruntime"
     """
-    from regrow.latency.clock import torch_threads
     from regrow.latency.measure import make_runtime
+    from regrow.latency.whole import in_turns
 
     runner = make_runtime(runtime, len(example), threads)
     copies = [copy.deepcopy(model).cpu() for model in models]
-    example = example.cpu()
-    with ExitStack() as stack:
-        stack.enter_context(torch_threads(threads))
-        for model in copies:
-            stack.enter_context(eval_mode(model))
-        runs = [runner.whole(model, example) for model in copies]
-        for run in runs:
-            run()
-        once = sum(runner.clock.seconds(run) for run in runs)
-        rounds = min(_ROUNDS[1], max(_ROUNDS[0], int(_SECONDS / max(once, 1e-9))))
-        samples = [[runner.clock.seconds(run) for run in runs] for _ in range(rounds)]
-    return [statistics.median(times) for times in zip(*samples, strict=True)]
+    return in_turns(runner, copies, example.cpu(), rounds=_ROUNDS, time_limit=_SECONDS)
 
 
 def measured(

@@ -132,7 +132,7 @@ class Trainer:
     def _step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
         run, settings = self.run, self.settings
         run.wrap()
-        frozen = run.recipe.method.explores and run.sparsifier.phase == "explore"
+        frozen = run.sparsifier.method.explores and run.sparsifier.phase == "explore"
         seed_step(run.recipe.seed, run.step, run.accelerator.process_index)
         factor = run.recipe.schedule.factor(run.step, run.total_steps, run.steps_per_epoch)
         for group, peak in zip(run.optimizer.param_groups, run.peak_lr, strict=True):
@@ -298,7 +298,7 @@ class Trainer:
             dense = model_of(run.recipe, run.data)
             measured |= latency(run.recipe, model, dense, run.data.shape, run.table)
             measured["train_seconds"] = self.training.seconds
-        spans = run.recipe.method.timeline(run.total_steps).spans()
+        spans = run.timeline.spans()
         measured |= {
             "seconds": time.monotonic() - self.started,
             "steps": run.total_steps,

@@ -1,8 +1,6 @@
 """Recipes: YAML files (or the names of shipped ones) with dotted overrides, checked completely before anything runs.
 
-A recipe is merged from layers, each over the one before: the recipe that ``base`` names, the file itself, the
-overrides. A layer that names another method, optimizer, schedule or pattern than the layer before replaces that section
-instead of merging with it, so options of the old one never linger.
+How their layers are merged is said in `regrow.training.recipe_layers`.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +17,19 @@ import yaml
 
 from regrow.errors import UserError, nearest
 from regrow.training.optimizers import OPTIMIZERS, SCHEDULES, Optimizer, Schedule
+from regrow.training.recipe_layers import NAMED, VARIANT, WHOLE, Tree, merge, override_tree, shipped, tree_of
 from regrow.training.sections import DataSection, ModelSection, TopSection, TrainSection
 from regrow.training.typed import join, leaves, plain, require_mapping, show, suggest, typed
 
-Tree = dict[str, Any]
+__all__ = [
+    "HARMLESS", "VARIANT", "WHOLE", "Recipe", "Tree", "differences", "load", "merge", "override_tree", "parse",
+    "registries", "shipped", "tree_of", "with_method",
+]  # fmt: skip
 
-_MAX_BYTES = 1_000_000
-_NAMED = ("method", "pattern", "optimizer", "schedule")  # sections whose options depend on their name
 _DEFAULT_NAMES = {"pattern": "weights", "optimizer": "sgd", "schedule": "cosine"}
 _LABEL = re.compile(r"[A-Za-z0-9][\w.+-]*")  # labels become file names
-# mappings that a later layer replaces instead of merging
-WHOLE = ("pattern.distribution", "pattern.round_to", "model.options")
-VARIANT = "recipe"  # key of an entry of `compare`: what is different about its recipe, beside the method
-_VARIABLE = ("model.options", "model.weights", "criterion", "pattern", "optimizer", "schedule")  # what that may be
+# what an entry of `compare` may change about its recipe, beside the method
+_VARIABLE = ("model.options", "model.weights", "criterion", "pattern", "optimizer", "schedule")
 # keys that may differ between a run and its continuation: they change what is seen, not what is computed
 HARMLESS = (
     "train.log_every", "train.eval_every", "train.checkpoint_minutes", "train.checkpoint_steps", "train.tensorboard",
@@ -123,14 +120,6 @@ def registries() -> dict[str, Mapping[str, type]]:
     return {"method": METHODS, "pattern": PATTERNS, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
 
 
-def shipped() -> list[str]:
-    """Names of the recipes that the package ships."""
-    files = resources.files("regrow").joinpath("recipes").iterdir()
-    return sorted(
-        f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml") and not f.name.startswith("_")
-    )
-
-
 def load(source: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:
     """Read a recipe.
 
@@ -142,12 +131,6 @@ def load(source: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) 
         UserError: if there is no such recipe, or anything in it is wrong.
     """
     return parse(tree_of(source, overrides))
-
-
-def tree_of(source: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Tree:
-    """The merged layers of a recipe, not yet checked."""
-    layer = dict(overrides) if isinstance(overrides, Mapping) else override_tree(overrides)
-    return merge(_read(str(source)), layer)
 
 
 def parse(tree: Mapping[str, Any]) -> Recipe:
@@ -162,7 +145,7 @@ def parse(tree: Mapping[str, Any]) -> Recipe:
     if (top.epochs is None) == (top.steps is None):
         raise UserError("a recipe needs its length: give either epochs or steps" + (", not both" if top.steps else ""))
     _check_criterion(top.criterion)
-    named = {section: _named(section, tree.get(section), section) for section in _NAMED}
+    named = {section: _named(section, tree.get(section), section) for section in NAMED}
     table = getattr(named["pattern"][1], "table", None)
     if table is not None and not (isinstance(table, str) and table):
         raise UserError(f"pattern.table must be the path of a latency table, or null, not {show(table)}")
@@ -210,68 +193,6 @@ def _check_changes(tree: Mapping[str, Any], changes: object, path: str) -> None:
             raise UserError(f"{path}: {error}") from error
 
 
-def merge(below: Mapping[str, Any], above: Mapping[str, Any], path: str = "") -> Tree:
-    """``above`` over ``below``, as the module's docstring says."""
-    if not path:
-        below = _with_changes(below, above)
-    result = dict(below)
-    if not path and ({"epochs", "steps"} & above.keys()):
-        result = {key: value for key, value in result.items() if key not in ("epochs", "steps")}
-    for key, value in above.items():
-        name, old = join(path, str(key)), result.get(key)
-        if not isinstance(value, Mapping) or not isinstance(old, Mapping) or name in WHOLE:
-            result[key] = value
-        elif name in _NAMED and value.get("name", old.get("name")) != old.get("name"):
-            variant = _entry(below, value["name"]) if name == "method" else {}
-            variant = {option: given for option, given in variant.items() if option != VARIANT}
-            result[key] = merge(variant, value, name) if variant else value
-        else:
-            result[key] = merge(old, value, name)
-    return result
-
-
-def _entry(tree: Mapping[str, Any], label: object) -> Mapping[str, Any]:
-    """The entry of ``compare`` for a label; empty where there is none."""
-    variants = tree.get("compare")
-    entry = variants.get(label) if isinstance(variants, Mapping) and isinstance(label, str) else None
-    return entry if isinstance(entry, Mapping) else {}
-
-
-def _with_changes(below: Mapping[str, Any], above: Mapping[str, Any]) -> Mapping[str, Any]:
-    """``below``, with what its ``compare`` says of the recipe of the method that ``above`` changes to."""
-    old, new = (tree["method"] if isinstance(tree.get("method"), Mapping) else {} for tree in (below, above))
-    if "name" not in new or new["name"] == old.get("name"):
-        return below
-    changes = _entry(below, new["name"]).get(VARIANT)
-    return merge(below, changes) if isinstance(changes, Mapping) and "method" not in changes else below
-
-
-def override_tree(arguments: Sequence[str]) -> Tree:
-    """``["--method.h", "20", "--seed=1"]`` as a nested mapping.
-
-    Raises:
-        UserError: if an argument is no ``--key value`` or ``--key=value``.
-    """
-    tree: Tree = {}
-    words = iter(arguments)
-    for word in words:
-        key, equals, value = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or not key or "" in key.split("."):
-            raise UserError(f"cannot read {show(word)}: overrides look like --method.h 20")
-        if not equals:
-            value = next(words, "--")
-            if value.startswith("--"):
-                raise UserError(f"--{key} needs a value, as in --{key}=VALUE")
-        branch = tree
-        *sections, last = key.split(".")
-        for section in sections:
-            branch = branch.setdefault(section, {})
-            if not isinstance(branch, dict):
-                raise UserError(f"--{key} contradicts an earlier override of a part of it")
-        branch[last] = _override_value(key, value)
-    return tree
-
-
 def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
     """Dotted keys at which two plain recipes differ, without the harmless ones."""
     if path in HARMLESS:
@@ -294,92 +215,19 @@ def with_method(recipe: Recipe, label: str, **changes: Any) -> Recipe:
     return parse({**tree, **changes})
 
 
-def _read(source: str, seen: tuple[str, ...] = ()) -> Tree:
-    path = Path(source)
-    if path.suffix in (".yaml", ".yml") or path.is_file() or "/" in source:
-        text, here = _file_text(path), path.parent
-    else:
-        text, here = _shipped_text(source), None
-    tree = dict(require_mapping(_parse_yaml(text, source), ""))
-    base = tree.pop("base", None)
-    if base is None:
-        return tree
-    if not isinstance(base, str) or not base:
-        raise UserError(f"base must be the name or path of a recipe, not {show(base)}")
-    beside = here / base if here is not None else None
-    base = str(beside) if beside is not None and beside.is_file() else base
-    if base in seen or base == source:
-        raise UserError(f"recipe {source} is its own base")
-    return merge(_read(base, (*seen, source)), tree)
-
-
-def _file_text(path: Path) -> str:
-    if path.is_dir() and (path / "recipe.yaml").is_file():
-        path = path / "recipe.yaml"
-    try:
-        size = path.stat().st_size
-        text = path.read_text(encoding="utf-8") if size <= _MAX_BYTES else ""
-    except OSError as error:
-        raise UserError(f"cannot read the recipe {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not a recipe: it is no text file") from error
-    if size > _MAX_BYTES:
-        raise UserError(f"{path} is too large for a recipe")
-    return text
-
-
-def _shipped_text(name: str) -> str:
-    file = resources.files("regrow").joinpath("recipes", f"{name}.yaml")
-    if not name or not file.is_file():
-        raise UserError(f"there is no recipe file and no shipped recipe {name!r}{nearest(name, shipped())}")
-    return file.read_text(encoding="utf-8")
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which YAML would silently keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if isinstance(key_node, yaml.ScalarNode) and key_node.value != "<<":
-                if key_node.value in seen:
-                    raise yaml.constructor.ConstructorError(problem=f"the key {key_node.value!r} is given twice",
-                                                            problem_mark=key_node.start_mark)  # fmt: skip
-                seen.add(key_node.value)
-        return super().construct_mapping(node, deep=deep)
-
-
-def _parse_yaml(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "it cannot be read"
-        raise UserError(f"{source}{place} is not valid YAML: {' '.join(str(problem).split())}") from error
-    except (ValueError, RecursionError, OverflowError, TypeError) as error:  # impossible dates, endless nesting
-        raise UserError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
-
-
-def _override_value(key: str, value: str) -> Any:
-    if not value.startswith(("{", "[")):
-        return value
-    return _parse_yaml(value, f"the value of --{key}")
-
-
 def _top_keys() -> list[str]:
     return [field.name for field in dataclasses.fields(TopSection)]
 
 
 def _known_sections(tree: Mapping[str, Any]) -> None:
-    sections = ["model", "data", *_NAMED, "train", "compare"]
+    sections = ["model", "data", *NAMED, "train", "compare"]
     for key in tree:
         if key not in sections and key not in _top_keys():
             valid = [*_top_keys(), *sections]
             inner = [f"{name}.{leaf}" for name, cls in (("model", ModelSection), ("data", DataSection),
                      ("train", TrainSection)) for leaf, _ in leaves(cls)]  # fmt: skip
             inner += [
-                f"{name}.{leaf}" for name in _NAMED for cls in registries()[name].values() for leaf, _ in leaves(cls)
+                f"{name}.{leaf}" for name in NAMED for cls in registries()[name].values() for leaf, _ in leaves(cls)
             ]
             exact = [name for name in inner if name.rpartition(".")[2] == key]
             raise UserError(f"unknown key {key!r}{suggest(key, exact or valid)}")

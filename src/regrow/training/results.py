@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from regrow import names
 from regrow.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def structure(run: Run, cost: Mapping[str, float]) -> dict[str, Any]:
     """The content of ``structure.json``: the layers, the updates and the training cost of a run, and for channels the
     widths of all groups: dense, at the start and at the end."""
     sparsifier = run.sparsifier
-    parameters = dict(run.model.named_parameters())
+    parameters = names.parameters(run.model)
     layers = [
         {
             "name": name,

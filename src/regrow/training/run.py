@@ -18,16 +18,18 @@ from regrow import storage
 from regrow.cost import count_flops, training_cost
 from regrow.criteria import Criterion
 from regrow.errors import UserError
+from regrow.quiet import evaluating
 from regrow.sparsifier import Sparsifier
 from regrow.training.data import BatchSource, DataSet
 from regrow.training.data import load as load_data
-from regrow.training.evaluation import Ema, eval_mode
+from regrow.training.evaluation import Ema
 from regrow.training.latency import is_channels, needs_table, table_of
 from regrow.training.models import build, example_input, import_callable
 from regrow.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from regrow.latency.table import LatencyTable
+    from regrow.methods import Method
     from regrow.patterns.base import Pattern
 
 
@@ -72,7 +74,7 @@ class Run:
             self.model, optimizer, pattern=pattern_of(recipe, self.table), method=recipe.method, criterion=criterion,
             total_steps=self.total_steps, seed=recipe.seed, example_inputs=self.example, on_resize=self._resized,
         )  # fmt: skip
-        self.timeline = recipe.method.timeline(self.total_steps)
+        self.timeline = self.sparsifier.method.timeline(self.total_steps)
         self.start_active = {name: int(mask.sum()) for name, mask in self.sparsifier.masks.items()}
         self.start_widths = {group: kept for group, (kept, _) in self.sparsifier.widths().items()}
         self.prepared, self.optimizer = self.accelerator.prepare(self.model, optimizer)
@@ -267,6 +269,12 @@ def criterion_of(recipe: Recipe) -> Criterion:
         raise UserError(f"criterion {recipe.criterion!r} must be a function of (weight) or (weight, grad)") from error
 
 
+def method_of(recipe: Recipe) -> tuple[Method, Criterion]:
+    """The recipe's method, decided for its pattern and criterion, and the criterion that it ranks by."""
+    criterion = recipe.method.ranks_by(criterion_of(recipe))
+    return recipe.method.suited(recipe.pattern, criterion), criterion
+
+
 def _data(recipe: Recipe, rank: int, world: int) -> DataSet:
     options = dataclasses.asdict(recipe.data)
     return load_data(options.pop("name"), seed=recipe.seed, rank=rank, world=world, **options)
@@ -276,7 +284,7 @@ def _check_output(model: nn.Module, example: Tensor, classes: int, name: str) ->
     """Refuse a model that does not turn an image into one logit for each class."""
     shape = "x".join(str(n) for n in example.shape[1:])
     try:
-        with eval_mode(model):
+        with evaluating(model), torch.no_grad():
             output = model(example)
     except Exception as error:  # whatever the model's own code raises
         reason = " ".join(str(error).split())[:200] or type(error).__name__

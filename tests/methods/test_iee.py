@@ -1,0 +1,75 @@
+"""What IEE decides where its options leave it open."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import regrow
+from engine import attach, batches, network, train
+from regrow import IEE, Channels, UserError, Weights
+from regrow.criteria import Criterion
+from regrow.schedule import Budget
+from regrow.shadow import Shadow
+
+MAGNITUDE, TAYLOR = Criterion.of("magnitude"), Criterion.of("taylor")
+
+
+def test_single_weights_are_previewed_in_memory_at_no_step() -> None:
+    method = IEE().suited(Weights(0.9), MAGNITUDE)
+    assert method == IEE()
+    assert method.shadow == Shadow(0.05)
+    assert not method.explores
+    assert {span.phase for span in method.timeline(1000).spans()} == {"estimate", "fixed"}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "criterion"),
+    [(Channels(flops=0.5), TAYLOR), (Channels(flops=0.5), MAGNITUDE), (Weights(0.9), TAYLOR)],
+)
+def test_what_cannot_be_previewed_in_memory_is_explored(
+    pattern: regrow.patterns.base.Pattern, criterion: Criterion
+) -> None:
+    method = IEE().suited(pattern, criterion)
+    assert (method.q, method.shadow, method.explores) == (5, None, True)
+    share = sum(span.end - span.start for span in method.timeline(10_000).spans() if span.phase == "explore") / 10_000
+    assert 0 < share <= 0.1
+    assert IEE(h=3, j=2).suited(pattern, criterion).q == 1
+    assert IEE(q=0).suited(pattern, criterion).q == 0  # what was said stays
+    assert IEE(q=7, shadow_speed=0.5).suited(pattern, criterion) == IEE(q=7, shadow_speed=0.5)
+
+
+def test_a_real_exploration_needs_no_shadow() -> None:
+    assert IEE(h=150, j=150, q=150).shadow is None
+    assert IEE(q=10, shadow_speed=0.2).shadow == Shadow(0.2)
+    assert IEE(q=0, shadow_speed=0.0).shadow is None
+
+
+def test_memory_of_a_trained_model_is_kept() -> None:
+    assert IEE(start="criterion").shadow == Shadow(0.05, fresh=False)
+
+
+def test_the_form_of_the_paper() -> None:
+    paper = IEE.paper()
+    assert paper == IEE(h=150, j=150, q=150, shadow_speed=0.0)
+    assert (paper.reactivate, paper.grown_init, paper.freeze, paper.shadow) == ("mru", "mru", True, None)
+    assert IEE.paper(50, budget=Budget("linear", 0.2)) == IEE(
+        h=50, j=50, q=50, shadow_speed=0.0, budget=Budget("linear", 0.2)
+    )
+    with pytest.raises(UserError, match="h is 0, but must be a whole number"):
+        IEE.paper(0)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "phases"), [("magnitude", {"estimate", "fixed"}), ("taylor", {"estimate", "explore", "fixed"})]
+)
+def test_the_default_trains_with_every_criterion(criterion: str, phases: set[str]) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    sparsifier = attach(model, optimizer, method="iee", criterion=criterion, total_steps=80)
+    seen: set[str] = set()
+    train(model, optimizer, batches(80), lambda: seen.add(sparsifier.phase))
+    assert seen == phases
+    assert len(sparsifier.history) == 1
+    for name, mask in sparsifier.masks.items():
+        assert (model.get_parameter(name)[~mask] == 0).all()

@@ -3,8 +3,8 @@
     regrow profile wrn16-2 --data-shape 3,16,16 --batch 128 --threads 1 --out benchmarks/studies/wrn16-2.json
     python benchmarks/channel_study.py --out studies/channels --jobs 2
 
-IEE trains from scratch, and once more from the dense network, as gradually as HALP. From scratch, its groups keep 30%
-of their channels at least, and it replaces few and only early: chosen on the validation split of seed 0 at 30%.
+IEE trains from scratch, and for 30% also from the dense network, as gradually as HALP. From scratch its groups keep
+30% of their channels at least, and it replaces few and only early: chosen on the validation split of seed 0 at 30%.
 
 Needs CIFAR-10 (see `data.name: cifar10` in docs/recipes.md). Every run is a directory of its own under --out; the same
 command goes on where it was. HALP starts from the dense network of the same seed and trains as long again, as in its
@@ -51,7 +51,8 @@ def plan(out: Path, table: Path) -> list[list[tuple[str, list[str]]]]:
             sparse.append((f"iee-{name}", [*shared, "--pattern.min_channels", "0.3"]))
             sparse.append((f"uniform-{name}", [*shared, "--method.name", "uniform"]))
             weights = ["--model.weights", str(out / f"dense-seed{seed}" / "model")]
-            sparse.append((f"iee-pretrained-{name}", [*shared, *weights, *GRADUAL]))
+            if budget == min(BUDGETS):
+                sparse.append((f"iee-pretrained-{name}", [*shared, *weights, *GRADUAL]))
             sparse.append((f"halp-{name}", [*shared, "--method.name", "halp", "--pattern.solver", "grouped",
                                             *weights]))  # fmt: skip
     return [dense, sparse]
@@ -112,9 +113,10 @@ def summarise(runs: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         kind, _, budget = label.rpartition("-")
         rivals = {"halp": ("iee", "iee-pretrained"), "uniform": ("iee",)}.get(kind, ())
         for ours in rivals:
-            theirs = {seed: runs[f"{ours}-{budget}-seed{seed}"]["accuracy"] for seed in SEEDS}
-            behind = paired(theirs, dict(zip(SEEDS, row["accuracy"], strict=True)))
-            row[f"{ours.replace('-', '_')}_ahead_by"] = behind._asdict()
+            if f"{ours}-{budget}" in labels:
+                own = {seed: runs[f"{ours}-{budget}-seed{seed}"]["accuracy"] for seed in SEEDS}
+                ahead = paired(own, dict(zip(SEEDS, row["accuracy"], strict=True)))
+                row[f"{ours.replace('-', '_')}_ahead_by"] = ahead._asdict()
         rows.append(row)
     return rows
 

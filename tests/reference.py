@@ -167,7 +167,7 @@ class Reference:
 
     def evolve(self, grads):
         """Shadow exploration: memory of what is out of use follows the dense gradient."""
-        speed = self.o.get("shadow_speed", 0.1 if self.o.get("q") == 0 else 0.0)
+        speed = self.o.get("shadow_speed", 0.2 if self.o.get("q") == 0 else 0.0)
         every = self.o.get("shadow_every", 1)
         if not speed or self.update >= self.updates() or self.explored is not None:
             return

@@ -18,7 +18,7 @@ MAGNITUDE, TAYLOR = Criterion.of("magnitude"), Criterion.of("taylor")
 def test_single_weights_are_previewed_in_memory_at_no_step() -> None:
     method = IEE().suited(Weights(0.9), MAGNITUDE)
     assert method == IEE()
-    assert method.shadow == Shadow(0.1)
+    assert method.shadow == Shadow(0.2)
     assert not method.explores
     assert {span.phase for span in method.timeline(1000).spans()} == {"estimate", "fixed"}
 
@@ -46,7 +46,7 @@ def test_a_real_exploration_needs_no_shadow() -> None:
 
 
 def test_memory_of_a_trained_model_is_kept() -> None:
-    assert IEE(start="criterion").shadow == Shadow(0.1, fresh=False)
+    assert IEE(start="criterion").shadow == Shadow(0.2, fresh=False)
 
 
 def test_the_form_of_the_paper() -> None:

@@ -7,15 +7,15 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import numpy as np
 from torch import Tensor, nn
 
 from regrow.errors import UserError, nearest
-from regrow.latency.clock import Clock, torch_threads, typical
+from regrow.latency.clock import torch_threads, typical
 from regrow.latency.eager import Eager
 from regrow.latency.onnxruntime import OnnxRuntime
+from regrow.latency.runtime import Runtime
 from regrow.latency.table import Grid, LatencyTable, Machine
 from regrow.latency.trace import Key, Network, Unit, trace
 from regrow.latency.whole import bar, in_turns, prepared, settled
@@ -28,20 +28,6 @@ _PASSES = 3
 _REPEATS = 2
 _BETWEEN = 5  # measurements of the whole models in each pass
 _PLACES = (0.15, 0.3, 0.5, 0.7)  # of probes, along an axis
-
-
-class Runtime(Protocol):
-    """What executes units and models."""
-
-    batch: int
-    threads: int
-    clock: Clock
-
-    def sample(self, key: Key, c_in: int, c_out: int, repeats: int) -> list[float]:
-        """Seconds of so many executions of a unit."""
-
-    def whole(self, model: nn.Module, example: Tensor) -> Callable[[], object]:
-        """A forward pass of a model."""
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from regrow.latency.clock import Clock, torch_threads, typical
+from regrow.latency.runtime import Runtime
 from regrow.quiet import evaluating
-
-if TYPE_CHECKING:
-    from regrow.latency.measure import Runtime
 
 _SMALL = 0.02  # seconds of a model that may fit into the caches
 _LEAST = 5  # turns, whatever they take

@@ -1,0 +1,27 @@
+"""What a runtime has to be able to do for its latency to be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor, nn
+
+from regrow.latency.clock import Clock
+
+if TYPE_CHECKING:
+    from regrow.latency.trace import Key
+
+
+class Runtime(Protocol):
+    """What executes units and models."""
+
+    batch: int
+    threads: int
+    clock: Clock
+
+    def sample(self, key: Key, c_in: int, c_out: int, repeats: int) -> list[float]:
+        """Seconds of so many executions of a unit."""
+
+    def whole(self, model: nn.Module, example: Tensor) -> Callable[[], object]:
+        """A forward pass of a model."""

@@ -497,6 +497,7 @@ def channel_worker(rank, port, where, words):
 
     loop.Trainer._finish = noted
     loop.train(load(f"{where}/tiny.yaml", words), Path(where) / "run", report=False, quiet=True)
+    torch.distributed.barrier()  # a process that leaves while the other still talks to it may abort
     torch.distributed.destroy_process_group()
 
 

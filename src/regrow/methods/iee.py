@@ -34,8 +34,7 @@ class IEE(Method):
         j: steps that improve the pruned structure (J).
         q: steps that explore: every removed unit is reactivated and trains, the active ones are frozen (Q). At 0, units
             grow by the value in memory. None takes 0 where removed units are previewed in memory; where they cannot be
-            (channels have no gradients once removed, and other criteria than magnitude need live ones), a tenth of
-            h + j.
+            (channels have no gradients once removed; criteria that use gradients need live units), a tenth of h + j.
         budget: Ω, the share of the active units that an update replaces.
         update_end: when updates end, a share of training or a number of steps. A cycle that would not end by then is
             not begun.

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from regrow import storage
+from regrow import attach, storage
 from regrow.cost import count_flops, training_cost
 from regrow.criteria import Criterion
 from regrow.errors import UserError
@@ -271,8 +271,7 @@ def criterion_of(recipe: Recipe) -> Criterion:
 
 def method_of(recipe: Recipe) -> tuple[Method, Criterion]:
     """The recipe's method, decided for its pattern and criterion, and the criterion that it ranks by."""
-    criterion = recipe.method.ranks_by(criterion_of(recipe))
-    return recipe.method.suited(recipe.pattern, criterion), criterion
+    return attach.method(recipe.method, recipe.pattern, criterion_of(recipe))
 
 
 def _data(recipe: Recipe, rank: int, world: int) -> DataSet:

@@ -176,17 +176,17 @@ class Reference:
         if self.step % every != every - 1:
             return
         group = self.optimizer.param_groups[0]
-        rate = every * group["lr"] / (1 - group.get("momentum", 0.0))
+        rate = group["lr"] / (1 - group.get("momentum", 0.0))
         for k, g in grads.items():
             second = next((v for n, v in self.optimizer.state.get(self.params[k], {}).items() if n in SECOND), None)
-            change = g * (-speed * rate)
+            change = g * (-speed * math.sqrt(every) * rate)
             if second is not None:
                 count = max(1, int((second != 0).sum()))
                 change = change / ((second.sum(dtype=torch.float32) / count).sqrt() + group["eps"])
             for j in range(g.numel()):
                 if j not in self.active[k]:
                     m = self.memory[k].view(-1)
-                    m[j] = m[j] * (1 - rate * group["weight_decay"]) + change.view(-1)[j]
+                    m[j] = m[j] * (1 - every * rate * group["weight_decay"]) + change.view(-1)[j]
 
     def cross(self):
         if self.update >= self.updates():

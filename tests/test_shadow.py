@@ -49,3 +49,27 @@ def test_memory_starts_at_nothing_from_scratch_and_at_the_trained_value_otherwis
             out = ~sparsifier.masks[name]
             expected = torch.zeros_like(memory) if start == "random" else trained[name]
             assert torch.equal(memory[out], expected[out])
+
+
+def test_fewer_gradients_count_by_the_root_of_their_spacing() -> None:
+    """So that the noise of memory, a sum of independent terms, does not depend on how many gradients it takes."""
+    changes = []
+    for every in (1, 4):
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        sparsifier = regrow.Sparsifier(
+            model,
+            optimizer,
+            pattern=regrow.Weights(0.7, "erk"),
+            method=regrow.IEE(shadow_every=every),
+            total_steps=80,
+        )
+        optimizer.param_groups[0]["lr"] = 0.0
+        for _ in range(3):
+            moved(sparsifier, model, optimizer)
+        assert not any(memory[~sparsifier.masks[name]].any() for name, memory in memories(sparsifier).items())
+        optimizer.param_groups[0]["lr"] = 0.1
+        changes.append(moved(sparsifier, model, optimizer))
+    for name, change in changes[0].items():
+        assert torch.equal(changes[1][name], 2 * change)
+        assert (change != 0).any()

@@ -213,7 +213,7 @@ def test_misuse_is_refused_when_attaching() -> None:
         (lambda: regrow.IEE(grown_init="one"), "grown_init 'one'"),
         (lambda: regrow.IEE(reactivate="explored"), "reactivate 'explored'"),
         (lambda: regrow.IEE(ramp=1.0), "ramp is 1.0"),
-        (lambda: regrow.IEE(q=0, reactivate="zero"), "nothing to rank"),
+        (lambda: regrow.IEE(q=0, reactivate="zero"), "use q ≥ 1, or reactivate='mru'"),
         (lambda: regrow.IEE(start="dense"), "start 'dense'"),
         (lambda: regrow.RigL(interval=0), "interval is 0"),
         (lambda: regrow.GMP(initial_sparsity=1.0), "initial_sparsity is 1.0"),

@@ -5,6 +5,7 @@ So it is previewed while the active structure trains on, and no step is spent on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,15 +20,18 @@ from regrow.state import WeightState
 
 @dataclass(frozen=True)
 class Shadow:
-    """How the memory m of an entry that is out of use moves: m ← (1 − r·wd)·m − speed·r·g.
+    """How the memory m of an entry that is out of use moves, every n steps: m ← (1 − n·r·wd)·m − √n·speed·r·g.
 
     r is the step that the optimizer takes per unit of a steady gradient: lr/(1 − momentum), for Adam and its kin
     lr / (√v + eps) with v the mean second moment of the layer; wd is the weight decay; g the dense gradient. Memory
     starts at zero for what was never in use, and at the value it had for what was pruned.
 
+    With √n, the noise that memory gathers from single batches is the same for every n. With n, as for the decay, the
+    mean drift would be, and the noise of few batches would outgrow the active weights that memory competes with.
+
     Args:
         speed: share of the optimizer's own speed.
-        every: use the gradient of every so many steps only, with so many times the rate.
+        every: n; 1 takes the gradient of every step.
         fresh: what is out of use at the first step was never in use.
     """
 
@@ -68,14 +72,14 @@ class Shadow:
         for name, state in states.items():
             grad, group = state.param.grad, groups[name]
             assert grad is not None
-            rate = self.every * group["lr"] / (1 - group.get("momentum", 0.0))
-            change = grad * (-self.speed * rate)
+            rate = group["lr"] / (1 - group.get("momentum", 0.0))
+            change = grad * (-self.speed * math.sqrt(self.every) * rate)
             if unscale is not None:
                 change *= unscale
             divisor = optim_state.typical_step(state.optimizer_state(), grad, group.get("eps", 0.0))
             if divisor is not None:
                 change /= divisor
-            state.evolve_memory(1 - rate * group.get("weight_decay", 0.0), change.masked_fill_(~finite, 0))
+            state.evolve_memory(1 - self.every * rate * group.get("weight_decay", 0.0), change.masked_fill_(~finite, 0))
 
 
 def of(speed: float, every: int, fresh: bool = True) -> Shadow | None:

@@ -49,6 +49,13 @@ def test_memory_of_a_trained_model_is_kept() -> None:
     assert IEE(start="criterion").shadow == Shadow(0.2, fresh=False)
 
 
+def test_exploring_from_zero_is_refused_where_nothing_is_explored() -> None:
+    method = IEE(reactivate="zero")  # which is right for channels
+    assert method.suited(Channels(flops=0.5), MAGNITUDE).reactivate == "zero"
+    with pytest.raises(UserError, match="needs steps that explore"):
+        method.suited(Weights(0.9), MAGNITUDE)
+
+
 def test_the_form_of_the_paper() -> None:
     paper = IEE.paper()
     assert paper == IEE(h=150, j=150, q=150, shadow_speed=0.0)

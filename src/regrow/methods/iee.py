@@ -50,7 +50,7 @@ class IEE(Method):
         shadow_speed: speed, as a share of the optimizer's own, at which removed units evolve in memory by the dense
             gradients of `h` and `j` (see `regrow.shadow`); 0 leaves them at rest. None takes 0.2 with q=0, and 0 where
             units are explored for real.
-        shadow_every: use the dense gradient of every so many steps only.
+        shadow_every: use the dense gradient of every n-th step only, at √n times the speed.
 
     Raises:
         UserError: for options out of range, or that contradict each other.
@@ -94,8 +94,8 @@ class IEE(Method):
         if self.ramp is not None and not 0 <= self.ramp < 1:
             raise UserError(f"ramp is {self.ramp}, but must be a sparsity in [0, 1) to start with")
         shadows.of(self.speed, self.shadow_every)
-        if self.q == 0 and self.reactivate == "zero":
-            raise UserError("q=0 explores nothing, so reactivate='zero' leaves nothing to rank; use reactivate='mru'")
+        if self.q == 0:
+            self._check_nothing_explored()
 
     @property
     def explored(self) -> int:
@@ -111,9 +111,14 @@ class IEE(Method):
 
     def suited(self, pattern: Pattern, criterion: Criterion) -> IEE:
         if not (pattern.blind or criterion.uses_grad):
+            self._check_nothing_explored()
             return self
         q = max(1, (self.h + self.j) // 10) if self.q is None else self.q
         return dataclasses.replace(self, q=q, shadow_speed=0.0 if self.shadow_speed is None else self.shadow_speed)
+
+    def _check_nothing_explored(self) -> None:
+        if not self.explored and self.reactivate == "zero":
+            raise UserError("reactivate='zero' needs steps that explore from there; use q ≥ 1, or reactivate='mru'")
 
     def timeline(self, total_steps: int) -> Timeline:
         return repeat(

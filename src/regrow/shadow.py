@@ -69,17 +69,35 @@ class Shadow:
             unscale: what gradients are multiplied by first, where a gradient scaler has not done so.
             finite: bool scalar; where it is False, no gradient is used.
         """
+        on_host = finite.device.type == "cpu"  # where looking at it does not wait for a device
         for name, state in states.items():
             grad, group = state.param.grad, groups[name]
             assert grad is not None
             rate = group["lr"] / (1 - group.get("momentum", 0.0))
-            change = grad * (-self.speed * math.sqrt(self.every) * rate)
-            if unscale is not None:
-                change *= unscale
             divisor = optim_state.typical_step(state.optimizer_state(), grad, group.get("eps", 0.0))
-            if divisor is not None:
-                change /= divisor
-            state.evolve_memory(1 - self.every * rate * group.get("weight_decay", 0.0), change.masked_fill_(~finite, 0))
+            change = _Change(
+                -self.speed * math.sqrt(self.every) * rate, unscale, divisor, None if on_host else ~finite
+            )
+            decay = 1 - self.every * rate * group.get("weight_decay", 0.0)
+            state.evolve_memory(decay, None if on_host and not finite else change)
+
+
+@dataclass(frozen=True)
+class _Change:
+    """What a gradient changes in memory: times `factor` and `unscale`, over `divisor`; nothing if `void` is True."""
+
+    factor: float
+    unscale: Tensor | None
+    divisor: Tensor | None
+    void: Tensor | None
+
+    def __call__(self, grad: Tensor) -> Tensor:
+        change = grad * self.factor
+        if self.unscale is not None:
+            change *= self.unscale
+        if self.divisor is not None:
+            change /= self.divisor
+        return change if self.void is None else change.masked_fill_(self.void, 0)
 
 
 def of(speed: float, every: int, fresh: bool = True) -> Shadow | None:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any, Literal
 
 import torch
@@ -24,7 +24,7 @@ _CODE = 3
 _PREVIOUS = 4  # was in the active structure
 _GROWN = 8  # was grown by it
 
-_PIECE = 1 << 18  # entries that are masked at a time on a CPU
+_PIECE = 1 << 17  # entries that stay in a core's cache
 
 Init = Literal["mru", "explored", "zero"]
 
@@ -127,9 +127,18 @@ class WeightState:
         }
 
     @torch.no_grad()
-    def evolve_memory(self, decay: float, change: Tensor) -> None:
-        """memory ← decay·memory + change. Means something for pruned entries; that of trainable ones is not in use."""
-        self.memory.mul_(decay).add_(change)
+    def evolve_memory(self, decay: float, change: Callable[[Tensor], Tensor] | None) -> None:
+        """memory ← decay·memory + change(gradient); without a change, memory only decays.
+
+        Means something for pruned entries; the memory of trainable ones is not in use. ``change`` sees each entry by
+        itself: it may be given the gradient in pieces.
+        """
+        if change is None:
+            self.memory.mul_(decay)
+            return
+        assert self.param.grad is not None
+        for memory, grad in _pieces(self.memory, self.param.grad):
+            memory.mul_(decay).add_(change(grad))
 
     @torch.no_grad()
     def mark(self, previous: Tensor | None = None, grown: Tensor | None = None) -> None:
@@ -144,13 +153,8 @@ class WeightState:
         grad = self.param.grad
         if grad is None or self.at_rest:
             return
-        if grad.device.type != "cpu" or not (grad.is_contiguous() and self.flags.is_contiguous()):
-            grad.mul_(self.flags & 1)
-            return
-        # in pieces that stay in a core's cache, a pass over the mask is saved
-        piece = torch.empty(min(grad.numel(), _PIECE), dtype=torch.uint8)
-        for part, flags in zip(grad.view(-1).split(_PIECE), self.flags.view(-1).split(_PIECE), strict=True):
-            part.mul_(torch.bitwise_and(flags, 1, out=piece[: flags.numel()]))
+        for part, flags in _pieces(grad, self.flags):
+            part.mul_(flags & 1)
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -212,3 +216,10 @@ class WeightState:
         self.held = {name: value.to(self.param.device).clone() for name, value in state["held"].items()}
         self._settled = True
         self.write_zeros()
+
+
+def _pieces(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """Views of the same entries of tensors of one shape, few enough at a time to save passes over a CPU's memory."""
+    if all(t.device.type == "cpu" and t.is_contiguous() for t in tensors):
+        return zip(*(t.view(-1).split(_PIECE) for t in tensors), strict=True)
+    return [tensors]

@@ -3,14 +3,14 @@
     python benchmarks/exploration_oracle.py --seed 0
     python benchmarks/exploration_oracle.py --seed 1
 
-Setting: benchmarks/studies/wrn10-2-erk95.yaml, trained by shadow exploration (updates of 100 steps). Just before an
-update it prunes 30% of the active weights of each layer by magnitude, as any method would, and then compares scores of
-all other weights (those just pruned apart), each computed on a copy of the network:
+Setting: benchmarks/studies/wrn10-2-erk95.yaml, trained by IEE as it is by default. Just before an update it prunes 30%
+of the active weights of each layer by magnitude, as any method would, and then compares scores of all other weights
+(those just pruned apart), each computed on a copy of the network:
 
 - grad-1, grad-100: |gradient| of one batch, and of 100 with the weights at rest; grad-training: of the last 100 steps;
   snr: |mean gradient| / its root mean square over 100 batches;
 - memory-S: memory that evolved at S x the optimizer's speed since the start (S=0: the value before pruning, MRU;
-  "run": the run's own, at 0.05);
+  "run": the run's own, at 0.2);
 - zero-Q, mru-Q: explored for Q steps as regrow does, from zero or MRU: |w|, or "move" |w - start|, or "taylor"
   |sum of w·g|, or "taylor-abs" sum of |w·g|; and with another learning rate, batch norm in eval mode, or other
   parameters training along.
@@ -52,8 +52,7 @@ from regrow.training.run import Run
 HERE = Path(__file__).parent
 RECIPE = HERE / "studies" / "wrn10-2-erk95.yaml"
 RESULTS = HERE / "results" / "exploration-oracle.json"
-METHOD = ["--method.name=iee", "--method.h=100", "--method.j=0", "--method.q=0", "--method.shadow_speed=0.05",
-          "--method.budget.start=0.5"]  # fmt: skip
+METHOD = ["--method.name=iee"]
 STEPS = (399, 999, 1799)  # one before an update
 IMAGES = 2048
 VALUES = (0.5, 1.0, 2.0)  # tried for a grown weight, x the median magnitude of its layer

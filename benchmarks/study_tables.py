@@ -1,0 +1,183 @@
+"""The tables of docs/studies.md and its picture, made of the results that are committed beside it.
+
+    python benchmarks/study_tables.py            # rewrites the tables, between their marks in docs/studies.md
+    python benchmarks/study_tables.py --picture  # and draws docs/accuracy-and-cost.svg (with matplotlib)
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; the names are the keys of `TABLES`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from regrow.report.statistics import accuracies, by_label, mean, paired, sample_std
+from regrow.report.style import looks
+
+HERE = Path(__file__).parent
+DOCS = HERE.parent / "docs"
+STUDIES = DOCS / "studies.md"
+END = "<!-- end -->"
+SETTINGS = {"wrn10-2": "WideResNet-10-2, 95% sparse", "wrn16-1": "WideResNet-16-1, 90% sparse"}
+RIVALS = ("iee", "iee-paper", "rigl", "set", "static", "gmp", "dense")
+ABLATIONS = ("iee-paper", "paper-without-exploration", "paper-without-freezing", "paper-from-zero",
+             "paper-without-improvement", "paper-25", "paper-100")  # fmt: skip
+STEPS_PER_EPOCH = 351
+NAMES = {"iee": "IEE, 8 epochs: every 10th, 4th, 1st gradient", "iee-every-4": "IEE, every 4th, trained longer",
+         "rigl": "RigL, trained longer", "gmp": "GMP, 8 epochs", "set": "SET, 8 epochs", "static": "static, 8 epochs",
+         "iee-paper": "IEE as in its paper, 8 epochs"}  # fmt: skip
+MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "triangle-down": "v", "cross": "P",
+           "star": "*", "hexagon": "h"}  # fmt: skip
+
+Runs = Sequence[Mapping[str, Any]]
+
+
+def results(name: str) -> dict[str, Runs]:
+    """Label → runs of benchmarks/results/exploration-NAME.json."""
+    found = json.loads((HERE / "results" / f"exploration-{name}.json").read_text(encoding="utf-8"))
+    return by_label(found["runs"])
+
+
+def score(runs: Runs) -> str:
+    """Accuracy in percent, ± its sample standard deviation."""
+    values = list(accuracies(runs).values())
+    return f"{100 * mean(values):.1f} ± {100 * (sample_std(values) or 0):.1f}"
+
+
+def ahead(a: Runs, b: Runs) -> str:
+    """Points that a is ahead of b, with the 95% interval."""
+    found = paired(accuracies(a), accuracies(b))
+    assert found.difference is not None
+    assert found.ci_low is not None
+    assert found.ci_high is not None
+    numbers = (f"{100 * x:+.1f}".replace("-", "−") for x in (found.difference, found.ci_low, found.ci_high))
+    return "{} ({} to {})".format(*numbers)
+
+
+def average(runs: Runs, key: str) -> float:
+    return mean([float(run[key]) for run in runs])
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in (heads, *rows)]
+    return "\n".join([lines[0], "|---" * len(heads) + "|", *lines[1:]])
+
+
+def rivals(setting: str) -> str:
+    """IEE and its rivals at equal steps."""
+    runs = results(setting)
+    heads = ["", "accuracy", "IEE ahead by", "training cost", "inference FLOPs", "seconds a run"]
+    return table(heads, [
+        [label, score(runs[label]), "" if label == "iee" else ahead(runs["iee"], runs[label]),
+         f"{average(runs[label], 'training_cost'):.2f}",
+         f"{average(runs[label], 'inference_flops') / average(runs[label], 'dense_flops'):.2f}",
+         f"{average(runs[label], 'seconds'):.0f}"]
+        for label in RIVALS
+    ])  # fmt: skip
+
+
+def ablation() -> str:
+    """Forms of the paper's method, and how far it is ahead of them."""
+    found = {setting: results(f"ablation-{setting}") for setting in SETTINGS}
+    heads = ["", "first setting", "paper ahead by", "cost", "second setting", "paper ahead by", "cost"]
+    rows = []
+    for label in ABLATIONS:
+        row = [label]
+        for runs in found.values():
+            difference = "" if label == ABLATIONS[0] else ahead(runs[ABLATIONS[0]], runs[label])
+            row += [score(runs[label]), difference, f"{average(runs[label], 'training_cost'):.2f}"]
+        rows.append(row)
+    return table(heads, rows)
+
+
+def equal_cost(setting: str) -> str:
+    """IEE and RigL for the same training FLOPs: what IEE spends on gradients, RigL spends on steps."""
+    main = results(setting)
+    found = {n: results(f"{setting}-cost-{n}") for n in (10, 4, 1)}
+    pairs = [
+        (10, found[10]["iee"], found[10]["rigl"]),
+        (4, found[4]["iee"], found[4]["rigl"]),
+        (1, main["iee"], found[1]["rigl"]),
+        (4, found[1]["iee-every-4"], found[1]["rigl"]),
+    ]
+    heads = ["training cost", "IEE takes the gradients of", "epochs", "accuracy", "epochs of RigL", "accuracy",
+             "IEE ahead by"]  # fmt: skip
+    return table(heads, [
+        [f"{average(rigl, 'training_cost'):.2f}", "every step" if n == 1 else f"every {n}th step", epochs(iee),
+         score(iee), epochs(rigl), score(rigl), ahead(iee, rigl)]
+        for n, iee, rigl in pairs
+    ])  # fmt: skip
+
+
+def epochs(runs: Runs) -> str:
+    return f"{average(runs, 'steps') / STEPS_PER_EPOCH:.1f}"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "rivals, first setting": lambda: rivals("wrn10-2"),
+    "rivals, second setting": lambda: rivals("wrn16-1"),
+    "equal cost, first setting": lambda: equal_cost("wrn10-2"),
+    "equal cost, second setting": lambda: equal_cost("wrn16-1"),
+    "ablation": ablation,
+}
+
+
+def filled(text: str) -> str:
+    """The document with its tables made anew."""
+    for name, make in TABLES.items():
+        mark = f"<!-- table: {name} -->"
+        if mark not in text:
+            raise SystemExit(f"{STUDIES} has no {mark}")
+        before, _, rest = text.partition(mark)
+        text = f"{before}{mark}\n{make()}\n{END}{rest.partition(END)[2]}"
+    return text
+
+
+def picture(path: Path) -> None:
+    """Accuracy against training cost, a panel for each setting."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot as plt
+
+    plt.rcParams |= {"svg.hashsalt": "regrow", "font.size": 9, "svg.fonttype": "none"}
+    figure, panels = plt.subplots(1, len(SETTINGS), figsize=(9, 4.1), constrained_layout=True)
+    for axes, (setting, title) in zip(panels, SETTINGS.items(), strict=True):
+        main = results(setting)
+        longer = results(f"{setting}-cost-1")
+        lines = {
+            "iee": [results(f"{setting}-cost-{n}")["iee"] for n in (10, 4)] + [main["iee"]],
+            "iee-every-4": [results(f"{setting}-cost-4")["iee"], longer["iee-every-4"]],
+            "rigl": [main["rigl"]] + [results(f"{setting}-cost-{n}")["rigl"] for n in (10, 4, 1)],
+        }
+        dots = {label: [main[label]] for label in ("gmp", "set", "static", "iee-paper")}
+        shades = looks({label: label.removesuffix("-every-4") for label in (*lines, *dots)})
+        for label, points in {**lines, **dots}.items():
+            axes.errorbar(
+                [average(runs, "training_cost") for runs in points],
+                [100 * mean(list(accuracies(runs).values())) for runs in points],
+                [100 * (sample_std(list(accuracies(runs).values())) or 0) for runs in points],
+                color=shades[label].color, marker=MARKERS[shades[label].symbol], label=NAMES[label], capsize=2,
+                linewidth=1.4, markersize=5,
+            )  # fmt: skip
+        axes.set(title=title, xlabel="training FLOPs, × dense training for 8 epochs", ylabel="test accuracy, %")
+        axes.grid(color="#e3e7ea")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--picture", action="store_true", help="draw docs/accuracy-and-cost.svg, too")
+    args = parser.parse_args()
+    STUDIES.write_text(filled(STUDIES.read_text(encoding="utf-8")), encoding="utf-8")
+    if args.picture:
+        picture(DOCS / "accuracy-and-cost.svg")
+
+
+if __name__ == "__main__":
+    main()

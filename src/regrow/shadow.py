@@ -75,9 +75,7 @@ class Shadow:
             assert grad is not None
             rate = group["lr"] / (1 - group.get("momentum", 0.0))
             divisor = optim_state.typical_step(state.optimizer_state(), grad, group.get("eps", 0.0))
-            change = _Change(
-                -self.speed * math.sqrt(self.every) * rate, unscale, divisor, None if on_host else ~finite
-            )
+            change = _Change(-self.speed * math.sqrt(self.every) * rate, unscale, divisor, None if on_host else ~finite)
             decay = 1 - self.every * rate * group.get("weight_decay", 0.0)
             state.evolve_memory(decay, None if on_host and not finite else change)
 

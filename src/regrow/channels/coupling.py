@@ -48,13 +48,13 @@ def couple(
         force: names whose outputs are used although removing some changes the others (channels under a layer norm);
             the groups are then marked as not ``exact``.
         add: groups of the user's own, for what cannot be traced.
-        time_limit: seconds.
+        time_limit: seconds of processor time, so that a busy machine refuses no model.
 
     Raises:
         UserError: the model does not run or cannot be copied, the time limit is exceeded, a name matches nothing,
             or a forced or added group is impossible.
     """
-    start = time.monotonic()
+    start = time.process_time()
     forbid, force, add = tuple(forbid), tuple(force), tuple(add)
     _check_names(model, (*forbid, *force))
     deadline = start + time_limit
@@ -70,11 +70,11 @@ def couple(
             rejected.update(failures)
     except tracing.TimeLimit as limit:
         at = f" (it had come to {limit.args[0]!r})" if limit.args[0] else ""
-        raise UserError(f"tracing the model took more than {time_limit:g} s{at}; raise time_limit") from limit
+        raise UserError(f"tracing the model took more than {time_limit:g} s of processor time{at}; raise time_limit") from limit
     _check_forced(found, force)
     groups = (*found.groups, *add)
     _check_added(model, found.groups, add)
-    return Coupling(groups, found.dense, time.monotonic() - start)
+    return Coupling(groups, found.dense, time.process_time() - start)
 
 
 class Trial:

@@ -84,7 +84,7 @@ class Follower(TorchDispatchMode):
 
     Args:
         ledger: where the operations' demands go; None only runs the shapes through.
-        deadline: of `time.monotonic`, in seconds.
+        deadline: of `time.process_time`, in seconds.
     """
 
     def __init__(self, stack: Stack, ledger: Ledger | None, deadline: float) -> None:
@@ -95,7 +95,7 @@ class Follower(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self.failed = self.stack.innermost
-        if time.monotonic() > self.deadline:
+        if time.process_time() > self.deadline:
             raise TimeLimit(self.stack.innermost)
         op = func._overloadpacket.__name__ if isinstance(func, torch._ops.OpOverload) else str(func)
         live = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from regrow.cost import ModelFlops, PhaseSteps, count_flops, training_cost
 from regrow.errors import UserError
+from regrow.inputs import Inputs
 from regrow.schedule import PhaseName
 
 
@@ -40,14 +41,14 @@ class Accounts:
         self.ledger.setdefault(phase, PhaseSteps()).add(until - self.until, dense_gradient_steps, densities)
         self.until = until
 
-    def training_cost(self, example_inputs: Tensor | tuple[Any, ...] | None) -> dict[str, float]:
+    def training_cost(self, example_inputs: Any) -> dict[str, float]:
         """As `Sparsifier.training_cost`, of all that is booked."""
         if example_inputs is not None:
             flops = count_flops(self._model, example_inputs)
         elif self._flops is not None:
             flops = self._flops
         elif self.recorder.inputs is not None:
-            flops = self._flops = count_flops(self._model, *self.recorder.inputs)
+            flops = self._flops = count_flops(self._model, self.recorder.inputs)
         else:
             raise UserError("training_cost() has not seen the model run uncompiled; pass example_inputs=one batch")
         cost = training_cost(flops, self.ledger)
@@ -72,7 +73,7 @@ class InputRecorder:
     """
 
     def __init__(self) -> None:
-        self.inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self.inputs: Inputs | None = None
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Records; called by the model with its inputs."""
@@ -85,7 +86,7 @@ class InputRecorder:
             shapes = [torch.empty_like(x, device="meta") if isinstance(x, Tensor) else x for x in leaves]
         except RuntimeError:  # e.g. inside a functorch transform
             return
-        self.inputs = tree_unflatten(shapes, tree)
+        self.inputs = Inputs(*tree_unflatten(shapes, tree))
 
     def __deepcopy__(self, memo: object) -> InputRecorder:
         return InputRecorder()

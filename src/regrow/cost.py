@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from . import names
 from .errors import UserError
+from .inputs import Inputs
 from .quiet import quiet
 
 aten = torch.ops.aten
@@ -204,10 +205,8 @@ def _check_names(flops: ModelFlops, names: Mapping[str, float]) -> None:
         raise KeyError(f"{unknown[0]!r} is not a parameter of the model whose FLOPs were counted")
 
 
-def count_flops(
-    model: nn.Module, example_inputs: Tensor | tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
-) -> ModelFlops:
-    """Counts the FLOPs of ``model(*example_inputs, **kwargs)`` in eval mode, per sample.
+def count_flops(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any] | None = None) -> ModelFlops:
+    """Counts the FLOPs of a forward pass in eval mode, per sample.
 
     It runs a copy of the model: on the meta device, where nothing is computed, or on the CPU if the model cannot run
     there. The model, its buffers and mode, the inputs and the random state stay untouched; forward hooks that the
@@ -215,26 +214,24 @@ def count_flops(
 
     Args:
         model: on any device, in any mode.
-        example_inputs: a tensor, or the tuple of positional arguments; tensors on the meta device will do. The first
-            dimension of the first tensor among them (then among ``kwargs``) is the batch size.
-        kwargs: keyword arguments of the forward pass.
+        example_inputs: one batch, in any form that `Inputs.of` takes; tensors on the meta device will do.
+        kwargs: further keyword arguments of the forward pass.
 
     Raises:
         UserError: the model has uninitialized (lazy) parameters, or cannot run on these inputs.
     """
-    args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    kwargs = dict(kwargs or {})
+    inputs = Inputs.of(example_inputs, kwargs)
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
         raise UserError("the model has lazy parameters without a shape: run one batch through it first")
-    batch = next((t.shape[0] for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.dim()), 1) or 1
+    batch = inputs.batch
     try:
-        counter = _run(model, args, kwargs, "meta")
+        counter = _run(model, inputs, "meta")
     except Exception:
         # e.g. a value read with .item(), or a tensor that the forward pass makes on the CPU
         try:
-            counter = _run(model, args, kwargs, "cpu")
+            counter = _run(model, inputs, "cpu")
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            reason = inputs.failure(error)
             raise UserError(
                 f"FLOPs cannot be counted, as the model does not run on the example input: {reason}"
             ) from error
@@ -243,7 +240,7 @@ def count_flops(
     return ModelFlops(sum(by_parameter.values()) + other, by_parameter, other, dict(counter.uncounted))
 
 
-def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], device: str) -> _FlopCounter:
+def _run(model: nn.Module, inputs: Inputs, device: str) -> _FlopCounter:
     twins = {id(p): _twin(p, device, parameter=True) for p in model.parameters()}
     twins |= {id(b): _twin(b, device) for b in model.buffers()}
     # plain tensor attributes, e.g. a weight that a hook computes, which deepcopy would refuse
@@ -251,10 +248,10 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], device
     twins |= {id(t): _twin(t, device) for t in plain if id(t) not in twins}
     # with its tensors in the memo, deepcopy copies only the structure
     replica = copy.deepcopy(model, dict(twins)).eval()
-    args, kwargs = tree_map_only(Tensor, lambda t: _twin(t, device), (args, kwargs))
+    inputs = inputs.map(lambda t: _twin(t, device))
     counter = _FlopCounter({name: twins[id(p)] for name, p in names.parameters(model).items()}, twins.values())
     with quiet(), _no_onednn(), counter:
-        replica(*args, **kwargs)
+        inputs(replica)
     return counter
 
 

@@ -40,8 +40,8 @@ class Sparsifier:
             or a function of (weight) or (weight, grad).
         total_steps: optimizer steps of the whole run, which schedules stretch over.
         seed: of everything that is drawn at random.
-        example_inputs: one batch, a tensor or the tuple of positional arguments; patterns of channels follow it through
-            the model.
+        example_inputs: one batch as the model takes it: a tensor, a tuple of positional arguments, a dict of keyword
+            arguments, or (args, kwargs); patterns of channels follow it through the model.
         on_resize: called after parameters have changed their shapes, for whoever must know (see `Channels`'s thin).
 
     Raises:
@@ -64,7 +64,7 @@ class Sparsifier:
         criterion: str | Criterion | Callable[..., Tensor] = "magnitude",
         total_steps: int | None = None,
         seed: int = 0,
-        example_inputs: Tensor | tuple[Any, ...] | None = None,
+        example_inputs: Any = None,
         on_resize: Callable[[], None] | None = None,
     ) -> None:
         self.model = names.unwrap(model)
@@ -147,7 +147,7 @@ class Sparsifier:
         """Group of channels → (how many are active, how many there are); empty for other patterns."""
         return self._units.widths() if self._units else {}
 
-    def training_cost(self, example_inputs: Tensor | tuple[Any, ...] | None = None) -> dict[str, float]:
+    def training_cost(self, example_inputs: Any = None) -> dict[str, float]:
         """Training FLOPs so far × those of as many dense steps: by phase, and "total" (`paper` formulas in cost.py).
 
         Args:

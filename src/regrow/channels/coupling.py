@@ -9,7 +9,7 @@ Afterwards the groups are tried out: a copy with fewer channels must run. What d
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -20,14 +20,14 @@ from regrow.channels import surgery, tracing
 from regrow.channels.resolve import Resolved
 from regrow.channels.table import Coupling, Group, Size, Slice
 from regrow.errors import UserError, nearest
+from regrow.inputs import Inputs, first_line
 
 __all__ = ["Coupling", "Group", "Size", "Slice", "couple"]
 
 
 def couple(
     model: nn.Module,
-    example_inputs: Tensor | tuple[Any, ...],
-    kwargs: Mapping[str, Any] | None = None,
+    example_inputs: Any,
     *,
     forbid: Iterable[str] = (),
     force: Iterable[str] = (),
@@ -42,8 +42,8 @@ def couple(
 
     Args:
         model: on any device, in any mode.
-        example_inputs: a tensor or the tuple of positional arguments; a batch of one will do, and small images too.
-        kwargs: keyword arguments of the forward pass.
+        example_inputs: one batch, in any form that `regrow.inputs.Inputs.of` takes: a tensor, a tuple of positional
+            arguments, a dict of keyword arguments, or (args, kwargs); small images will do.
         forbid: names of parameters or modules (``"layer4"``, ``"*.conv1"``) whose outputs stay dense.
         force: names whose outputs are used although removing some changes the others (channels under a layer norm);
             the groups are then marked as not ``exact``.
@@ -56,11 +56,12 @@ def couple(
     """
     start = time.process_time()
     forbid, force, add = tuple(forbid), tuple(force), tuple(add)
+    inputs = Inputs.of(example_inputs)
     _check_names(model, (*forbid, *force))
     deadline = start + time_limit
     try:
-        ledger, atoms, unused = tracing.trace(model, example_inputs, kwargs or {}, deadline)
-        trial = Trial(model, example_inputs, kwargs or {}, deadline)
+        ledger, atoms, unused = tracing.trace(model, inputs, deadline)
+        trial = Trial(model, inputs, deadline)
         rejected: dict[tuple[str, int], str] = {}
         while True:
             found = Resolved(model, ledger, atoms, unused, forbid, force, rejected)
@@ -70,7 +71,9 @@ def couple(
             rejected.update(failures)
     except tracing.TimeLimit as limit:
         at = f" (it had come to {limit.args[0]!r})" if limit.args[0] else ""
-        raise UserError(f"tracing the model took more than {time_limit:g} s of processor time{at}; raise time_limit") from limit
+        raise UserError(
+            f"tracing the model took more than {time_limit:g} s of processor time{at}; raise time_limit"
+        ) from limit
     _check_forced(found, force)
     groups = (*found.groups, *add)
     _check_added(model, found.groups, add)
@@ -80,9 +83,8 @@ def couple(
 class Trial:
     """Runs copies of a model with fewer channels, to see whether its code allows them; nothing costly is computed."""
 
-    def __init__(self, model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any], deadline: float) -> None:
-        self._model, self._inputs, self._deadline = model, example_inputs, deadline
-        self._kwargs = dict(kwargs)
+    def __init__(self, model: nn.Module, inputs: Inputs, deadline: float) -> None:
+        self._model, self._inputs, self._deadline = model, inputs, deadline
         self._types = {name: type(module).__name__ for name, module in names.modules(model).items()}
 
     def failures(self, groups: tuple[Group, ...]) -> dict[tuple[str, int], str]:
@@ -109,11 +111,11 @@ class Trial:
         stack = tracing.Stack(replica)
         try:
             surgery.compact(replica, Coupling(groups), keep)
-            tracing.run(replica.eval(), stack, None, tracing.prepared(self._inputs), self._kwargs, self._deadline)
+            tracing.run(replica.eval(), stack, None, tracing.prepared(self._inputs), self._deadline)
         except tracing.TimeLimit:
             raise
         except Exception as error:
-            return (stack.failed or [""])[0], tracing.first_line(error)
+            return (stack.failed or [""])[0], first_line(error)
         return None
 
     @staticmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from regrow import names
 from regrow.channels import rules, rules_norm, rules_product, rules_shape
 from regrow.channels.labels import Layer, Ledger, axis
 from regrow.errors import UserError
+from regrow.inputs import Inputs, first_line, output_tensors
 from regrow.quiet import quiet
 
 # rules whose result still is the same parameter, seen otherwise
@@ -175,62 +176,43 @@ def _on_cpu(tensor: Tensor) -> Tensor:
     return torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor.cpu()
 
 
-def first_line(error: BaseException) -> str:
-    """An exception in one line."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-def prepared(example_inputs: Any, repeat: int = 1) -> tuple[Any, ...]:
-    """Positional arguments on the CPU; each tensor `repeat` times along its first dimension."""
-    args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+def prepared(inputs: Inputs, repeat: int = 1) -> Inputs:
+    """The same call on the CPU; each tensor `repeat` times along its first dimension."""
 
     def ready(t: Tensor) -> Tensor:
         t = torch.zeros(t.shape, dtype=t.dtype) if t.is_meta else t.detach().cpu()
         return torch.cat([t] * repeat) if repeat > 1 and t.dim() else t
 
-    return tree_map_only(Tensor, ready, args)
+    return inputs.map(ready)
 
 
 def run(
     replica: nn.Module,
     stack: Stack,
     ledger: Ledger | None,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
+    inputs: Inputs,
     deadline: float,
 ) -> Any:
     """One forward pass; with a ledger, labels of the inputs are live and those of the outputs fixed."""
     stack.names.clear()
-    for t in tree_leaves((args, kwargs)):
-        if isinstance(t, Tensor):
-            t._regrow_live = True  # type: ignore[attr-defined]
+    for t in inputs.tensors:
+        t._regrow_live = True  # type: ignore[attr-defined]
     follower = Follower(stack, ledger, deadline)
     with quiet():
         try:
             with follower:
-                out = replica(*args, **kwargs)
+                out = inputs(replica)
         except Exception as error:
             stack.failed = [follower.failed]
             raise error
     if ledger is not None:
-        for t in _tensors(out):
+        for t in output_tensors(out):
             ledger.fix_all(rules.get(t), "it is the model's output")
     return out
 
 
-def _tensors(out: Any) -> Iterator[Tensor]:
-    """All tensors of an output, also inside of plain objects."""
-    for leaf in tree_leaves(out):
-        if isinstance(leaf, Tensor):
-            yield leaf
-        elif hasattr(leaf, "__dict__"):
-            yield from (t for t in tree_leaves(dict(vars(leaf))) if isinstance(t, Tensor))
-
-
-def trace(
-    model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any], deadline: float
-) -> tuple[Ledger, Atoms, dict[str, str]]:
-    """Follows the channels of ``model(*example_inputs, **kwargs)``, in eval mode and, where that leaves parameters
+def trace(model: nn.Module, inputs: Inputs, deadline: float) -> tuple[Ledger, Atoms, dict[str, str]]:
+    """Follows the channels of one call of the model, in eval mode and, where that leaves parameters
     unused (auxiliary heads), in training mode too.
 
     Returns:
@@ -248,20 +230,19 @@ def trace(
         tensor._regrow_names = []  # type: ignore[attr-defined]
     for name, tensor in names.tensors(replica, every_name=True).items():
         tensor._regrow_names.append(name)  # type: ignore[attr-defined]
-    kwargs = tree_map_only(Tensor, lambda t: prepared(t)[0], dict(kwargs))
     try:
-        run(replica.eval(), stack, ledger, prepared(example_inputs), kwargs, deadline)
+        run(replica.eval(), stack, ledger, prepared(inputs), deadline)
     except TimeLimit:
         raise
     except Exception as error:
         raise UserError(
-            f"the model cannot be traced, as it does not run on the example input: {first_line(error)}"
+            f"the model cannot be traced, as it does not run on the example input: {inputs.failure(error)}"
         ) from error
     unused = _unused(ledger, atoms, names.parameters(replica))
     reason = "the forward pass does not use it"
-    if unused and not kwargs:
+    if unused:
         try:
-            run(replica.train(), stack, ledger, prepared(example_inputs, repeat=2), kwargs, deadline)
+            run(replica.train(), stack, ledger, prepared(inputs, repeat=2), deadline)
             unused = _unused(ledger, atoms, unused)
         except TimeLimit:
             raise

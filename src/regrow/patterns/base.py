@@ -78,7 +78,7 @@ class Pattern(ABC):
 
         Args:
             model: stays as it is.
-            example_inputs: a tensor or the tuple of positional arguments; only some patterns need it.
+            example_inputs: one batch, in any form that `regrow.inputs.Inputs.of` takes; only some patterns need it.
 
         Raises:
             UserError: where the pattern does not fit the model.

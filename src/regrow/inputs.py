@@ -1,0 +1,131 @@
+"""What a model is called with, in every form that users give it, and the tensors that it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from regrow.errors import UserError
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One call of a model: ``model(*args, **kwargs)``.
+
+    Attributes:
+        args: positional arguments, nested as the model takes them.
+        kwargs: keyword arguments.
+        hint: for messages: how else the user's value could have been meant, "" where there is only one way.
+    """
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    hint: str = ""
+
+    @classmethod
+    def of(cls, given: Any, kwargs: Mapping[str, Any] | None = None) -> Inputs:
+        """The call that is meant by example inputs as users give them.
+
+        Args:
+            given: a mapping is keyword arguments; a tuple is positional arguments, or ``(args, kwargs)`` where it is a
+                tuple and a mapping; anything else (a tensor, a list of images) is the one positional argument.
+            kwargs: further keyword arguments.
+
+        Raises:
+            UserError: there is nothing in it.
+
+        >>> Inputs.of({"x": 1}).kwargs, Inputs.of(((1, 2), {"x": 3})).args
+        ({'x': 1}, (1, 2))
+        """
+        more = dict(kwargs or {})
+        if isinstance(given, Inputs):
+            return cls(given.args, {**given.kwargs, **more}, given.hint)
+        if given is None or (isinstance(given, (tuple, list, Mapping)) and not given and not more):
+            raise UserError("example_inputs is empty; pass one batch as the model takes it")
+        if _is_call(given):
+            return cls(tuple(given[0]), {**given[1], **more})
+        if isinstance(given, tuple):
+            return cls(given, more, "a tuple was taken as positional arguments; if one tuple is meant, pass (batch,)")
+        if isinstance(given, Mapping) and all(isinstance(key, str) for key in given):
+            hint = "a dict was taken as keyword arguments; if the model takes the dict itself, pass (batch,)"
+            return cls((), {**given, **more}, hint)
+        if isinstance(given, list):
+            hint = (
+                "a list was taken as the one argument; of a loader's [inputs, labels] pass what the model takes, "
+                "such as batch[0], and several arguments as a tuple"
+            )
+            return cls((given,), more, hint)
+        hint = "" if more else "pass several arguments as a tuple, keyword arguments as a dict, both as (args, kwargs)"
+        return cls((given,), more, hint)
+
+    def __call__(self, model: nn.Module) -> Any:
+        """What the model returns for them."""
+        return model(*self.args, **self.kwargs)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Inputs:
+        """The same call with other tensors."""
+        args, kwargs = tree_map_only(Tensor, function, (self.args, dict(self.kwargs)))
+        return Inputs(args, kwargs, self.hint)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors in it, in order."""
+        return [leaf for leaf in tree_leaves((self.args, dict(self.kwargs))) if isinstance(leaf, Tensor)]
+
+    @property
+    def batch(self) -> int:
+        """The number of examples: the first dimension of the first tensor, or the length of a list of images."""
+        first = next(iter((*self.args, *self.kwargs.values())), None)
+        if isinstance(first, list) and first and all(isinstance(t, Tensor) and t.dim() == 3 for t in first):
+            return len(first)
+        return next((t.shape[0] for t in self.tensors if t.dim()), 1) or 1
+
+    def failure(self, error: BaseException) -> str:
+        """Why the model does not run on them, in one line, with the hint."""
+        return f"{first_line(error)}{f' ({self.hint})' if self.hint else ''}"
+
+
+def _is_call(given: Any) -> bool:
+    return (
+        isinstance(given, tuple)
+        and len(given) == 2
+        and isinstance(given[0], tuple)
+        and isinstance(given[1], Mapping)
+        and all(isinstance(key, str) for key in given[1])
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """An exception in one line."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def output_tensors(out: Any) -> Iterator[Tensor]:
+    """All tensors that a model returns, in a fixed order: inside of lists, mappings and objects of any class, with
+    ``__slots__`` or without, however deeply nested; each once."""
+    yield from _inside(out, set())
+
+
+def _inside(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    if value is None or isinstance(value, (str, bytes, int, float, complex, type, nn.Module)) or id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        yield value
+        return
+    parts: list[Any] = []
+    if isinstance(value, Mapping):
+        parts.extend(value.values())
+    elif isinstance(value, (list, tuple)):
+        parts.extend(value)
+    parts.extend(getattr(value, "__dict__", {}).values())
+    # a slot may be __dict__ itself, whose values have been seen
+    for kind in type(value).__mro__:
+        slots = vars(kind).get("__slots__", ())
+        parts.extend(getattr(value, slot, None) for slot in ((slots,) if isinstance(slots, str) else slots))
+    for part in parts:
+        yield from _inside(part, seen)

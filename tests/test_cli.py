@@ -1,6 +1,8 @@
 """The command line: help, recipes and overrides, and each command from end to end."""
 
+import io
 import json
+import os
 import subprocess
 import sys
 
@@ -9,6 +11,7 @@ import yaml
 
 import regrow
 import tiny_recipe as tiny
+from image_data import write_folder
 from regrow.cli import main
 from regrow.options import parsers, split_overrides
 from regrow.training import recipe as recipes
@@ -106,7 +109,6 @@ def test_train(tmp_path, capsys, monkeypatch):
 
 def test_an_error_of_the_system_without_a_file(monkeypatch, capsys):
     import errno
-    import os
 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -166,3 +168,27 @@ def test_report(tmp_path, capsys):
     assert main(["report", str(tmp_path / "0"), str(tmp_path / "1"), "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"report: {out}\n"
     assert out.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("byte", [b"\xff", b"\xe9t\xe9", b"\xe2\x82"])
+def test_names_that_are_not_utf8(tmp_path, byte, monkeypatch):
+    """Recipe, data, run directory, label and report; where standard output takes UTF-8 alone."""
+    name = os.fsdecode(b"n" + byte)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REGROW_DATA", str(tmp_path / "data"))
+    said = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")
+    monkeypatch.setattr(sys, "stdout", said)
+    write_folder(tmp_path / name)
+    tiny.write(tmp_path).rename(f"{name}.yaml")
+    words = ["--data.name", f"folder:{name}", "--data.batch_size", "4", "--label", f"label-{name}"]
+    assert main(["train", f"{name}.yaml", *words]) == 0
+    assert main(["train", "--resume", "--out", f"runs/{name}"]) == 0
+    assert main(["report", f"runs/{name}", "--out", f"{name}.html"]) == 0
+    assert {p.name for p in (tmp_path / "runs" / name).iterdir()} == {
+        "checkpoint", "metrics.jsonl", "model", "recipe.yaml", "report.html", "results.json", "structure.json",
+    }  # fmt: skip
+    escaped = name.encode("utf-8", "backslashreplace").decode()
+    said.seek(0)
+    assert said.read().splitlines()[-1] == f"report: {escaped}.html"
+    page = (tmp_path / f"{name}.html").read_text(encoding="utf-8")
+    assert "label-n\N{REPLACEMENT CHARACTER}" in page

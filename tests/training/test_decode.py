@@ -1,6 +1,8 @@
 """Image folders: what is read, decoded once, cached, and one sentence for what is wrong."""
 
 import os
+import pwd
+import re
 import shutil
 from pathlib import Path
 
@@ -8,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from image_data import batches, image, same, write_folder
 from regrow.errors import UserError
 from regrow.training import decode
+from regrow.training.cache import write as write_cache
 from regrow.training.data import load
 
 
@@ -71,6 +76,20 @@ def test_nested_hidden_and_other_files(tmp_path):
 
 # --- the cache
 
+NO_HOME = "no home directory is known for ~/.cache/regrow/data: set REGROW_DATA to a folder for data sets"
+
+
+@pytest.fixture
+def homeless(monkeypatch):
+    """A user of whom the system knows no home directory, as in containers that run under a random number."""
+
+    def unknown(_):
+        raise KeyError("uid not found")
+
+    for name in ("HOME", "REGROW_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+
 
 def test_second_start_reads_the_cache(tmp_path, root, monkeypatch):
     pets = write_folder(tmp_path / "pets")
@@ -94,18 +113,120 @@ def test_second_start_reads_the_cache(tmp_path, root, monkeypatch):
     assert not torch.equal(load(f"folder:{pets}", batch_size=4).train.images, first.train.images)
 
 
-def test_damaged_cache_is_made_anew(tmp_path, root):
+def cut(cache: Path, pets: Path) -> None:
+    cache.write_bytes(cache.read_bytes()[:100])
+
+
+def flip(cache: Path, pets: Path) -> None:
+    data = bytearray(cache.read_bytes())
+    data[-7] ^= 1
+    cache.write_bytes(data)
+
+
+def rewrite(change):
+    """The same images under the same description, but for a change."""
+
+    def harm(cache: Path, pets: Path) -> None:
+        with safe_open(cache, "pt") as file:
+            metadata = file.metadata()
+        save_file(change(load_file(cache)), cache, metadata=metadata)
+
+    return harm
+
+
+def of_another_folder(cache: Path, pets: Path) -> None:
+    """Of another folder that has as many images of the same size."""
+    load(f"folder:{write_folder(pets.parent / 'others', classes=('cow', 'pig'))}", batch_size=4)
+    (other,) = (f for f in cache.parent.iterdir() if f != cache)
+    other.replace(cache)
+
+
+def of_other_labels(cache: Path, pets: Path) -> None:
+    labels = {split: torch.zeros(12, dtype=torch.int64) for split in ("train", "test")}
+    write_cache(cache, load_file(cache), labels)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        cut,
+        flip,
+        rewrite(lambda images: {split: part[:-1].clone() for split, part in images.items()}),
+        rewrite(lambda images: {split: part[..., :-1].clone() for split, part in images.items()}),
+        rewrite(lambda images: {split: part.to(torch.int16) for split, part in images.items()}),
+        rewrite(lambda images: {split: part.flatten(1) for split, part in images.items()}),
+        rewrite(lambda images: {"train": images["train"]}),
+        rewrite(lambda images: {**images, "val": images["test"].clone()}),
+        rewrite(lambda images: {"train": images["test"], "test": images["train"]}),
+        of_another_folder,
+        of_other_labels,
+    ],
+)
+def test_a_cache_of_something_else_is_made_anew(tmp_path, root, harm, caplog):
     pets = write_folder(tmp_path / "pets")
     first = load(f"folder:{pets}", batch_size=4)
     (cache,) = (root / "decoded").iterdir()
-    cache.write_bytes(cache.read_bytes()[:100])
+    good = cache.read_bytes()
+    harm(cache, pets)
+    again = load(f"folder:{pets}", batch_size=4)
+    assert torch.equal(again.train.images, first.train.images)
+    assert torch.equal(again.test.images, first.test.images)
+    assert cache.read_bytes() == good
+    [line] = caplog.messages
+    assert line.startswith(f"the cache {cache} is damaged, and is made anew: ")
+
+
+def test_a_cache_in_place_of_a_folder_is_no_obstacle(tmp_path, root, caplog):
+    pets = write_folder(tmp_path / "pets")
+    first = load(f"folder:{pets}", batch_size=4)
+    (cache,) = (root / "decoded").iterdir()
+    cache.unlink()
+    cache.mkdir()
     assert torch.equal(load(f"folder:{pets}", batch_size=4).train.images, first.train.images)
-    assert cache.stat().st_size > 100
+    assert len(caplog.messages) == 2  # it is no cache, and cannot become one
+    assert list((root / "decoded").iterdir()) == [cache]
 
 
 def test_works_without_a_place_for_the_cache(tmp_path, root):
     root.write_text("a file where the folder would be")
     assert load(f"folder:{write_folder(tmp_path / 'pets')}", batch_size=4).train.examples == 11
+
+
+def test_works_without_a_home_directory(tmp_path, homeless, caplog):
+    assert load(f"folder:{write_folder(tmp_path / 'pets')}", batch_size=4).train.examples == 11
+    assert caplog.messages == [f"decoded images are not cached: {NO_HOME}"]
+    for spec in ("cifar10", "fashion-mnist"):
+        with pytest.raises(UserError, match=f"^{re.escape(NO_HOME)}$"):
+            load(spec, batch_size=4)
+    for kind, path in (("folder", "~/pets"), ("folder", "~nobody-of-that-name/pets"), ("imagenet", "~/pets")):
+        with pytest.raises(UserError, match=f"^no home directory is known for {path}: give the folder's whole path$"):
+            load(f"{kind}:{path}", batch_size=4)
+
+
+# --- names that are not UTF-8, which file systems allow
+
+
+def renamed(path: Path, name: bytes) -> Path:
+    other = path.parent / os.fsdecode(name)
+    path.rename(other)
+    return other
+
+
+@pytest.mark.parametrize("name", [b"\xff", b"caf\xe9", "猫".encode("euc_jp"), b"half-\xe2\x82"])
+def test_names_that_are_not_utf8(tmp_path, root, name):
+    pets = write_folder(tmp_path / "pets")
+    first = load(f"folder:{pets}", batch_size=4)
+    renamed(pets / "train" / "dog" / "003.png", name + b".png")
+    for split in ("train", "test"):
+        renamed(pets / split / "dog", b"dog" + name)
+    pets = renamed(pets, name)
+    for _ in range(2):  # decoded, and from the cache
+        again = load(f"folder:{pets}", batch_size=4)
+        assert again.classes == ("cat", os.fsdecode(b"dog" + name))
+        assert torch.equal(again.test.images, first.test.images)
+    assert len(list((root / "decoded").iterdir())) == 2
+    streamed = load(f"imagenet:{renamed(pets / 'test', b'val').parent}", batch_size=4, size=8, workers=0)
+    assert streamed.classes == again.classes
 
 
 # --- what is refused

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 NOTHING = "–"
 
 _NAMES = {"iee": "IEE", "rigl": "RigL", "set": "SET", "gmp": "GMP", "static": "Static", "oneshot": "One-shot"}
@@ -76,3 +78,8 @@ def plural(number: int, word: str) -> str:
 def listing(words: list[str]) -> str:
     """a, b → ``a and b``; a, b, c → ``a, b and c``."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
+
+
+def printable(text: str) -> str:
+    """The text with a replacement character for each byte of a file's name that is not UTF-8."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)

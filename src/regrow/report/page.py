@@ -74,7 +74,7 @@ def render(collection: Collection) -> str:
         _runs_table(groups),
         _recipes(collection.recipes),
     ]
-    return f"""<!DOCTYPE html>
+    page = f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -92,6 +92,7 @@ def render(collection: Collection) -> str:
 </body>
 </html>
 """
+    return formats.printable(page)
 
 
 def record(run: Run) -> dict[str, Any]:
@@ -243,7 +244,7 @@ def _figure(panel: Panel, drawing: Drawing | None, wide: bool) -> str:
     style = f"height:{figure.layout.height}px"
     content = (
         f'{key}<div class="plot" id="{place}" role="img" aria-label="{_e(drawing.alt)}" style="{style}"></div>\n'
-        f'<script type="application/json" data-plot="{place}">{inert(figure.to_json())}</script>\n'
+        f'<script type="application/json" data-plot="{place}">{inert(figure.to_json(engine="json"))}</script>\n'
     )
     return _card(panel.key, panel.title, content, drawing.caption, wide)
 

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from regrow.errors import UserError, nearest
 from regrow.training.batches import BatchSource, generator
-from regrow.training.decode import data_root, pool_images, read_folder
+from regrow.training.decode import data_root, folder_at, pool_images, read_folder
 from regrow.training.models import call_accepting, first_line, import_callable
 from regrow.training.splits import DataSet, Settings, in_memory, stratified
 from regrow.training.streams import imagenet, streamed
@@ -153,7 +152,7 @@ def _as_images(data: Any) -> Tensor:
 
 
 def _folder(settings: Settings, path: str) -> DataSet:
-    classes, splits = read_folder(Path(path).expanduser(), settings.size, settings.pool)
+    classes, splits = read_folder(folder_at(path), settings.size, settings.pool)
     test = splits.pop("test", None) or splits.pop("val")
     return in_memory(splits["train"], test, settings, val=splits.get("val"), classes=classes)
 

@@ -16,16 +16,38 @@ import torch
 from torch import Tensor
 
 from regrow.errors import UserError
+from regrow.training import cache
 from regrow.training.batches import Labelled
 from regrow.training.models import first_line
+from regrow.training.pixels import rgb
 
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 _IN_MEMORY_LIMIT = 4 * 2**30  # bytes of decoded images
 
 
 def data_root() -> Path:
-    """Where data sets and decoded images are kept: the environment's REGROW_DATA, or ~/.cache/regrow/data."""
-    return Path(os.environ.get("REGROW_DATA") or Path.home() / ".cache" / "regrow" / "data").expanduser()
+    """Where data sets and decoded images are kept: the environment's REGROW_DATA, or ~/.cache/regrow/data.
+
+    Raises:
+        UserError: neither is known, as for a container's user without a home directory.
+    """
+    root = Path(os.environ.get("REGROW_DATA") or "~/.cache/regrow/data")
+    try:
+        return root.expanduser()
+    except RuntimeError as error:
+        raise UserError(f"no home directory is known for {root}: set REGROW_DATA to a folder for data sets") from error
+
+
+def folder_at(path: str) -> Path:
+    """The folder that a data set's name gives, ``~`` expanded.
+
+    Raises:
+        UserError: the home directory that it begins with is not known.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"no home directory is known for {path}: give the folder's whole path") from error
 
 
 @dataclass
@@ -98,35 +120,38 @@ def _list_images(folder: Path) -> _Listing:
 
 def _decoded(root: Path, listings: dict[str, _Listing], size: int | None, pool: int) -> dict[str, Tensor]:
     """The images of each split as uint8 (N, C, H, W): from the cache, or decoded and then cached."""
-    from safetensors.torch import load_file, save_file
-
+    log = logging.getLogger(__name__)
     files = [file for listing in listings.values() for file in listing.files]
-    cache = _cache_file(root, files, size, pool)
-    if cache.exists():
+    labels = {split: listing.labels for split, listing in listings.items()}
+    kept = _cache_file(root, files, size, pool)
+    if kept is not None and kept.exists():
         try:
-            return load_file(cache)
+            return cache.read(kept, labels)
         except Exception as error:
-            logging.getLogger(__name__).warning("the cache %s is damaged and made anew: %s", cache, error)
+            log.warning("the cache %s is damaged, and is made anew: %s", kept, first_line(error))
     images = pool_images(_decode_all(files, size), pool)
     parts = images.split([len(listing.files) for listing in listings.values()])
     # clones, as safetensors refuses tensors that share memory
     splits = {split: part.clone() for split, part in zip(listings, parts, strict=True)}
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        temporary = cache.with_suffix(f".{os.getpid()}.tmp")
-        save_file(splits, temporary)
-        os.replace(temporary, cache)
-    except OSError as error:
-        logging.getLogger(__name__).warning("decoded images cannot be cached in %s: %s", cache.parent, error)
+    if kept is not None:
+        try:
+            cache.write(kept, splits, labels)
+        except OSError as error:
+            log.warning("decoded images cannot be cached in %s: %s", kept.parent, error)
     return splits
 
 
-def _cache_file(root: Path, files: list[str], size: int | None, pool: int) -> Path:
-    key = hashlib.blake2b(repr((1, str(root.resolve()), size, pool)).encode(), digest_size=16)
+def _cache_file(root: Path, files: list[str], size: int | None, pool: int) -> Path | None:
+    """Where the decoded images of these files are kept; None where there is no place for it."""
+    key = hashlib.blake2b(repr((2, str(root.resolve()), size, pool)).encode(), digest_size=16)
     for file in files:
         stat = os.stat(file)
-        key.update(f"{file}|{stat.st_mtime_ns}|{stat.st_size}\n".encode())
-    return data_root() / "decoded" / f"{key.hexdigest()}.safetensors"
+        key.update(os.fsencode(file) + f"|{stat.st_mtime_ns}|{stat.st_size}\n".encode())
+    try:
+        return data_root() / "decoded" / f"{key.hexdigest()}.safetensors"
+    except UserError as error:
+        logging.getLogger(__name__).warning("decoded images are not cached: %s", error)
+        return None
 
 
 def _decode_all(files: list[str], size: int | None) -> Tensor:
@@ -187,7 +212,7 @@ def open_image(file: str) -> tuple[Any, bool]:
 
     try:
         with Image.open(file) as image:
-            return image.convert("RGB"), image.mode in ("1", "L", "LA")
+            return rgb(image)
     except Exception as error:
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else first_line(error)
         raise UserError(f"the image {file} cannot be read: {reason}") from error

@@ -8,7 +8,6 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from regrow.errors import UserError
 from regrow.training.batches import BatchSource, Labelled, normalise
-from regrow.training.decode import check_same_classes, open_image
+from regrow.training.decode import check_same_classes, folder_at, open_image
 from regrow.training.models import first_line
 from regrow.training.splits import DataSet, Settings, class_names, validation_split
 
@@ -173,7 +172,7 @@ def imagenet(settings: Settings, path: str) -> DataSet:
     from torchvision import datasets
     from torchvision.transforms import v2
 
-    root = Path(path).expanduser()
+    root = folder_at(path)
     size = settings.size or 224
     plain = v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size), v2.PILToTensor()])
     varied = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.PILToTensor()])

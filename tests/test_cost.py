@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from regrow.cost import ModelFlops, PhaseSteps, count_flops, training_cost
+from regrow.cost import ModelFlops, PhaseSteps, count_flops, dense_gradient_cost, training_cost
 from regrow.errors import UserError
 
 
@@ -358,6 +358,33 @@ def test_nothing_trained_and_nothing_counted():
 def test_unknown_parameter_in_the_ledger():
     with pytest.raises(KeyError, match="'c' is not a parameter"):
         training_cost(FLOPS, {"estimate": PhaseSteps(steps=3, density_steps={"c": 0.3})})
+
+
+@pytest.mark.parametrize(
+    "ledger",
+    [
+        {"estimate": phase(50, dense_gradient_steps=50), "fixed": phase(30)},  # a preview in memory, or SNFS
+        {"estimate": phase(200, dense_gradient_steps=2), "fixed": phase(100)},  # RigL
+        {"estimate": phase(40, dense_gradient_steps=10), "improve": phase(40, dense_gradient_steps=10)},
+        {"estimate": phase(40), "explore": phase(40), "fixed": phase(40)},  # what explores trains what it computes
+        {"estimate": PhaseSteps(steps=10)},
+    ],
+)
+@pytest.mark.parametrize("total_steps", [None, 1000])
+def test_dense_gradients_are_what_a_run_without_them_would_save(ledger, total_steps):
+    without = {name: phase(one.steps, 0, dict(DENSITY) if one.density_steps else {}) for name, one in ledger.items()}
+    costs = [training_cost(FLOPS, one, total_steps) for one in (ledger, without)]
+    found = dense_gradient_cost(FLOPS, ledger, total_steps)
+    for name in ledger.keys() - {"explore"}:
+        assert found[name] == pytest.approx(costs[0][name] - costs[1][name])
+    assert "explore" not in found
+
+
+def test_dense_gradients_of_exploring_weights_that_train_are_no_extra():
+    assert dense_gradient_cost(FLOPS, {"explore": phase(10, dense_gradient_steps=10)}) == {}
+    nothing = ModelFlops(total=0.0, by_parameter={"a": 0.0}, other=0.0)
+    assert dense_gradient_cost(nothing, {"estimate": phase(3, 1, {"a": 0.3})}) == {"estimate": 0.0}
+    assert dense_gradient_cost(FLOPS, {}) == {}
 
 
 # --- the published costs of ResNet-50

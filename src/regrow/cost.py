@@ -192,6 +192,25 @@ def training_cost(
     return {**costs, "total": sum(costs.values())}
 
 
+def dense_gradient_cost(
+    flops: ModelFlops, ledger: Mapping[str, PhaseSteps], total_steps: int | None = None
+) -> dict[str, float]:
+    """What of `training_cost` goes into the weight gradients of pruned entries while these do not train, by phase: for
+    previewing them in memory (IEE), or for choosing what to grow (RigL). Per step that needs them that is f_D − f_S.
+
+    Args:
+        flops, ledger, total_steps: as there.
+    """
+    done = sum(phase.steps for phase in ledger.values())
+    whole = 3 * flops.total * (total_steps if total_steps is not None else done)
+    costs: dict[str, float] = {}
+    for name, phase in ledger.items():
+        if name != "explore":  # which trains them
+            sparse = _summed(flops, phase.dense_gradient_steps, phase.dense_density_steps)
+            costs[name] = (flops.total * phase.dense_gradient_steps - sparse) / whole if whole else 0.0
+    return costs
+
+
 def _summed(flops: ModelFlops, steps: int, density_steps: Mapping[str, float]) -> float:
     """Sparse forward FLOPs summed over steps; a parameter that is not named is dense in all of them."""
     _check_names(flops, density_steps)

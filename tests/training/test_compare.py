@@ -83,10 +83,13 @@ def test_a_failing_run_does_not_lose_the_others(tmp_path, recipe_file, capsys):
     assert "in-the-way" in err
     assert "slow-seed0.log" in err
     assert [run["label"] for run in read(out / "results.json")["runs"]] == ["iee"]
+    [failure] = read(out / "results.json")["failures"]
+    assert (failure["run"], f"regrow: {failure['reason']}\n") == ("runs/slow-seed0", err)
     assert (out / "report.html").exists()
     (out / "runs" / "slow-seed0" / "in-the-way").unlink()
     assert main(words) == 0
     assert len(read(out / "results.json")["runs"]) == 2
+    assert "failures" not in read(out / "results.json")
 
 
 def test_interrupted_and_continued(tmp_path, recipe_file):

@@ -55,6 +55,8 @@ def test_a_run_leaves_what_the_documentation_says(tmp_path):
         "dense_flops",
     }
     documented |= {"dense_flops", "seconds", "steps", "explore_steps"}
+    documented |= {"parameters", "dense_parameters", "bytes", "dense_bytes", "saved_bytes", "model", "test_images"}
+    documented |= {"environment", "finished", "dense_gradients"}
     assert entry.keys() == documented | {"label", "validation_accuracy", "by_phase", "run", "cost_steps"}
     assert entry["cost_steps"] is None
     assert (entry["method"], entry["steps"], entry["explore_steps"]) == ("iee", 30, 6)

@@ -37,7 +37,16 @@ VARIANTS = {
 }
 
 
-TIMES = {"seconds", "train_seconds", "train_ratio", "latency", "latency_ratio", "dense_latency", "throughput"}
+TIMES = {
+    "finished",
+    "seconds",
+    "train_seconds",
+    "train_ratio",
+    "latency",
+    "latency_ratio",
+    "dense_latency",
+    "throughput",
+}
 
 
 def words_of(text):

@@ -62,6 +62,18 @@ class Machine:
 
 
 def _cpu_name() -> str:
+    facts = _cpu_facts()
+    numbers = [facts[key] for key in ("cpu family", "model", "stepping") if key in facts and "model name" in facts]
+    return " ".join([cpu_model(), *numbers])
+
+
+def cpu_model() -> str:
+    """What the maker of this machine's processor calls it, as far as the system knows."""
+    return _cpu_facts().get("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_facts() -> dict[str, str]:
+    """The first value of each line of what Linux says of the processor; nothing elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -70,9 +82,7 @@ def _cpu_name() -> str:
     for line in lines:
         name, _, value = line.partition(":")
         facts.setdefault(name.strip(), value.strip())
-    if "model name" in facts:
-        return " ".join(facts[k] for k in ("model name", "cpu family", "model", "stepping") if k in facts)
-    return platform.processor() or platform.machine()
+    return facts
 
 
 @dataclass(frozen=True)

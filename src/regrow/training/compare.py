@@ -93,12 +93,14 @@ def compare(
         run_jobs(todo, slots=_slots(jobs, threads), threads=threads, quiet=quiet)
         runs, failures = _gather(out, labels, seeds, {job.name: job for job in todo})
         found = results(recipe, runs, labels[0])
+        if failures:
+            found["failures"] = [{"run": f"runs/{name}", "reason": said} for name, said in failures.items()]
         rundir.write_json(out / rundir.RESULTS, found)
     if runs:
         from regrow.report.page import write
 
         write([out], out / rundir.REPORT)
-    return Comparison(found, failures)
+    return Comparison(found, list(failures.values()))
 
 
 def is_unfinished(out: Path, recipe: Recipe) -> bool:
@@ -344,20 +346,21 @@ def _slots(jobs: int | None, threads: int) -> list[dict[str, str]]:
 
 def _gather(
     out: Path, labels: Sequence[str], seeds: Sequence[int], jobs: Mapping[str, Job]
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """The results of all finished runs, and a sentence for each of the others."""
-    runs, failures = [], []
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The results of all finished runs, and for each of the others by its name a sentence."""
+    runs: list[dict[str, Any]] = []
+    failures: dict[str, str] = {}
     for label in labels:
         for seed in seeds:
             name = f"{label}-seed{seed}"
             path = out / "runs" / name / rundir.RESULTS
             if not path.is_file():
-                failures.append(f"the run {name} failed: {jobs[name].last_words()}")
+                failures[name] = f"the run {name} failed: {jobs[name].last_words()}"
                 continue
             try:
                 run = json.loads(path.read_text(encoding="utf-8"))["runs"][0]
             except (ValueError, KeyError, IndexError, TypeError):
-                failures.append(f"{path} is damaged: delete {path.parent} and run the comparison again")
+                failures[name] = f"{path} is damaged: delete {path.parent} and run the comparison again"
                 continue
             runs.append({**run, "run": f"runs/{name}"})
     return runs, failures

@@ -22,6 +22,7 @@ from regrow.errors import UserError
 from regrow.training import checkpoint, rundir
 from regrow.training.data import BatchSource
 from regrow.training.evaluation import accuracy, averaged_weights
+from regrow.training.facts import sizes
 from regrow.training.latency import is_channels, needs_table, read_table
 from regrow.training.latency import measured as latency
 from regrow.training.progress import Interrupted, Progress, StopRequest, Stopwatch
@@ -290,6 +291,8 @@ class Trainer:
                 extra = {"recipe": run.recipe.resolved(), "accuracy": measured["accuracy"]}
                 storage.save(model, self.out / "model", extra=extra)
                 rundir.write_json(self.out / rundir.STRUCTURE, structure(run, cost))
+            masks = {} if run.sparsifier.widths() else run.sparsifier.masks
+            measured |= sizes(run.dense_size, model, masks, None if self.out is None else self.out / "model")
         record = self._record(run.last_loss)
         for split, key in (("val", "validation_accuracy"), ("test", "accuracy")):
             if measured[key] is not None:

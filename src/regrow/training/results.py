@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from regrow import names
+from regrow.cost import dense_gradient_cost
+from regrow.training import facts
 from regrow.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 def run_entry(run: Run, cost: Mapping[str, float], /, **measured: Any) -> dict[str, Any]:
     """One run in ``results.json``; ``measured`` are accuracy, validation_accuracy (fractions), seconds, steps and run,
-    and what is known of its speed.
+    and what is known of its size and speed.
 
     Costs are multiples of dense training for ``cost_steps`` steps, or for as many as the run has where that is None.
     """
@@ -29,9 +31,14 @@ def run_entry(run: Run, cost: Mapping[str, float], /, **measured: Any) -> dict[s
         "sparsity": 1.0 - density,
         "training_cost": cost["total"],
         "by_phase": {phase: value for phase, value in cost.items() if phase != "total"},
+        "dense_gradients": dense_gradient_cost(run.flops, sparsifier.ledger, run.cost_steps),
         "inference_flops": run.flops.inference(sparsifier.layer_density()),
         "dense_flops": run.flops.total,
         "cost_steps": recipe.train.cost_steps,
+        "model": facts.builder(recipe, run.data),
+        "test_images": run.data.test.examples,
+        "environment": facts.environment(run.device, run.accelerator.num_processes, recipe.train.precision),
+        "finished": facts.now(),
         **measured,
     }
 

@@ -20,6 +20,7 @@ from regrow.criteria import Criterion
 from regrow.errors import UserError
 from regrow.quiet import evaluating
 from regrow.sparsifier import Sparsifier
+from regrow.training import facts
 from regrow.training.data import BatchSource, DataSet
 from regrow.training.data import load as load_data
 from regrow.training.evaluation import Ema
@@ -64,6 +65,7 @@ class Run:
         self.model: nn.Module = model_of(recipe, self.data).to(self.device)
         self.example = example_input(self.model, self.data.shape)
         self.flops = count_flops(self.model, self.example)
+        self.dense_size = facts.size(self.model)
         _check_output(self.model, self.example, self.data.num_classes, recipe.model.name)
         optimizer = recipe.optimizer.build(self.model.named_parameters())
         self.peak_lr = [group["lr"] for group in optimizer.param_groups]

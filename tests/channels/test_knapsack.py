@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from regrow.channels import knapsack
 from regrow.channels.knapsack import Layer, grouped, joint
 from regrow.errors import UserError
 
 
 def brute(values, costs, budget):
     """(best value, its least cost) over all selections, or None; and the smallest cost of all."""
-    best, smallest = None, math.inf
-    for levels in itertools.product(*(range(len(v)) for v in values)):
-        cost = math.fsum(c[i] for c, i in zip(costs, levels, strict=True))
-        value = math.fsum(v[i] for v, i in zip(values, levels, strict=True))
-        smallest = min(smallest, cost)
-        if cost <= budget and (best is None or (value, -cost) > best):
-            best = (value, -cost)
+    value, cost = (functools.reduce(np.add.outer, map(np.asarray, table)).ravel() for table in (values, costs))
+    smallest = math.fsum(min(row) for row in costs)
+    fits = np.flatnonzero(cost <= budget)
+    if not len(fits):
+        return None, smallest
+    best = max(zip(value[fits].tolist(), (-cost[fits]).tolist(), strict=True))
     return best, smallest
 
 
@@ -31,20 +29,24 @@ def total(table, levels):
     return math.fsum(row[i] for row, i in zip(table, levels, strict=True))
 
 
-@st.composite
-def cases(draw):
-    """Groups of quarters (their sums are exact), with zero, negative and falling costs."""
-    number = st.integers(-12, 40).map(lambda n: n / 4)
-    sizes = draw(st.lists(st.integers(1, 5), min_size=1, max_size=5))
-    values = [draw(st.lists(number, min_size=n, max_size=n)) for n in sizes]
-    costs = [draw(st.lists(number, min_size=n, max_size=n)) for n in sizes]
-    return values, costs, draw(st.integers(-80, 200).map(lambda n: n / 4))
+def quarters(rng, low, high, shape):
+    """Their sums are exact; from a part of the range only, so that many are equal."""
+    low, high = np.sort(rng.integers(low, high + 1, 2))
+    return rng.integers(low, high + 1, shape) / 4
 
 
-@settings(max_examples=2000, deadline=None)
-@given(cases())
-def test_grouped_equals_brute_force(case):
-    values, costs, budget = case
+@pytest.mark.parametrize("seeds", [range(start, start + 500) for start in range(0, 2000, 500)], ids=str)
+def test_grouped_equals_brute_force(seeds):
+    for seed in seeds:
+        check_grouped(np.random.default_rng(seed))
+
+
+def check_grouped(rng):
+    """Groups with zero, negative and falling costs."""
+    sizes = rng.integers(1, 6, rng.integers(1, 6))
+    values, costs = ([quarters(rng, -12, 40, n).tolist() for n in sizes] for _ in "vc")
+    top, bottom = (sum(of(row) for row in costs) for of in (max, min))
+    budget = float(rng.integers(4 * bottom - 8, 4 * top + 9)) / 4
     best, smallest = brute(values, costs, budget)
     if best is None:
         with pytest.raises(UserError) as error:
@@ -141,29 +143,43 @@ def resnet50_groups(rng):
 
 
 @pytest.mark.parametrize("fraction", [0.3, 0.55, 0.8])
-def test_grouped_is_fast_on_resnet50(fraction):
+def test_grouped_takes_little_work_on_resnet50(fraction, monkeypatch):
     values, costs = resnet50_groups(np.random.default_rng(0))
     budget = fraction * sum(c[-1] for c in costs)
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        levels = grouped(values, costs, budget)
-        seconds.append(time.perf_counter() - start)
+    states = []
+
+    def extend(*given):
+        states.append(real(*given))
+        return states[-1]
+
+    real = knapsack._Solver._extend
+    monkeypatch.setattr(knapsack._Solver, "_extend", extend)
+    levels = grouped(values, costs, budget)
     assert total(costs, levels) <= budget
     assert total(costs, levels) >= 0.999 * budget
-    assert min(seconds) < 0.5  # measured: 0.01
+    assert max(len(front.cost) for front in states) < 1000  # partial selections at a time, of 20,000 allowed
 
 
 def brute_joint(values, layers, budgets):
     """(best value or None, smallest cost of each budget alone) over all selections."""
-    best, smallest = None, dict.fromkeys(budgets, math.inf)
-    for levels in itertools.product(*(range(len(v)) for v in values)):
-        costs = costs_of(levels, layers, budgets)
-        value = math.fsum(v[i] for v, i in zip(values, levels, strict=True))
-        smallest = {name: min(smallest[name], costs[name]) for name in budgets}
-        if all(costs[name] <= budgets[name] for name in budgets) and (best is None or value > best):
-            best = value
-    return best, smallest
+    shape = [len(v) for v in values]
+    value = functools.reduce(np.add.outer, map(np.asarray, values))
+    costs = {name: np.zeros(shape) for name in budgets}
+    for layer in layers:
+        for name, table in layer.costs.items():
+            costs[name] += spread(np.asarray(table, dtype=float), layer.source, layer.target, shape)
+    fits = np.logical_and.reduce([costs[name] <= budgets[name] for name in budgets])
+    return value[fits].max() if fits.any() else None, {name: costs[name].min() for name in budgets}
+
+
+def spread(table, source, target, shape):
+    """The table of a layer over the levels of all groups."""
+    if source is not None and source == target:
+        source, table = None, table.diagonal()[None]
+    if source is not None and target is not None and source > target:
+        source, target, table = target, source, table.T
+    wide = [n if g in (source, target) else 1 for g, n in enumerate(shape)]
+    return table.reshape(wide)
 
 
 def costs_of(levels, layers, budgets):
@@ -175,27 +191,24 @@ def costs_of(levels, layers, budgets):
     return {name: math.fsum(costs) for name, costs in parts.items()}
 
 
-@st.composite
-def joint_cases(draw):
-    number = st.integers(-8, 24).map(lambda n: n / 4)
-    sizes = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
-    values = [draw(st.lists(number, min_size=n, max_size=n)) for n in sizes]
-    names = ["latency", "flops", "params"][: draw(st.integers(1, 3))]
-    group = st.none() | st.integers(0, len(sizes) - 1)
+@pytest.mark.parametrize("seeds", [range(start, start + 250) for start in range(0, 1000, 250)], ids=str)
+def test_joint_equals_brute_force(seeds):
+    for seed in seeds:
+        check_joint(np.random.default_rng(seed))
+
+
+def check_joint(rng):
+    sizes = rng.integers(1, 5, rng.integers(1, 5)).tolist()
+    values = [quarters(rng, -8, 24, n).tolist() for n in sizes]
+    names = ["latency", "flops", "params"][: rng.integers(1, 4)]
     layers = []
-    for _ in range(draw(st.integers(0, 5))):
-        source, target = draw(group), draw(group)
-        rows, columns = (1 if g is None else sizes[g] for g in (source, target))
-        table = st.lists(st.lists(number, min_size=columns, max_size=columns), min_size=rows, max_size=rows)
-        layers.append(Layer(source, target, {name: draw(table) for name in names if draw(st.integers(0, 5))}))
-    budgets = {name: draw(st.integers(-20, 80)) / 4 for name in names}
-    return values, layers, budgets
-
-
-@settings(max_examples=1000, deadline=None)
-@given(joint_cases())
-def test_joint_equals_brute_force(case):
-    values, layers, budgets = case
+    for _ in range(rng.integers(0, 6)):
+        source, target = (None if g < 0 else int(g) for g in rng.integers(-1, len(sizes), 2))
+        shape = [1 if g is None else sizes[g] for g in (source, target)]
+        costs = {name: quarters(rng, -8, 24, shape) for name in names if rng.integers(0, 6)}
+        layers.append(Layer(source, target, costs))
+    at = costs_of([rng.integers(0, n) for n in sizes], layers, names)
+    budgets = {name: at[name] + float(rng.integers(-6, 7)) / 4 for name in names}
     best, smallest = brute_joint(values, layers, budgets)
     if best is None:
         with pytest.raises(UserError) as error:
@@ -254,11 +267,11 @@ def test_joint_says_which_budget_cannot_be_met():
     assert joint(values, layers, {"latency": 2, "flops": 1}).levels == [0]
 
 
-def test_joint_says_when_it_had_no_time():
+def test_joint_says_when_it_was_allowed_too_little_work():
     values, layers = resnet50_layers(12)
     budgets = costs_of([4] * len(values), layers, dict.fromkeys(["latency", "flops", "params"], 0.0))
-    with pytest.raises(UserError, match=r"no channel selection was found within 0 s: raise the time limit"):
-        joint(values, layers, budgets, time_limit=0.0)
+    with pytest.raises(UserError, match=r"no channel selection was found within 0 nodes: allow more"):
+        joint(values, layers, budgets, nodes=0)
 
 
 def test_joint_prices_pairs_where_fixed_inputs_mislead():
@@ -328,16 +341,13 @@ def resnet50_layers(levels):
     return values, layers
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("fraction", [0.3, 0.55])
-def test_joint_is_fast_on_resnet50(fraction):
-    values, layers = resnet50_layers(12)
-    dense = costs_of([11] * len(values), layers, {"latency": 0, "flops": 0, "params": 0})
+def test_joint_takes_few_nodes_on_resnet50(fraction):
+    values, layers = resnet50_layers(6)
+    dense = costs_of([5] * len(values), layers, {"latency": 0, "flops": 0, "params": 0})
     budgets = {"latency": fraction * dense["latency"], "params": 0.5 * dense["params"]}
     layers = [Layer(x.source, x.target, {name: x.costs[name] for name in budgets}) for x in layers]
-    start = time.perf_counter()
-    found = joint(values, layers, budgets)
-    assert time.perf_counter() - start < 60  # measured: see benchmarks/knapsack.py
+    found = joint(values, layers, budgets, nodes=2000)  # it needs 50 to 120
     assert found.proven
     assert found.gap <= 1e-5
     assert all(found.costs[name] <= limit for name, limit in budgets.items())

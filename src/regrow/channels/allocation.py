@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -20,8 +19,9 @@ __all__ = ["allocate", "uniform"]
 Counts = dict[str, int]
 
 _LEVELS = 14  # of a group, in one mixed-integer program
-_PAIRS = 40_000  # entries in its tables of pairs of groups
+_PAIRS = 8_000  # entries in its tables of pairs of groups: more take much longer, and the answer is no better
 _GAP = 1e-3
+_NODES = 100  # of its search tree; where the root does not settle it, rounds around its answer find more than nodes
 _ROUNDS = 3  # programs around better and better counts
 _TRIES = 4  # programs whose answer turns out to be over a budget
 
@@ -35,9 +35,11 @@ def allocate(
     now: Mapping[str, int],
     round_to: int | Mapping[str, int] = 8,
     solver: Literal["joint", "grouped"] = "joint",
-    time_limit: float = 30.0,
 ) -> Counts:
     """The counts of the highest total value whose cost is within all budgets.
+
+    They depend on the arguments alone, not on the machine: the work of the mixed-integer programs of "joint" is
+    limited, not their time, and the best answer found by then is improved step by step.
 
     Args:
         prices: of the model.
@@ -50,8 +52,6 @@ def allocate(
         round_to: what counts should be multiples of, for all groups or by group id (default there: 1).
         solver: "joint" prices input and output widths together, for any number of budgets; "grouped" is the grouped
             knapsack for one budget, which holds the inputs of every layer as they are now.
-        time_limit: of the mixed-integer programs of "joint", in seconds; the best answer found by then is improved
-            step by step.
 
     Returns:
         group id → count, for the groups of ``values`` and of ``now``.
@@ -69,10 +69,10 @@ def allocate(
     cheapest = _cheapest(problem)
     if cheapest == problem.lowest:  # costs rise with the counts, so there is nothing cheaper
         _check_possible(problem, cheapest)
-    found = _grouped(problem, now) if solver == "grouped" else _joint(problem, time.monotonic() + time_limit)
+    found = _grouped(problem, now) if solver == "grouped" else _apart(problem) or _joint(problem)
     if found is None:
         _check_possible(problem, cheapest)
-        found = cheapest
+        found = _fill(problem, cheapest)
     return problem.result(found)
 
 
@@ -187,7 +187,7 @@ def _check_possible(problem: _Problem, cheapest: Counts) -> None:
         raise impossible(problem.prices, kind, problem.budgets[kind], smallest)
 
 
-def _joint(problem: _Problem, deadline: float) -> Counts | None:
+def _joint(problem: _Problem) -> Counts | None:
     """The mixed-integer program over some levels of every group, again around its answer as long as that is better."""
     best = max(filter(problem.fits, (problem.start, problem.lowest)), key=problem.value, default=None)
     center, last = problem.start, problem.start
@@ -195,8 +195,8 @@ def _joint(problem: _Problem, deadline: float) -> Counts | None:
     # what the tables sum to may differ from the cost in the last bits, either way
     slack = {kind: -1e-12 * abs(limit) for kind, limit in problem.budgets.items()}
     rounds = tries = 0
-    while rounds < _ROUNDS and tries < _TRIES and time.monotonic() < deadline:
-        found = _program(problem, center, levels, slack, deadline)
+    while rounds < _ROUNDS and tries < _TRIES:
+        found = _program(problem, center, levels, slack)
         if found is None:
             break
         last, exact = found
@@ -224,7 +224,7 @@ def _joint(problem: _Problem, deadline: float) -> Counts | None:
 
 
 def _program(
-    problem: _Problem, center: Counts, levels: Mapping[str, Ints], slack: Mapping[str, float], deadline: float
+    problem: _Problem, center: Counts, levels: Mapping[str, Ints], slack: Mapping[str, float]
 ) -> tuple[Counts, bool] | None:
     """The best choice of levels by the costs expanded around a center, and whether those are its real costs."""
     layers = problem.prices.layers(
@@ -234,10 +234,9 @@ def _program(
     layers = [knapsack.Layer(x.source, x.target, {k: x.costs[k] for k in wanted & x.costs.keys()}) for x in layers]
     values = [problem.worth[group][steps].tolist() for group, steps in levels.items()]
     limits = {kind: limit - slack[kind] for kind, limit in problem.budgets.items()}
-    left = max(0.1, deadline - time.monotonic())
     try:
-        found = knapsack.joint(values, layers, limits, gap=_GAP, time_limit=left)
-    except UserError:  # impossible at these levels, or out of time
+        found = knapsack.joint(values, layers, limits, gap=_GAP, nodes=_NODES)
+    except UserError:  # impossible at these levels, or not found with so little work
         return None
     counts = {group: int(steps[i]) for (group, steps), i in zip(levels.items(), found.levels, strict=True)}
     cost = problem.prices.cost(problem.result(counts))
@@ -280,7 +279,7 @@ def _reach(levels: Ints, center: int, steps: Ints) -> tuple[int, int]:
 
 
 def _grouped(problem: _Problem, now: Mapping[str, int]) -> Counts | None:
-    """The grouped knapsack over all legal counts, with a smaller budget while the real cost is over it."""
+    """The grouped knapsack with the inputs of every layer held as they are now."""
     ((kind, budget),) = problem.budgets.items()
     present = {group: now.get(group, problem.prices.sizes[group]) for group in problem.legal}
     full = problem.result(present)
@@ -288,18 +287,39 @@ def _grouped(problem: _Problem, now: Mapping[str, int]) -> Counts | None:
     costs = problem.prices.grouped_costs(full, legal, kind)
     own = problem.prices.grouped_costs(full, {group: [count] for group, count in present.items()}, kind)
     limit = budget - (problem.prices.cost(full)[kind] - math.fsum(row[0] for row in own))
+    return _knapsack(problem, costs, limit)
+
+
+def _apart(problem: _Problem) -> Counts | None:
+    """The best of all legal counts, where there is one budget and no two groups meet in a layer, so that each group has
+    a price of its own (transformers of which the residual stream stays whole); otherwise None."""
+    if len(problem.budgets) > 1:
+        return None
+    ((kind, budget),) = problem.budgets.items()
+    full = problem.result(problem.start)
+    ends = {group: [steps[0], steps[-1]] for group, steps in problem.legal.items()}
+    if any(layer.source is not None and kind in layer.costs for layer in problem.prices.layers(full, ends)):
+        return None
+    legal = {group: steps.tolist() for group, steps in problem.legal.items()}
+    costs = [row.tolist() for row in problem.prices.changes(full, legal)[kind]]
+    # what the rows sum to may differ from the cost in the last bits, either way
+    return _knapsack(problem, costs, budget + 1e-12 * abs(budget) - problem.prices.cost(full)[kind])
+
+
+def _knapsack(problem: _Problem, costs: Sequence[Sequence[float]], limit: float) -> Counts | None:
+    """The grouped knapsack over all legal counts, with a smaller limit while the real cost is over the budget."""
     values = [problem.worth[group][steps].tolist() for group, steps in problem.legal.items()]
     last = problem.start
     for _ in range(20):
         try:
             chosen = knapsack.grouped(values, costs, limit)
-        except UserError:  # with the inputs as they are now it cannot be met
+        except UserError:  # at these costs it cannot be met
             break
-        last = {group: legal[group][i] for group, i in zip(legal, chosen, strict=True)}
+        last = {group: int(steps[i]) for (group, steps), i in zip(problem.legal.items(), chosen, strict=True)}
         excess = problem.excess(last)
         if not excess:
             return last
-        limit -= excess[kind]
+        limit -= max(excess.values())
     return _repair(problem, last)
 
 

@@ -8,7 +8,6 @@ plain arrays; a *level* i of a group stands for keeping its i-th choice of chann
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -267,7 +266,7 @@ class Selection:
         value: total value of them
         costs: total cost for each budget, none above it
         gap: proven bound on (best possible value − value) relative to the span of the values; 0 is optimal
-        proven: whether ``gap`` is within what was asked for (False only if the time limit came first)
+        proven: whether ``gap`` is within what was asked for (False only if the limit of nodes came first)
     """
 
     levels: list[int]
@@ -283,7 +282,7 @@ def joint(
     budgets: Mapping[str, float],
     *,
     gap: float = 1e-5,
-    time_limit: float = 60.0,
+    nodes: int | None = None,
 ) -> Selection:
     """The most valuable level of each group, every layer priced at its pair of input and output width.
 
@@ -295,22 +294,21 @@ def joint(
         layers: their groups and cost tables
         budgets: name → what the sum of the costs of that name may reach; any number of them
         gap: relative gap to the proven bound at which the solver may stop
-        time_limit: of all solving, in seconds; the best selection found by then is returned
+        nodes: of a search tree at most; the best selection found by then is returned. None sets no limit.
 
     Raises:
         UserError: if a budget cannot be met, by itself or beside those named before it (with the smallest value that
-            can), if no selection was found in time, or if a number is not finite.
+            can), if no selection was found within so many nodes, or if a number is not finite.
     """
     problem = Program(values, layers, budgets)
-    deadline = time.monotonic() + time_limit
     excluded: list[list[int]] = []
     margin = 0.0
     while True:
-        levels, bound, done = problem.solve(problem.objective, list(budgets), gap, deadline, excluded, margin)
+        levels, bound, done = problem.solve(problem.objective, list(budgets), gap, nodes, excluded, margin)
         if levels is None:
             if not done:
-                raise UserError(f"no channel selection was found within {time_limit:g} s: raise the time limit")
-            raise UserError(problem.why_infeasible(deadline))
+                raise UserError(f"no channel selection was found within {nodes} nodes: allow more")
+            raise UserError(problem.why_infeasible(nodes))
         costs = problem.costs(levels)
         over = [name for name, limit in budgets.items() if costs[name] > limit]
         if not over:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,8 @@ from regrow.errors import UserError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+_SOLVED, _INFEASIBLE = 0, 2  # scipy's words for how it ended
 
 
 @dataclass(frozen=True)
@@ -166,13 +167,18 @@ class Program:
         return {name: math.fsum(costs) for name, costs in parts.items()}
 
     def solve(
-        self, objective: Floats, limited: Sequence[str], gap: float, deadline: float,
+        self, objective: Floats, limited: Sequence[str], gap: float, nodes: int | None,
         excluded: Sequence[Sequence[int]] = (), margin: float = 0.0,
     ) -> tuple[list[int] | None, float, bool]:  # fmt: skip
         """Maximises over the selections within the budgets ``limited``.
 
+        What is limited is work, never time, so that the answer does not depend on the machine.
+
+        Args:
+            nodes: of the search tree at most; None for no limit
+
         Returns:
-            levels or None, the bound on the objective, and whether that is final (not cut short by the deadline)
+            levels or None, the bound on the objective, and whether that is final (not cut short by ``nodes``)
         """
         from scipy.optimize import Bounds, LinearConstraint, milp
 
@@ -196,26 +202,25 @@ class Program:
         goal[: len(objective)] = objective
         size = 1e3 / max(float(np.abs(goal).max()), 1e-300)
         whole = (np.arange(width) < self.starts[-1]).astype(np.int64)
-        options = {"mip_rel_gap": gap, "time_limit": max(deadline - time.monotonic(), 0.01)}
+        options = {"mip_rel_gap": gap} | ({} if nodes is None else {"node_limit": nodes})
         found = milp(-goal * size, integrality=whole, bounds=Bounds(0, 1), constraints=constraints, options=options)
         if found.x is None:
-            return None, math.nan, found.status != 1
+            return None, math.nan, found.status == _INFEASIBLE
         levels = [int(np.argmax(found.x[self._of(g)])) for g in range(len(self.sizes))]
         bound = -found.mip_dual_bound / size if found.mip_dual_bound is not None else math.inf
-        return levels, bound, found.status == 0
+        return levels, bound, found.status == _SOLVED
 
     def span_gap(self, levels: Sequence[int], bound: float) -> float:
         """How far a selection may be from the best, relative to its own worth above the least valuable levels."""
         worth = float(self.objective[self.starts[:-1] + np.asarray(levels, dtype=np.int64)].sum())
         return max(0.0, bound - worth) / max(worth, 1e-300) if bound - worth > 0 else 0.0
 
-    def why_infeasible(self, deadline: float) -> str:
+    def why_infeasible(self, nodes: int | None) -> str:
         """Names the first budget that cannot be met beside those before it, and the smallest that can."""
         met: list[str] = []
-        deadline = max(deadline, time.monotonic() + 10.0)
         for name, limit in self.budgets.items():
-            levels, _, _ = self.solve(-self.rows[name], met, 1e-9, deadline)
-            smallest = math.inf if levels is None else self.costs(levels)[name]
+            levels, _, _ = self.solve(-self.rows[name], met, 1e-9, nodes)
+            smallest = -math.inf if levels is None else self.costs(levels)[name]  # None: not found so soon
             if smallest > limit:
                 beside = " while " + " and ".join(f"{m} <= {self.budgets[m]:.6g}" for m in met) if met else ""
                 least = f"the smallest that can is {above(smallest)}"

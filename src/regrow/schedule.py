@@ -171,9 +171,9 @@ def steps_of(name: str, value: float, total_steps: int) -> int:
     Raises:
         UserError: for a value that is negative or beyond the end.
     """
-    steps = value if isinstance(value, int) and not isinstance(value, bool) else int(value * total_steps)
-    if not 0 <= steps <= total_steps:
+    counts = isinstance(value, int) and not isinstance(value, bool)
+    if not 0 <= value <= (total_steps if counts else 1):
         raise UserError(
             f"{name}={value} lies outside the run of {total_steps} steps; give a share (0.75) or a number of steps"
         )
-    return steps
+    return int(value) if counts else int(value * total_steps)

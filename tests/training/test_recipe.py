@@ -1,6 +1,9 @@
 """Recipes: layers, names, types, messages, and that what is printed reads back the same."""
 
+import itertools
 import math
+import os
+from pathlib import Path
 
 import pytest
 import yaml
@@ -245,7 +248,7 @@ def test_messages(recipe_file, words, message):
         ("a: !!python/object:os.system {}\n", "is not valid YAML"),
         (
             "steps: 1\nmethod: {name: dense}\npattern: {sparsity: 0}\nmodel: &m {options: {x: *m}}\n",
-            "nested too deeply",
+            "r.yaml, line 4: a value contains itself",
         ),
         ("steps: .inf\n", "steps must be a finite number, not inf"),
     ],
@@ -257,6 +260,80 @@ def test_bad_files(tmp_path, monkeypatch, text, message):
         load("r.yaml")
     assert message in str(error.value) or text == ""
     assert "\n" not in str(error.value)
+
+
+# ten of ten of ten …: nine lines, and 10^9 values once they are written out
+_LISTS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in itertools.pairwise("abcdefghi")
+)
+_MAPPINGS = "a: &a {k: 1, l: 2, m: 3, n: 4}\n" + "".join(
+    f"{new}: &{new} {{{', '.join(f'{key}: *{old}' for key in 'klmn')}}}\n"
+    for old, new in itertools.pairwise("abcdefghijkl")
+)
+_MERGES = "a: &a {k: 1}\n" + "".join(
+    f"{new}: &{new} {{<<: [{', '.join([f'*{old}'] * 10)}]}}\n" for old, new in itertools.pairwise("abcdefghi")
+)
+_DEEP = "[" * 5000 + "]" * 5000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (_LISTS, "has more than 50,000 values, once its aliases are written out"),
+        (_MAPPINGS, "has more than 50,000 values, once its aliases are written out"),
+        (_MERGES, "has more than 50,000 values, once its aliases are written out"),
+        ("a: &a {b: {c: [1, *a]}}\n", "line 1: a value contains itself"),
+        ("a: &a\n  <<: *a\n", "line 1: a value contains itself"),
+        (f"a: {_DEEP}\n", "is nested too deeply"),
+        ("a: " + "{a: " * 40 + "1" + "}" * 40 + "\n", "is nested too deeply"),
+        ("- " * 3000 + "1\n", "is nested too deeply"),
+        ("a: " + "9" * 5000 + "\n", "is not valid YAML"),
+    ],
+)
+def test_a_document_is_not_larger_than_it_looks(tmp_path, text, message):
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        load(path)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    if len(text) < 1000:  # on the command line, too
+        with pytest.raises(UserError, match=r"too deeply|more than|itself|mapping|not valid"):
+            load(tiny.write(tmp_path), [f"--model.options={{x: {{{text.replace(chr(10), ', ')}}}}}"])
+
+
+def test_aliases_within_reason_are_fine(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        tiny.TINY + "compare:\n  slow: &slow {name: rigl, interval: 8}\n  slower: {<<: *slow, interval: 9}\n"
+    )
+    assert load(path).compare["slower"] == {"name": "rigl", "interval": 9}
+
+
+def test_a_recipe_is_a_file_of_modest_size(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe.yaml")
+    Path("link.yaml").symlink_to("/dev/zero")
+    Path("large.yaml").write_text("#" * 250_001)
+    Path("folder.yaml").mkdir()
+    for base in ("/dev/zero", "link.yaml", "/dev/null", "large.yaml", "folder.yaml"):
+        Path("r.yaml").write_text(f"base: {base}\n")
+        for source in ("r.yaml", base):
+            with pytest.raises(UserError, match=r"no regular file|too large for a recipe|Is a directory|either epochs"):
+                load(source)
+    with pytest.raises(UserError, match=r"pipe\.yaml is not a recipe: it is no regular file"):
+        load("pipe.yaml")
+    Path("0.yaml").write_text("seed: 1\n")
+    for number in range(1, 30):
+        Path(f"{number}.yaml").write_text(f"base: {number - 1}.yaml\n")
+    with pytest.raises(UserError, match="has more than 16 bases"):
+        load("29.yaml")
+    Path("sub").mkdir()
+    Path("turning.yaml").write_text("base: sub/../turning.yaml\n")
+    with pytest.raises(UserError, match="has more than 16 bases"):
+        load("turning.yaml")
+    with pytest.raises(UserError, match="nested too deeply"):
+        load("digits-iee", [f"--{'.'.join('a' * 2000)}=1"])
 
 
 # --- anything at all
@@ -360,7 +437,6 @@ def test_what_a_label_changes_about_the_recipe(tmp_path):
             "compare.halp.recipe has the key 'data', but runs that",
         ),
         ("--compare.halp.recipe.model.name x", "compare.halp.recipe has the key 'model.name', but runs that are"),
-        ("--compare.halp.recipe.pattern.solvr x", "compare.halp.recipe: unknown key 'pattern.solvr'; did you mean"),
         ("--compare.halp.recipe 3", "compare.halp.recipe must be a mapping"),
         ("--pattern.table {a: 1}", "pattern.table must be the path of a latency table, or null, not {'a': 1}"),
         ("--pattern.sparsity 0.5", "unknown key 'pattern.sparsity'"),
@@ -374,6 +450,41 @@ def test_messages_about_channels(tmp_path, words, message):
         load(tiny.write(tmp_path), [*tiny.CHANNELS, key, value])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--compare.halp.recipe.pattern.solvr", "x"],
+            "compare.halp.recipe: unknown key 'pattern.solvr'; did you mean",
+        ),
+        (["--pattern.params", "0.5"], "compare.halp.recipe: pattern: solver='grouped' knows one budget only"),
+        (["--compare.halp.recipe.optimizer.lr", "-1"], "compare.halp.recipe: optimizer.lr must be greater than 0"),
+        (
+            ["--compare.halp.recipe.criterion", "tailor"],
+            "compare.halp.recipe: unknown criterion 'tailor'; did you mean",
+        ),
+    ],
+)
+def test_an_entry_of_compare_is_checked_by_who_uses_it(tmp_path, words, message):
+    path = tiny.write(tmp_path, "compare: {halp: {prunings: 2, interval: 3, recipe: {pattern: {solver: grouped}}}}\n")
+    recipe = load(path, [*tiny.CHANNELS, *words])
+    assert with_method(recipe, "oneshot").method_name == "oneshot"
+    with pytest.raises(UserError) as error:
+        with_method(recipe, "halp")
+    assert str(error.value).startswith(message)
+
+
+def test_what_is_wrong_with_a_recipe_is_not_blamed_on_its_comparison(tmp_path):
+    path = tiny.write(tmp_path, "compare: {halp: {recipe: {pattern: {solver: grouped}}}}\n")
+    for words, message in (
+        (["--train.threads", "0"], "train.threads must be between 1 and 1024, not 0"),
+        (["--data.batch_size", "0"], "data.batch_size must be at least 1, not 0"),
+        (["--schedule.warmup", "-1"], "schedule.warmup must be at least 0, not -1.0"),
+    ):
+        with pytest.raises(UserError, match=f"^{message}$"):
+            load(path, [*tiny.CHANNELS, *words])
 
 
 @pytest.mark.parametrize("name", ["imagenet-resnet50-latency30", "imagenet-mobilenetv1-latency60"])

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
-
 from regrow.errors import UserError
 from regrow.training import fields, rundir
 from regrow.training.optimizers import POINTS
@@ -189,10 +187,7 @@ def _check_variant(out: Path, label: str, variant: Recipe) -> None:
     path = out / "recipes" / f"{label}.yaml"
     if not path.exists():
         return
-    try:
-        old = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{path} is damaged: choose another --out") from error
+    old = rundir.read_recipe(path)
     for key in differences(rundir.completed(old), variant.resolved()):
         what = "--match" if key == "train.cost_steps" else f"{key} of {label}"
         raise UserError(f"{what} differs from the runs that {out} already holds: choose another --out")

@@ -3,35 +3,55 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 from regrow.errors import UserError
 
+LARGEST = 10**18  # no number of a recipe is larger, whatever it counts: it must fit into what tensors hold
 
-def number(default: Any, low: float | None = None, high: float | None = None, *, above: float | None = None) -> Any:
-    """A dataclass field with a default and bounds: ``low <= value <= high``, or ``value > above``."""
-    return dataclasses.field(default=default, metadata={"low": low, "high": high, "above": above})
+
+def number(
+    default: Any, low: float | None = None, high: float | None = None, *, above: float | None = None,
+    cap: float = LARGEST,
+) -> Any:  # fmt: skip
+    """A dataclass field with a default and bounds.
+
+    Args:
+        default: its default
+        low, high: ``low <= value <= high``
+        above: ``value > above``
+        cap: ``abs(value) <= cap``, where more makes no sense, but would overflow something
+    """
+    return dataclasses.field(default=default, metadata={"low": low, "high": high, "above": above, "cap": cap})
 
 
 def check(path: str, section: Any) -> None:
-    """Check every bounded field of the dataclass ``section``; ``path`` is its place in the recipe (``"train"``).
+    """Check every number of the dataclass ``section``, also where it has no bounds of its own.
+
+    Args:
+        path: its place in the recipe (``"train"``)
+        section: an instance
 
     Raises:
         UserError: naming the key, its bounds and the value, for the first field that is out of bounds.
     """
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
+        key = f"{path}.{field.name}" if path else field.name
+        if dataclasses.is_dataclass(value):
+            check(key, value)
         for item in value if isinstance(value, tuple) else (value,):
             if isinstance(item, int | float) and not isinstance(item, bool):
-                _check_number(f"{path}.{field.name}" if path else field.name, item, **field.metadata)
+                _check_number(key, item, **field.metadata)
 
 
 def _check_number(
-    key: str, value: float, low: float | None = None, high: float | None = None, above: float | None = None
-) -> None:
+    key: str, value: float, low: float | None = None, high: float | None = None, above: float | None = None,
+    cap: float = LARGEST,
+) -> None:  # fmt: skip
+    # comparisons alone, which hold for whole numbers of any size, and never for NaN
     inside = (
-        math.isfinite(value)
+        -cap <= value <= cap
         and (low is None or value >= low)
         and (high is None or value <= high)
         and (above is None or value > above)
@@ -40,10 +60,19 @@ def _check_number(
         return
     if low is not None and high is not None:
         bounds = f"between {low} and {high}"
+    elif value > cap and high is None:
+        bounds = f"at most {cap}"
     elif above is not None:
         bounds = f"greater than {above}" + (f" and at most {high}" if high is not None else "")
     elif low is not None:
         bounds = f"at least {low}"
     else:
-        bounds = "a finite number"
-    raise UserError(f"{key} must be {bounds}, not {value}")
+        bounds = f"a number between {-cap} and {cap}"
+    raise UserError(f"{key} must be {bounds}, not {shown(value)}")
+
+
+def shown(value: float) -> str:
+    """A number in a message: one that is too long to read, by its length."""
+    if isinstance(value, int) and abs(value) >= 10**40:
+        return "a number of more than 40 digits"
+    return str(value)

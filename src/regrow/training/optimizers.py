@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 Groups = list[dict[str, Any]]
 
+_DECAY = 0.999999  # at 1, what is averaged would never move
+_TINY = 1e-30  # below, it is nothing in float32
+_RATE = 10**6  # of decay
+_POINT = 10**6  # epochs
+
 
 @dataclass(frozen=True)
 class Optimizer:
@@ -28,7 +33,7 @@ class Optimizer:
     """
 
     lr: float = number(0.1, above=0)
-    weight_decay: float = number(0.0, low=0)
+    weight_decay: float = number(0.0, low=0, cap=_RATE)
     decay_norms: bool = True
 
     def make(self, groups: Groups) -> torch.optim.Optimizer:
@@ -59,7 +64,7 @@ class SGD(Optimizer):
         nesterov: Nesterov's momentum
     """
 
-    momentum: float = number(0.9, 0, 1)
+    momentum: float = number(0.9, 0, _DECAY)
     nesterov: bool = False
 
     def __post_init__(self) -> None:
@@ -82,8 +87,8 @@ class Adam(Optimizer):
     """
 
     lr: float = number(1e-3, above=0)
-    betas: tuple[float, float] = number((0.9, 0.999), 0, 0.999999)
-    eps: float = number(1e-8, above=0)
+    betas: tuple[float, float] = number((0.9, 0.999), 0, _DECAY)
+    eps: float = number(1e-8, _TINY, cap=1)
 
     def make(self, groups: Groups) -> torch.optim.Optimizer:
         import torch
@@ -95,7 +100,7 @@ class Adam(Optimizer):
 class AdamW(Adam):
     """Adam with decoupled weight decay."""
 
-    weight_decay: float = number(0.01, low=0)
+    weight_decay: float = number(0.01, low=0, cap=_RATE)
 
     def make(self, groups: Groups) -> torch.optim.Optimizer:
         import torch
@@ -114,9 +119,9 @@ class RMSprop(Optimizer):
     """
 
     lr: float = number(1e-3, above=0)
-    alpha: float = number(0.99, 0, 1)
-    momentum: float = number(0.0, 0, 1)
-    eps: float = number(1e-8, above=0)
+    alpha: float = number(0.99, 0, _DECAY)
+    momentum: float = number(0.0, 0, _DECAY)
+    eps: float = number(1e-8, _TINY, cap=1)
 
     def make(self, groups: Groups) -> torch.optim.Optimizer:
         import torch
@@ -135,9 +140,9 @@ class Muon(Optimizer):
     """
 
     lr: float = number(0.02, above=0)
-    momentum: float = number(0.95, 0, 1)
+    momentum: float = number(0.95, 0, _DECAY)
     nesterov: bool = True
-    betas: tuple[float, float] = number((0.9, 0.95), 0, 0.999999)
+    betas: tuple[float, float] = number((0.9, 0.95), 0, _DECAY)
 
     def make(self, groups: Groups) -> torch.optim.Optimizer:
         try:
@@ -156,7 +161,7 @@ class ScheduleFreeSGD(Optimizer):
     """
 
     lr: float = number(1.0, above=0)
-    momentum: float = number(0.9, above=0, high=1)
+    momentum: float = number(0.9, above=0, high=_DECAY)
 
     def make(self, groups: Groups) -> torch.optim.Optimizer:
         return _schedulefree().SGDScheduleFree(groups, **self.options())
@@ -233,7 +238,7 @@ class Warmed(Schedule):
         warmup: length of the linear warm-up: a fraction of the training, or epochs from 1 on; 0 means none
     """
 
-    warmup: float = number(0.0, low=0)
+    warmup: float = number(0.0, low=0, cap=_POINT)
 
     def factor(self, step: int, total_steps: int, steps_per_epoch: float) -> float:
         """What the peak learning rate is multiplied with at ``step`` (from 0)."""
@@ -276,7 +281,7 @@ class OneCycle(Schedule):
         final: last learning rate as a share of the peak
     """
 
-    peak: float = number(0.3, above=0)
+    peak: float = number(0.3, above=0, cap=_POINT)
     initial: float = number(0.04, 0, 1)
     final: float = number(4e-6, 0, 1)
 
@@ -298,7 +303,7 @@ class Step(Warmed):
         gamma: what the learning rate is multiplied with at a drop
     """
 
-    every: float = number(0.3, above=0)
+    every: float = number(0.3, above=0, cap=_POINT)
     gamma: float = number(0.1, above=0, high=1)
 
     def after_warmup(self, step: int, warmup: float, total_steps: int, steps_per_epoch: float) -> float:
@@ -314,7 +319,7 @@ class MultiStep(Warmed):
         gamma: what the learning rate is multiplied with at a drop
     """
 
-    milestones: tuple[float, ...] = number((0.5, 0.75), above=0)
+    milestones: tuple[float, ...] = number((0.5, 0.75), above=0, cap=_POINT)
     gamma: float = number(0.1, above=0, high=1)
 
     def after_warmup(self, step: int, warmup: float, total_steps: int, steps_per_epoch: float) -> float:

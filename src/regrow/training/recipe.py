@@ -149,9 +149,25 @@ def parse(tree: Mapping[str, Any]) -> Recipe:
     table = getattr(named["pattern"][1], "table", None)
     if table is not None and not (isinstance(table, str) and table):
         raise UserError(f"pattern.table must be the path of a latency table, or null, not {show(table)}")
+    sections: dict[str, Any] = {}
+    for section, (name, built) in named.items():
+        sections |= {f"{section}_name": name, section: built}
+    return Recipe(
+        model=typed(ModelSection, tree.get("model"), "model"),
+        data=typed(DataSection, tree.get("data"), "data"),
+        train=typed(TrainSection, tree.get("train"), "train"),
+        top=top,
+        compare=_compared(tree.get("compare")),
+        **sections,
+    )
+
+
+def _compared(section: object) -> dict[str, Mapping[str, Any]]:
+    """The section ``compare``: its labels and methods, checked by themselves. Whether what an entry changes fits the
+    rest of the recipe matters to who compares (`with_method`)."""
     compare = {
         label: require_mapping(options, f"compare.{label}")
-        for label, options in require_mapping(tree.get("compare"), "compare").items()
+        for label, options in require_mapping(section, "compare").items()
     }
     for label, options in compare.items():
         if not _LABEL.fullmatch(label):
@@ -161,22 +177,12 @@ def parse(tree: Mapping[str, Any]) -> Recipe:
             )
         method = {key: value for key, value in options.items() if key != VARIANT}
         _named("method", {"name": label, **method}, f"compare.{label}")
-        _check_changes(tree, options.get(VARIANT), f"compare.{label}.{VARIANT}")
-    sections: dict[str, Any] = {}
-    for section, (name, built) in named.items():
-        sections |= {f"{section}_name": name, section: built}
-    return Recipe(
-        model=typed(ModelSection, tree.get("model"), "model"),
-        data=typed(DataSection, tree.get("data"), "data"),
-        train=typed(TrainSection, tree.get("train"), "train"),
-        top=top,
-        compare=compare,
-        **sections,
-    )
+        _check_changes(options.get(VARIANT), f"compare.{label}.{VARIANT}")
+    return compare
 
 
-def _check_changes(tree: Mapping[str, Any], changes: object, path: str) -> None:
-    """Refuse what an entry of ``compare`` must not change about the recipe, or changes into something wrong."""
+def _check_changes(changes: object, path: str) -> None:
+    """Refuse what an entry of ``compare`` must not change about the recipe."""
     changes = require_mapping(changes, path)
     for section, value in changes.items():
         keys = [f"{section}.{key}" for key in value] if isinstance(value, Mapping) and section == "model" else [section]
@@ -186,11 +192,6 @@ def _check_changes(tree: Mapping[str, Any], changes: object, path: str) -> None:
                     f"{path} has the key {show(key)}, but runs that are compared may only differ in "
                     f"{', '.join(_VARIABLE)}, and in their method"
                 )
-    if changes:
-        try:
-            parse(merge({key: value for key, value in tree.items() if key != "compare"}, changes))
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
@@ -205,14 +206,21 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
 
 
 def with_method(recipe: Recipe, label: str, **changes: Any) -> Recipe:
-    """The recipe with the method that ``label`` names (see `Recipe.variant`) and other top-level ``changes``."""
+    """The recipe with the method that ``label`` names (see `Recipe.variant`) and other top-level ``changes``.
+
+    Raises:
+        UserError: for an unknown label, or where what its entry of ``compare`` changes does not fit the recipe.
+    """
     name, options = recipe.variant(label)
     own = label == name == recipe.method_name
     differing = {} if own else require_mapping(recipe.compare.get(label, {}).get(VARIANT), label)
     tree = {**merge(recipe.resolved(), differing), "method": {"name": name, **options}}
     if {"epochs", "steps"} & changes.keys():
         tree = {key: value for key, value in tree.items() if key not in ("epochs", "steps")}
-    return parse({**tree, **changes})
+    try:
+        return parse({**tree, **changes})
+    except UserError as error:
+        raise UserError(f"compare.{label}.{VARIANT}: {error}" if differing else str(error)) from error
 
 
 def _top_keys() -> list[str]:

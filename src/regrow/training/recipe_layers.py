@@ -7,7 +7,10 @@ instead of merging with it, so options of the old one never linger.
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,10 @@ NAMED = ("method", "pattern", "optimizer", "schedule")  # sections whose options
 # mappings that a later layer replaces instead of merging
 WHOLE = ("pattern.distribution", "pattern.round_to", "model.options")
 VARIANT = "recipe"  # key of an entry of `compare`: what is different about its recipe, beside the method
-_MAX_BYTES = 1_000_000
+_MAX_BYTES = 250_000
+_MAX_VALUES = 50_000
+_MAX_DEPTH = 32
+_MAX_BASES = 16
 
 
 def shipped() -> list[str]:
@@ -37,7 +43,10 @@ def shipped() -> list[str]:
 def tree_of(source: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Tree:
     """The merged layers of a recipe, not yet checked."""
     layer = dict(overrides) if isinstance(overrides, Mapping) else override_tree(overrides)
-    return merge(_read(str(source)), layer)
+    tree: Tree = {}
+    for below in reversed(layers(source)):
+        tree = merge(tree, below.tree)
+    return merge(tree, layer)
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any], path: str = "") -> Tree:
@@ -94,6 +103,8 @@ def override_tree(arguments: Sequence[str]) -> Tree:
                 raise UserError(f"--{key} needs a value, as in --{key}=VALUE")
         branch = tree
         *sections, last = key.split(".")
+        if len(sections) > _MAX_DEPTH:
+            raise UserError(f"{show(word)} is nested too deeply")
         for section in sections:
             branch = branch.setdefault(section, {})
             if not isinstance(branch, dict):
@@ -102,38 +113,80 @@ def override_tree(arguments: Sequence[str]) -> Tree:
     return tree
 
 
-def _read(source: str, seen: tuple[str, ...] = ()) -> Tree:
+@dataclass(frozen=True)
+class Layer:
+    """One file of a recipe: where it is (None for one that the package ships), and what it says, without its base."""
+
+    path: Path | None
+    tree: Tree
+
+
+def layers(source: str | Path) -> list[Layer]:
+    """The files of a recipe: its own first, then the one that it names as its base, and so on.
+
+    Raises:
+        UserError: naming a file that cannot be read, is no recipe, or is its own base.
+    """
+    found: list[Layer] = []
+    seen: list[str] = []
+    following: str | None = str(source)
+    while following is not None:
+        if following in seen or len(seen) > _MAX_BASES:
+            raise UserError(
+                f"recipe {source} is its own base" if following in seen
+                else f"recipe {source} has more than {_MAX_BASES} bases, one of the other"
+            )  # fmt: skip
+        seen.append(following)
+        path = _file_of(following)
+        text = _shipped_text(following) if path is None else read_text(path)
+        tree = dict(require_mapping(parse_yaml(text, following), ""))
+        base = tree.pop("base", None)
+        found.append(Layer(path, tree))
+        following = None if base is None else _base_of(base, path)
+    return found
+
+
+def _file_of(source: str) -> Path | None:
+    """The file that is meant by a path; None for the name of a recipe that the package ships."""
     path = Path(source)
-    if path.suffix in (".yaml", ".yml") or path.is_file() or "/" in source:
-        text, here = _file_text(path), path.parent
-    else:
-        text, here = _shipped_text(source), None
-    tree = dict(require_mapping(_parse_yaml(text, source), ""))
-    base = tree.pop("base", None)
-    if base is None:
-        return tree
+    if not (path.suffix in (".yaml", ".yml") or path.is_file() or "/" in source):
+        return None
+    return path / "recipe.yaml" if (path / "recipe.yaml").is_file() else path
+
+
+def _base_of(base: object, path: Path | None) -> str:
     if not isinstance(base, str) or not base:
         raise UserError(f"base must be the name or path of a recipe, not {show(base)}")
-    beside = here / base if here is not None else None
-    base = str(beside) if beside is not None and beside.is_file() else base
-    if base in seen or base == source:
-        raise UserError(f"recipe {source} is its own base")
-    return merge(_read(base, (*seen, source)), tree)
+    beside = None if path is None else path.parent / base
+    return str(beside) if beside is not None and beside.is_file() else base
 
 
-def _file_text(path: Path) -> str:
-    if path.is_dir() and (path / "recipe.yaml").is_file():
-        path = path / "recipe.yaml"
+def read_text(path: Path) -> str:
+    """A file's text, if it is a regular file of modest size.
+
+    Raises:
+        UserError: otherwise.
+    """
     try:
-        size = path.stat().st_size
-        text = path.read_text(encoding="utf-8") if size <= _MAX_BYTES else ""
+        with open(path, "rb", opener=_without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UserError(f"{path} is not a recipe: it is no regular file")
+            data = file.read(_MAX_BYTES + 1)
     except OSError as error:
         raise UserError(f"cannot read the recipe {path}: {error.strerror or error}") from error
+    except ValueError as error:  # a null byte in the path
+        raise UserError(f"cannot read the recipe {show(str(path))}: {error}") from error
+    if len(data) > _MAX_BYTES:
+        raise UserError(f"{path} is too large for a recipe, which has at most {_MAX_BYTES:,} bytes")
+    try:
+        return data.decode("utf-8")
     except ValueError as error:
         raise UserError(f"{path} is not a recipe: it is no text file") from error
-    if size > _MAX_BYTES:
-        raise UserError(f"{path} is too large for a recipe")
-    return text
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens a file; a pipe that nobody writes to would make it wait."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _shipped_text(name: str) -> str:
@@ -157,19 +210,72 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def _parse_yaml(text: str, source: str) -> Any:
+def parse_yaml(text: str, source: str) -> Any:
+    """A YAML document as plain values; nothing that it could name is made, and its aliases cannot make it large.
+
+    Args:
+        text: the document
+        source: what it is called in messages
+
+    Raises:
+        UserError: if it is none, gives a key twice, is nested too deeply, or has too many values once its aliases
+            (``*name``) stand for what they name.
+    """
     try:
-        return yaml.load(text, _Loader)
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _check_extent(node, source)
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "it cannot be read"
         raise UserError(f"{source}{place} is not valid YAML: {' '.join(str(problem).split())}") from error
-    except (ValueError, RecursionError, OverflowError, TypeError) as error:  # impossible dates, endless nesting
+    except RecursionError as error:
+        raise UserError(f"{source} is nested too deeply") from error
+    except UserError:
+        raise
+    except (ValueError, OverflowError, TypeError) as error:  # impossible dates, numbers of endless length
         raise UserError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _check_extent(root: yaml.Node, source: str) -> None:
+    """Counts the values of a document as if every alias was written out, without writing any out."""
+    sizes: dict[int, int] = {}
+    depths: dict[int, int] = {}
+    open_ones: set[int] = set()
+    todo: list[tuple[yaml.Node, bool]] = [(root, False)]
+    while todo:  # parts before the whole; no recursion, which the depth of a document could exhaust
+        node, parts_done = todo.pop()
+        parts = _parts(node)
+        if parts_done:
+            open_ones.discard(id(node))
+            sizes[id(node)] = 1 + sum(sizes[id(part)] for part in parts)
+            depths[id(node)] = 1 + max((depths[id(part)] for part in parts), default=0)
+        elif id(node) in open_ones:
+            raise UserError(f"{source}, line {node.start_mark.line + 1}: a value contains itself")
+        elif id(node) not in sizes:
+            open_ones.add(id(node))
+            todo.append((node, True))
+            todo += [(part, False) for part in parts if id(part) not in sizes]
+    if depths[id(root)] > _MAX_DEPTH:
+        raise UserError(f"{source} is nested too deeply: {_MAX_DEPTH} levels are enough for any recipe")
+    if sizes[id(root)] > _MAX_VALUES:
+        raise UserError(f"{source} has more than {_MAX_VALUES:,} values, once its aliases are written out")
+
+
+def _parts(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
 
 
 def _override_value(key: str, value: str) -> Any:
     if not value.startswith(("{", "[")):
         return value
-    return _parse_yaml(value, f"the value of --{key}")
+    return parse_yaml(value, f"the value of --{key}")

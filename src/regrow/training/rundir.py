@@ -10,10 +10,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
-
 from regrow.errors import UserError
 from regrow.training.recipe import Recipe, differences, parse
+from regrow.training.recipe_layers import parse_yaml, read_text
 
 RECIPE = "recipe.yaml"
 METRICS = "metrics.jsonl"
@@ -95,13 +94,20 @@ def check_same_recipe(directory: Path, recipe: Recipe) -> None:
         UserError: naming the first key that differs, or if the directory's recipe cannot be read.
     """
     path = directory / RECIPE
-    if not path.exists():
-        return
+    if path.exists():
+        check_recipe(read_recipe(path), recipe, directory)
+
+
+def read_recipe(path: Path) -> Any:
+    """The plain form of a recipe that an earlier run or comparison has written.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
     try:
-        old = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, OSError) as error:
+        return parse_yaml(read_text(path), str(path))
+    except UserError as error:
         raise UserError(f"{path} cannot be read: choose another --out") from error
-    check_recipe(old, recipe, directory)
 
 
 def check_recipe(old: Any, recipe: Recipe, directory: Path) -> None:

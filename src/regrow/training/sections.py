@@ -43,13 +43,13 @@ class DataSection:
     """
 
     name: str
-    batch_size: int = number(128, 1)
+    batch_size: int = number(128, 1, cap=2**20)
     augment: Literal["standard", "none"] = "standard"
     val_fraction: float | None = number(None, 0, 0.9)
-    split_seed: int = number(0, 0)
-    pool: int = number(1, 1)
-    size: int | None = number(None, 1)
-    workers: int | None = number(None, 0)
+    split_seed: int = number(0, 0, 2**31 - 1)
+    pool: int = number(1, 1, cap=1024)
+    size: int | None = number(None, 1, cap=4096)
+    workers: int | None = number(None, 0, cap=256)
 
 
 @dataclass(frozen=True)
@@ -78,19 +78,19 @@ class TrainSection:
 
     label_smoothing: float = number(0.0, 0, 0.999)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    accumulate: int = number(1, 1)
+    accumulate: int = number(1, 1, cap=4096)
     clip_norm: float | None = number(None, above=0)
     ema: float | None = number(None, above=0, high=0.999999)
-    recalibrate: int = number(0, 0)
+    recalibrate: int = number(0, 0, cap=10**6)
     compile: bool = False
     channels_last: bool = False
     threads: int | None = number(None, 1, 1024)
-    latency_batch: int = number(8, 1)
-    latency_seconds: float = number(60.0, above=0)
+    latency_batch: int = number(8, 1, cap=2**16)
+    latency_seconds: float = number(60.0, above=0, cap=86_400)
     cost_steps: int | None = number(None, 1)
     log_every: int = number(50, 1)
-    eval_every: float = number(1.0, 0)
-    checkpoint_minutes: float = number(5.0, 0)
+    eval_every: float = number(1.0, 0, cap=10**9)
+    checkpoint_minutes: float = number(5.0, 0, cap=10**9)
     checkpoint_steps: int = number(0, 0)
     tensorboard: bool = False
 
@@ -106,7 +106,7 @@ class TopSection:
         criterion: how important a weight is: magnitude, taylor, gradient, random or package.module:callable
     """
 
-    epochs: float | None = number(None, above=0)
-    steps: int | None = number(None, 1)
+    epochs: float | None = number(None, above=0, cap=10**6)
+    steps: int | None = number(None, 1, cap=10**12)
     seed: int = number(0, 0, 2**31 - 1)
     criterion: str = "magnitude"

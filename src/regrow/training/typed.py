@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
-import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,27 +31,29 @@ def typed(cls: type[T], options: object, path: str = "") -> T:
     Raises:
         UserError: naming the dotted key that is unknown, missing, of another type or out of bounds.
     """
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    hints = dict(leaves(cls))
-    values = _known(options, hints, path)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(cls)
+    values = _known(options, dict(leaves(cls)), path)
     try:
-        config = parser.parse_object(values)
-    except ArgumentError as error:
-        raise UserError(_sentence(str(error), values, hints, path)) from error
-    try:
-        instance = parser.instantiate(config)
-        arguments = {field.name: instance[field.name] for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        for name, hint in hints.items():  # jsonargparse makes a float of an int that may be either
-            if _allows(hint, int) and _allows(hint, float) and isinstance(values.get(name), int):
-                arguments[name] = values[name]
-        built = cls(**arguments)
+        built = _instance(cls, values, path)
     except UserError as error:
         raise UserError(str(error) if str(error).startswith(path) else f"{path}: {error}") from error
     fields.check(path, built)
     return built
+
+
+def _instance(cls: type[T], values: Mapping[str, Any], path: str, default: T | None = None) -> T:
+    """The dataclass with these values, already of their types; the others are those of ``default``, or the class's."""
+    hints = typing.get_type_hints(cls)
+    arguments = {} if default is None else {f.name: getattr(default, f.name) for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        hint, place = hints[field.name], join(path, field.name)
+        if field.name in values and dataclasses.is_dataclass(hint):
+            inner = None if field.default is dataclasses.MISSING else field.default
+            arguments[field.name] = _instance(typing.cast("type[Any]", hint), values[field.name], place, inner)
+        elif field.name in values:
+            arguments[field.name] = values[field.name]
+        elif field.default is field.default_factory is dataclasses.MISSING:
+            raise UserError(f"{place} is missing: give {describe(hint)}")
+    return cls(**arguments)
 
 
 def leaves(cls: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -112,7 +114,7 @@ def _known(options: object, hints: Mapping[str, Any], path: str, prefix: str = "
     for key, value in require_mapping(options, join(path, prefix.rstrip("."))).items():
         name = prefix + key
         if name in hints:
-            result[key] = _coerce(_plain_value(value, join(path, name)), hints[name], join(path, name))
+            result[key] = _converted(_plain_value(value, join(path, name)), hints[name], join(path, name))
         elif any(known.startswith(name + ".") for known in hints):
             if not isinstance(value, Mapping):
                 inner = sorted(known for known in hints if known.startswith(name + "."))
@@ -141,25 +143,95 @@ def _plain_value(value: object, path: str, depth: int = 0) -> Any:
     raise UserError(f"{path} must be a number, text, a list or a mapping, not {show(value)}")
 
 
-def _coerce(value: Any, hint: Any, path: str) -> Any:
-    """What YAML and the command line leave open: null only where it is allowed, one word for a list of words."""
-    if value is None and not _allows(hint, type(None)):
-        raise UserError(f"{path} must be {describe(hint)}, not null")
-    if isinstance(value, str) and _is_list(hint) and not value.startswith("["):
-        return [item.strip() for item in value.split(",") if item.strip()]
-    if isinstance(value, str) and value.isdecimal() and _allows(hint, int) and not _allows(hint, str):
-        return int(value)
+def _converted(value: Any, hint: Any, path: str) -> Any:
+    """A plain value as one of type ``hint``.
+
+    Raises:
+        UserError: naming its key, and what must be there.
+    """
+    for option in _options(value, hint):
+        try:
+            found = _adapter(option).validate_python(_prepared(value, option))
+        except (ValueError, OverflowError):  # pydantic's ValidationError is one of the former
+            continue
+        _check_size(found, path)
+        return tuple(found) if isinstance(found, list) and _is_list(option) else found
+    word = nearest(str(value), typing.get_args(hint)) if _is_literal(hint) else ""
+    near = word if word.startswith("; did") else ""
+    raise UserError(f"{path} must be {describe(hint)}, not {'null' if value is None else show(value)}{near}")
+
+
+def _options(value: Any, hint: Any) -> list[Any]:
+    """The types that a value may be read as, best first: its own, then those of the hint in their order."""
+    options = list(typing.get_args(hint)) if isinstance(hint, types.UnionType) or _is_union(hint) else [hint]
+    whole = isinstance(value, str) and value.isascii() and value.isdecimal() and int in options
+    own = int if whole else type(value)
+    return sorted(options, key=lambda option: option is not own or own is str)
+
+
+def _prepared(value: Any, hint: Any) -> Any:
+    """What YAML and the command line leave open: null as a word, lists as one word, words where anything may be.
+
+    Raises:
+        ValueError: where there is a truth value, or a word for what is no finite number, and a number is due; those
+            would be taken for one.
+    """
+    if _takes_anything(hint):
+        return _loose(value)
+    if value == "null" and hint is type(None):
+        return None
+    if isinstance(value, str) and hint is float and not math.isfinite(float(value)):
+        raise ValueError
+    if isinstance(value, bool) and hint is not bool:
+        raise ValueError
+    if isinstance(value, str) and _is_list(hint):
+        return [item.strip() for item in value.strip().removeprefix("[").removesuffix("]").split(",") if item.strip()]
+    if isinstance(value, Mapping | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            _prepared(item, typing.get_args(hint)[-1] if typing.get_args(hint) else hint)
     return value
 
 
-def _allows(hint: Any, kind: type) -> bool:
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) or _is_union(hint) else (hint,)
-    return kind in options or Any in options
+def _loose(value: Any) -> Any:
+    """Where anything may be: the number, truth value or null that a word stands for, or the word."""
+    if isinstance(value, Mapping):
+        return {key: _loose(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_loose(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    for kind in (int, float):
+        try:
+            number = kind(value)
+        except ValueError:  # also of more digits than Python reads
+            continue
+        return number if math.isfinite(number) else value
+    return {"true": True, "false": False, "null": None}.get(value.lower(), value)
+
+
+@functools.cache
+def _adapter(hint: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(hint)
+
+
+def _check_size(value: Any, path: str) -> None:
+    """Refuse numbers that nothing can count with, before they are looked at, or even written into a message."""
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    for item in items:
+        _check_size(item, path)
+    if isinstance(value, int | float) and not -fields.LARGEST <= value <= fields.LARGEST:
+        raise UserError(f"{path} must be a number between ±{fields.LARGEST:.0e}, not {fields.shown(value)}")
 
 
 def _is_list(hint: Any) -> bool:
     origin = typing.get_origin(hint)
     return isinstance(origin, type) and issubclass(origin, Sequence)
+
+
+def _takes_anything(hint: Any) -> bool:
+    return hint is Any or Any in typing.get_args(hint)
 
 
 def _is_union(hint: Any) -> bool:
@@ -182,28 +254,6 @@ def describe(hint: Any) -> str:
             w for i, w in enumerate(words) if not (w == _WORDS[int] and _WORDS[float] in words[i:] + words)
         )
     return "a mapping" if isinstance(origin, type) and issubclass(origin, Mapping) else "of another type"
-
-
-def _at(values: Mapping[str, Any], key: str) -> Any:
-    """The value under a dotted key; None where there is none."""
-    found: Any = values
-    for part in key.split("."):
-        found = found.get(part) if isinstance(found, Mapping) else None
-    return found
-
-
-def _sentence(message: str, values: Mapping[str, Any], hints: Mapping[str, Any], path: str) -> str:
-    """jsonargparse's message, in one line and with the full dotted key."""
-    if found := re.search(r"[Pp]arser key [\"']([^\"']+)[\"']", message):
-        key = found[1]
-        value = _at(values, key)
-        if key in hints:
-            word = nearest(str(value), typing.get_args(hints[key])) if _is_literal(hints[key]) else ""
-            hint = word if word.startswith("; did") else ""
-            return f"{join(path, key)} must be {describe(hints[key])}, not {show(value)}{hint}"
-    if found := re.search(r"required: ([\w.]+)", message):
-        return f"{join(path, found[1])} is missing: give {describe(hints.get(found[1], Any))}"
-    return f"{path or 'the recipe'}: {' '.join(message.split())}"
 
 
 def _is_literal(hint: Any) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import io
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from regrow.errors import UserError, nearest
+from regrow.errors import UserError, is_out_of_memory, nearest
 from regrow.options import COMPARED, parsers, seeds_of, shape_of, split_overrides, words_of
 
 
@@ -25,24 +26,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     try:
-        return _dispatch([word for word in words if word != "--debug"])
-    except UserError as error:
-        if debug:
+        code = _dispatch([word for word in words if word != "--debug"])
+    except BaseException as error:
+        if debug and not _was_interrupted(error):
             raise
-        print(f"regrow: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
+        code = _said(error)
+    if argv is None:  # the process is about to end, which Ctrl-C cannot hasten
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        exec("")  # and if it came inside of an exec, as dataclasses have, Python takes it for unhandled until the next
+    return code
+
+
+def _said(error: BaseException) -> int:
+    """Says in one line what has ended a command, where that is known; gives the exit code.
+
+    Raises:
+        BaseException: ``error`` itself, if it is a mistake of regrow's.
+    """
+    if _was_interrupted(error):
         print("regrow: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
+    if isinstance(error, BrokenPipeError):  # the reader of our output has gone, e.g. `| head`
         sys.stderr.close()
         return 1
-    except OSError as error:
-        if debug:
-            raise
+    if isinstance(error, OSError):
         place = "" if error.filename is None else f"{error.filename}: "
-        print(f"regrow: {place}{error.strerror or ' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        said = f"{place}{error.strerror or error}"
+    elif isinstance(error, UserError):
+        said = str(error)
+    elif is_out_of_memory(error):
+        said = f"there is not enough memory: {str(error).strip() or 'use smaller batches, or a smaller model'}"
+    else:
+        raise error
+    print(f"regrow: {' '.join(said.split())}", file=sys.stderr)
+    return 2
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether it is Ctrl-C's, also where an import that was interrupted has made another error of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _show_any_name() -> None:
@@ -79,17 +103,22 @@ def _dispatch(words: list[str]) -> int:
 def _train(args: argparse.Namespace) -> int:
     if args.help:
         return _show_help("train", args)
-    if args.recipe is None and args.resume and args.out is not None:
+    of_its_own = args.recipe is None and args.resume and args.out is not None
+    if of_its_own:
         args.recipe = str(args.out / "recipe.yaml")
     _require_recipe("train", args)
+    if args.resume and args.out is None:
+        raise UserError("--resume needs --out, the directory of the run to continue")
+    if args.resume and not (args.out / "recipe.yaml").is_file():
+        raise UserError(f"{args.out} holds no run that could be continued: leave --resume out to start one")
     from regrow.training import recipe as recipes
+    from regrow.training import trust
 
     recipe = recipes.load(args.recipe, args.overrides)
     if args.print_config:
         print(recipe.to_yaml(), end="")
         return 0
-    if args.resume and args.out is None:
-        raise UserError("--resume needs --out, the directory of the run to continue")
+    trust.require(args.recipe, recipe, args.trust, resumed=of_its_own)
     out = args.out or _fresh(Path("runs") / _stem(args.recipe))
     from regrow.training import rundir
 
@@ -97,15 +126,19 @@ def _train(args: argparse.Namespace) -> int:
         rundir.check_same_recipe(out, recipe)
         print(f"the run in {out} is finished; its results are in {out / rundir.RESULTS}")
         return 0
+    from regrow.training import checkpoint
     from regrow.training.loop import train
     from regrow.training.progress import Interrupted
 
+    if args.resume and not args.quiet and not checkpoint.path_in(out).exists():
+        print(f"the run in {out} has no checkpoint yet, so it starts from the beginning")
     try:
         found = train(
             recipe, out, resume=args.resume, label=args.label, report=not args.no_report, quiet=args.quiet
         )  # fmt: skip
     except Interrupted as stopped:
-        print(f"regrow: {stopped}; continue with: regrow train --out {out} --resume", file=sys.stderr)
+        also = " --trust" if trust.foreign(recipe) else ""
+        print(f"regrow: {stopped}; continue with: regrow train --out {out} --resume{also}", file=sys.stderr)
         return 130
     if not args.quiet:
         run = found["runs"][0]
@@ -121,11 +154,13 @@ def _compare(args: argparse.Namespace) -> int:
         return _show_help("compare", args)
     _require_recipe("compare", args)
     from regrow.training import recipe as recipes
+    from regrow.training import trust
 
     recipe = recipes.load(args.recipe, args.overrides)
     if args.print_config:
         print(recipe.to_yaml(), end="")
         return 0
+    trust.require(args.recipe, recipe, args.trust)
     out = args.out or Path("runs") / f"compare-{_stem(args.recipe)}"
     methods = COMPARED[recipe.pattern_name] if args.methods is None else args.methods
     return _run_compare(args, recipe, out, words_of(methods, "--methods"), seeds_of(args.seeds))
@@ -159,11 +194,14 @@ def _run_compare(args: argparse.Namespace, recipe: object, out: Path, labels: li
     except Interrupted as stopped:
         print(f"regrow: {stopped}; the same command with --out {out} continues it", file=sys.stderr)
         return 130
-    comparing.print_table(found.results["summary"])
     if found.results["runs"]:
+        comparing.print_table(found.results["summary"])
         print(f"report: {out / 'report.html'}")
     for failure in found.failures:
         print(f"regrow: {failure}", file=sys.stderr)
+    if found.failures:
+        count = f"{len(found.failures)} of {len(found.failures) + len(found.results['runs'])}"
+        print(f"regrow: {count} runs failed; the same command with --out {out} tries them again", file=sys.stderr)
     return 1 if found.failures else 0
 
 

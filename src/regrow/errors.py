@@ -5,9 +5,22 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# what torch says of tensors that do not fit
+_TOO_LARGE = (
+    "can't allocate memory", "out of memory", "Storage size calculation overflowed", "multiplication overflow",
+)  # fmt: skip
+
 
 class UserError(ValueError):
     """Bad input: one clear sentence that names the thing and the way out (exit code 2 on the command line)."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that something is too large for the memory, which torch says in several ways."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error) if isinstance(error, RuntimeError) else ""
+    return any(words in text for words in _TOO_LARGE)
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:

@@ -21,6 +21,8 @@ _EXAMPLES = """examples:
 
 # what `compare` compares, by pattern
 COMPARED = {"weights": "iee,rigl,set,static,dense", "channels": "iee,halp,uniform,oneshot,dense"}
+_DIGITS = 12  # of a whole number; more are none that counts anything
+_SIDE = 2**16  # of an image
 _AS_WRITTEN = argparse.RawDescriptionHelpFormatter
 
 
@@ -107,6 +109,8 @@ def _add_recipe_arguments(command: Parser) -> None:
     command.add_argument("recipe", nargs="?", metavar="RECIPE", help=_RECIPE)
     command.add_argument("--key", dest="_", metavar="value", action=_NeverGiven,
                          help="any key of the recipe, dotted: --seed 1 --method.h 20 --train.ema 0.999")  # fmt: skip
+    command.add_argument("--trust", action="store_true",
+                         help="import the code that the recipe of a run directory names")  # fmt: skip
     command.add_argument("--print_config", action="store_true", help="print the whole recipe and exit")
     command.add_argument("-h", "--help", action="store_true", help="show this; with RECIPE, also all keys")
 
@@ -228,8 +232,8 @@ def seeds_of(text: str) -> list[int]:
     """
     words = words_of(text, "--seeds")
     for word in words:
-        if not word.isdecimal():
-            raise UserError(f"--seeds must be whole numbers such as 0,1,2, not {word!r}")
+        if not (word.isdecimal() and len(word) <= _DIGITS):
+            raise UserError(f"--seeds must be whole numbers such as 0,1,2, not {word[:40]!r}")
     return [int(word) for word in words]
 
 
@@ -240,6 +244,7 @@ def shape_of(text: str) -> tuple[int, ...]:
         UserError: it is something else.
     """
     parts = text.replace("x", ",").split(",")
-    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise UserError(f"--data-shape must be channels, height and width such as 3,32,32, not {text!r}")
+    sides = [part.strip() for part in parts]
+    if len(sides) != 3 or not all(s.isdecimal() and len(s) <= _DIGITS and 0 < int(s) <= _SIDE for s in sides):
+        raise UserError(f"--data-shape must be channels, height and width such as 3,32,32, not {text[:40]!r}")
     return tuple(int(part) for part in parts)

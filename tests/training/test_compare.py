@@ -92,6 +92,24 @@ def test_a_failing_run_does_not_lose_the_others(tmp_path, recipe_file, capsys):
     assert "failures" not in read(out / "results.json")
 
 
+def test_when_all_runs_fail_there_is_no_table(tmp_path, recipe_file, capsys):
+    out = tmp_path / "out"
+    for name in ("slow-seed0", "static-seed0"):
+        (out / "runs" / name).mkdir(parents=True)
+        (out / "runs" / name / "in-the-way").write_text("")
+    words = ["compare", str(recipe_file), "--methods", "slow,static", "--seeds", "0", "--out", str(out), "--quiet"]
+    assert main(words) == 1
+    said, err = capsys.readouterr()
+    assert said == ""
+    first, second, last = err.splitlines()
+    assert first.startswith("regrow: the run slow-seed0 failed: ")
+    assert second.startswith("regrow: the run static-seed0 failed: ")
+    assert last == f"regrow: 2 of 2 runs failed; the same command with --out {out} tries them again"
+    failed = read(out / "results.json")["failures"]
+    assert [failure["run"] for failure in failed] == ["runs/slow-seed0", "runs/static-seed0"]
+    assert not (out / "report.html").exists()
+
+
 def test_interrupted_and_continued(tmp_path, recipe_file):
     """Ctrl-C in the terminal: children write their checkpoints and end; the same command goes on from there."""
     out = tmp_path / "out"

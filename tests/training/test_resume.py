@@ -116,8 +116,8 @@ def test_stopped_again_and_again(tmp_path, monkeypatch):
 def start(recipe, out, *words):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "regrow", "train", str(recipe), "--out", str(out), "--resume", "--quiet", "--no-report",
-         "--train.log_every", "1", *words],
+        [sys.executable, "-m", "regrow", "train", str(recipe), "--out", str(out), "--quiet", "--no-report",
+         "--train.log_every", "1", *words, *(["--resume"] if (out / "recipe.yaml").exists() else [])],
         env=environment, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -174,6 +174,28 @@ def test_a_finished_run_says_so(tmp_path, capsys, monkeypatch):
     assert "is finished" in capsys.readouterr().out
     assert main(["train", "--out", str(out), "--resume"]) == 0  # the recipe is in the directory
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
+
+
+def test_what_is_resumed_must_be_there(tmp_path, capsys, monkeypatch):
+    """Nothing is trained from the beginning where a run was to be continued, and nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    recipe = tiny.write(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for out in ("nowhere", "empty", "no/where", "tiny.yaml"):
+        for words in (["train", str(recipe), "--out", out, "--resume"], ["train", "--out", out, "--resume"]):
+            assert main(words) == 2
+            said = f"regrow: {out} holds no run that could be continued: leave --resume out to start one\n"
+            assert capsys.readouterr() == ("", said)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["empty", "tiny.yaml"]
+
+
+def test_a_run_without_a_checkpoint_says_that_it_begins_anew(tmp_path, capsys):
+    recipe, out = tiny.write(tmp_path), tmp_path / "run"
+    out.mkdir()
+    (out / "recipe.yaml").write_text(load(recipe).to_yaml())
+    assert main(["train", "--out", str(out), "--resume", "--no-report"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"the run in {out} has no checkpoint yet, so it starts from the beginning\n")
 
 
 def test_killed_between_the_last_step_and_the_results(tmp_path, monkeypatch):

@@ -310,7 +310,9 @@ def _stretched(point: float, stretch: float, epochs: float) -> float:
 
 def _job(out: Path, label: str, seed: int) -> Job:
     directory = out / "runs" / f"{label}-seed{seed}"
-    words = ["train", str(out / "recipes" / f"{label}.yaml"), "--seed", str(seed), "--out", str(directory), "--resume"]
+    words = ["train", str(out / "recipes" / f"{label}.yaml"), "--seed", str(seed), "--out", str(directory), "--trust"]
+    if (directory / rundir.RECIPE).exists():
+        words.append("--resume")
     return Job(
         name=directory.name,
         words=[*words, "--label", label, "--quiet", "--no-report"],

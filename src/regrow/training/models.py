@@ -8,7 +8,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ..errors import UserError, nearest
 
 _CALLABLE = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
-_WRN = re.compile(r"wrn(\d+)-(\d+)")
+GIVEN = ("num_classes", "in_channels", "in_chans")  # what a model is told of the data, and is no option of a recipe
+_WRN = re.compile(r"wrn(\d{1,4})-(\d{1,4})")
 
 
 def build(spec: str, num_classes: int, in_channels: int = 3, seed: int | None = None, **options: Any) -> nn.Module:
@@ -35,11 +36,18 @@ def build(spec: str, num_classes: int, in_channels: int = 3, seed: int | None = 
     Raises:
         UserError: unknown name or option, or the model cannot be built with them.
     """
+    return build_with(options, spec, num_classes, in_channels, seed)
+
+
+def build_with(
+    options: Mapping[str, Any], spec: str, num_classes: int, in_channels: int = 3, seed: int | None = None
+) -> nn.Module:
+    """`build` with options of any name."""
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.default_generator.manual_seed(seed)
         try:
-            return _build(spec, num_classes, in_channels, options)
+            return _build(spec, num_classes, in_channels, dict(options))
         except UserError:
             raise
         except Exception as error:

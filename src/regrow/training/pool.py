@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ _PATIENCE = 120.0  # seconds that runs get to write their checkpoints
 _TAIL = 4096  # bytes at the end of a metrics file that hold its last line
 # what every run imports sooner or later; torch._dynamo comes with its first optimizer
 _PRELOAD = ["torch._dynamo", "regrow.training.loop", "regrow.training.pool", "accelerate", "sklearn.datasets"]
+_OURS = (signal.SIGINT, signal.SIGTERM)  # signals that the comparison answers for all of its processes
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -80,14 +82,13 @@ def run_jobs(jobs: Sequence[Job], *, slots: Sequence[Mapping[str, str]], threads
             job.look()
     if all(job.state == "finished" for job in jobs):
         return
-    context = _context(threads)
     free = list(range(len(slots)))
-    with Overview(jobs, quiet) as overview, StopRequest() as stop:
+    with StopRequest() as stop, Overview(jobs, quiet) as overview, Server(threads) as server:
         try:
             while any(job.state in ("waiting", "running") for job in jobs) and not stop.wanted:
                 for job in jobs:
-                    if job.state == "waiting" and free:
-                        _start(context, job, free.pop(0), slots)
+                    if job.state == "waiting" and free and server.ready:
+                        _start(server.context, job, free.pop(0), slots)
                         overview.changed(job)
                 time.sleep(_POLL)
                 for job in _ended(jobs):
@@ -101,20 +102,69 @@ def run_jobs(jobs: Sequence[Job], *, slots: Sequence[Mapping[str, str]], threads
             raise Interrupted(f"stopped with {done} of {len(jobs)} runs finished")
 
 
-def _context(threads: int) -> Any:
-    methods = multiprocessing.get_all_start_methods()
-    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    if "forkserver" in methods:
-        context.set_forkserver_preload(_PRELOAD)
-    for variable in _THREAD_VARIABLES:  # must be known before torch is imported
-        os.environ[variable] = str(threads)
-    return context
+class Server:
+    """The process that runs are forked from, for as long as the block lasts; none where the system has no such.
+
+    What a terminal sends to all processes does not reach it: it must not end in the middle of an import, with runs
+    waiting for it.
+
+    Args:
+        threads: CPU threads of each run
+
+    Attributes:
+        context: what makes processes
+    """
+
+    def __init__(self, threads: int) -> None:
+        forks = "forkserver" in multiprocessing.get_all_start_methods()
+        self.context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
+        for variable in _THREAD_VARIABLES:  # must be known before torch is imported
+            os.environ[variable] = str(threads)
+        self._first: threading.Thread | None = None
+        if forks:
+            self.context.set_forkserver_preload(_PRELOAD)
+            self._first = threading.Thread(target=self._try, daemon=True)
+
+    def __enter__(self) -> Server:
+        if self._first is not None:
+            from multiprocessing import forkserver, resource_tracker
+
+            resource_tracker.ensure_running()  # before: it would let the signals through
+            signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)  # what is started inherits it; ours wait, and are not lost
+            try:
+                forkserver.ensure_running()
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
+            self._first.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._first is None:
+            return
+        from multiprocessing import forkserver
+
+        pid = getattr(forkserver._forkserver, "_forkserver_pid", None)
+        if pid is not None:  # asked to end, it would first finish its imports
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._first.join()
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has imported all, so that starting a process does not wait."""
+        return self._first is None or not self._first.is_alive()
+
+    def _try(self) -> None:
+        first = self.context.Process(target=os.getpid, daemon=True)
+        with suppress(OSError, EOFError):  # it was ended meanwhile
+            first.start()
+            first.join()
 
 
 def _start(context: Any, job: Job, slot: int, slots: Sequence[Mapping[str, str]]) -> None:
     job.log.parent.mkdir(parents=True, exist_ok=True)
-    job.slot, job.state = slot, "running"
     job.process = context.Process(target=_child, args=(job.words, str(job.log), dict(slots[slot])), name=job.name)
+    job.slot, job.state = slot, "running"
     job.process.start()
 
 
@@ -122,6 +172,7 @@ def _child(words: list[str], log: str, environment: dict[str, str]) -> None:
     """What a process does: the command line, with a log for all that it says."""
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C on the terminal is for the parent, which asks each run to stop
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update(environment)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -152,16 +203,20 @@ def _ended(jobs: Sequence[Job]) -> list[Job]:
 
 
 def _stop_all(jobs: Sequence[Job]) -> None:
-    running = [job for job in jobs if job.state == "running"]
-    for job in running:
-        job.process.terminate()
-    deadline = time.monotonic() + _PATIENCE
-    for job in running:
-        job.process.join(max(0.0, deadline - time.monotonic()))
-        if job.process.exitcode is None:
-            job.process.kill()
-            job.process.join()
-        job.state = "finished" if rundir.is_finished(job.directory) else "stopped"
+    """Asks all runs to end, and waits until they have; a further Ctrl-C ends them at once."""
+    running = [job for job in jobs if job.state == "running" and job.process.pid is not None]
+    try:
+        for job in running:
+            job.process.terminate()
+        deadline = time.monotonic() + _PATIENCE
+        for job in running:
+            job.process.join(max(0.0, deadline - time.monotonic()))
+    finally:
+        for job in running:
+            if job.process.exitcode is None:
+                job.process.kill()
+                job.process.join()
+            job.state = "finished" if rundir.is_finished(job.directory) else "stopped"
 
 
 class Overview:

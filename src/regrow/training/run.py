@@ -7,14 +7,13 @@ import gc
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from regrow import attach, storage
+from regrow import attach
 from regrow.cost import count_flops, training_cost
 from regrow.criteria import Criterion
 from regrow.errors import UserError
@@ -25,8 +24,9 @@ from regrow.training.data import BatchSource, DataSet
 from regrow.training.data import load as load_data
 from regrow.training.evaluation import Ema
 from regrow.training.latency import is_channels, needs_table, table_of
-from regrow.training.models import build, example_input, import_callable
+from regrow.training.models import GIVEN, build_with, example_input, import_callable
 from regrow.training.recipe import Recipe
+from regrow.training.weights import start_from
 
 if TYPE_CHECKING:
     from regrow.latency.table import LatencyTable
@@ -224,12 +224,13 @@ def model_of(recipe: Recipe, data: DataSet) -> nn.Module:
         UserError: if it cannot be built, or the weights are not there or those of another model.
     """
     section = recipe.model
-    model = build(section.name, data.num_classes, data.shape[0], seed=recipe.seed, **section.options)
+    for option in GIVEN:
+        if option in section.options:
+            raise UserError(f"model.options.{option} follows from the data ({recipe.data.name}): leave it out")
+    model = build_with(section.options, section.name, data.num_classes, data.shape[0], recipe.seed)
     if section.weights is not None:
-        path = Path(section.weights.replace("{seed}", str(recipe.seed)))
-        inside = path / "model"
         try:
-            storage.load(model, inside if (inside / storage.MANIFEST).is_file() else path)
+            start_from(model, section.weights.replace("{seed}", str(recipe.seed)), data.num_classes)
         except UserError as error:
             raise UserError(f"model.weights: {error}") from error
     return model

@@ -1,0 +1,80 @@
+"""Ctrl-C in a comparison, at any moment: one line, exit code 130, no process left."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import tiny_recipe as tiny
+from processes import Marked
+
+# seconds after the start: while modules are imported, while the runs are planned, while the server of processes
+# imports, and while runs go on; on another machine at other points of these, where the same must hold
+MOMENTS = (0.4, 2.0, 4.0, 6.0, 9.0)
+
+
+def start(words: list[str], marked: Marked) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "regrow", *words],
+        env=marked.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def check_ended(process: subprocess.Popen, marked: Marked) -> str:
+    said, err = process.communicate(timeout=120)
+    assert process.returncode == 130, (said, err)
+    assert err.count("\n") == 1, err
+    assert err.startswith(("regrow: interrupted", "regrow: stopped with 0 of ")), err
+    deadline = time.monotonic() + 60
+    while (left := marked.alive()) and time.monotonic() < deadline:  # its helpers end with it, but not before it
+        time.sleep(0.05)
+    assert left == []
+    return err
+
+
+@pytest.mark.parametrize("command", ["compare", "demo"])
+def test_interrupted_at_any_moment(tmp_path, command):
+    """All at once, as each waits for its moment most of the time."""
+    started = []
+    for number, moment in enumerate(MOMENTS if command == "compare" else MOMENTS[1::2]):
+        place = tmp_path / str(number)
+        place.mkdir()
+        words = ["demo", "--out", str(place / "out")]
+        if command == "compare":
+            words = [
+                "compare",
+                str(tiny.write(place)),
+                "--methods",
+                "static,dense",
+                "--seeds",
+                "0,1",
+                "--steps",
+                "9000",
+            ]
+            words += ["--out", str(place / "out"), "--quiet"]
+        marked = Marked()
+        started.append((time.monotonic() + moment, start(words, marked), marked))
+    for moment, process, _ in started:
+        time.sleep(max(0.0, moment - time.monotonic()))
+        os.killpg(process.pid, signal.SIGINT)
+    for _, process, marked in started:
+        check_ended(process, marked)
+
+
+def test_a_second_ctrl_c_ends_the_runs_at_once(tmp_path):
+    marked, out = Marked(), tmp_path / "out"
+    words = ["compare", str(tiny.write(tmp_path)), "--methods", "static,dense", "--seeds", "0", "--steps", "90000"]
+    process = start([*words, "--out", str(out), "--quiet"], marked)
+    deadline = time.monotonic() + 100
+    while not (out / "runs" / "static-seed0" / "metrics.jsonl").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.02)
+    check_ended(process, marked)
+    assert not (out / "results.json").exists()

@@ -46,7 +46,7 @@ VALUES = [
 ]  # fmt: skip
 AS_YAML = [".inf", ".nan", "true", "9" * 400, "[1]"]
 CHANNELS = ("--pattern.name", "channels", "--pattern.flops", "0.4", "--pattern.round_to", "1")
-SECONDS, PATIENCE = 5.0, 15.0  # until a run is asked to end, and then until it must have
+SECONDS, PATIENCE = 3.0, 60.0  # until a run is asked to end, and then until it must have
 MEMORY = 6 << 30
 # what a key needs beside it, so that its value matters
 NEEDS: dict[str, tuple[str, ...]] = {

@@ -199,9 +199,8 @@ def _run_compare(args: argparse.Namespace, recipe: object, out: Path, labels: li
         print(f"report: {out / 'report.html'}")
     for failure in found.failures:
         print(f"regrow: {failure}", file=sys.stderr)
-    if found.failures:
-        count = f"{len(found.failures)} of {len(found.failures) + len(found.results['runs'])}"
-        print(f"regrow: {count} runs failed; the same command with --out {out} tries them again", file=sys.stderr)
+    if not found.results["runs"]:
+        print(f"regrow: no run has finished; the same command with --out {out} tries again", file=sys.stderr)
     return 1 if found.failures else 0
 
 

@@ -58,6 +58,16 @@ def _command(group: argparse._SubParsersAction[Parser], name: str, about: str, e
     )
 
 
+def whole(text: str) -> int:
+    """A whole number of a length that counts something."""
+    if len(text) > _DIGITS:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} has more than {_DIGITS} digits")
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"invalid int value: {text!r}") from error
+
+
 def _add_demo(group: argparse._SubParsersAction[Parser]) -> tuple[str, Parser]:
     examples = "  regrow demo\n  regrow demo --out /tmp/demo"
     command = _command(group, "demo", "train dense and sparse networks on handwritten digits", examples, "[--out DIR]")
@@ -100,7 +110,7 @@ def _add_compare(group: argparse._SubParsersAction[Parser]) -> tuple[str, Parser
     command.add_argument("--match", choices=("steps", "cost"), default="steps",
                          help="what all methods get the same of: training steps, or training FLOPs")  # fmt: skip
     command.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: runs/compare-NAME)")
-    command.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: as many as there are cores)")
+    command.add_argument("--jobs", type=whole, metavar="N", help="runs at a time (default: as many as there are cores)")
     command.add_argument("--quiet", action="store_true", help="show no progress")
     return "compare", command
 
@@ -142,7 +152,7 @@ def _add_inspect(group: argparse._SubParsersAction[Parser]) -> tuple[str, Parser
     command.add_argument("--params", metavar="P", help="likewise, a share of dense or '5 M'")
     command.add_argument("--latency", metavar="L", help="likewise, a share of dense or '12 ms'; needs --table")
     command.add_argument("--table", metavar="FILE", help="latency table that `regrow profile` has written")
-    command.add_argument("--round-to", type=int, metavar="N",
+    command.add_argument("--round-to", type=whole, metavar="N",
                          help="with a budget: what numbers of channels are multiples of (default: 8)")  # fmt: skip
     command.add_argument("--exclude", metavar="A,B,...", default="", help="layers that stay dense; * and ? allowed")
     command.add_argument("--include", metavar="A,B,...", default="", help="sparsify only these layers; * and ? allowed")
@@ -150,7 +160,7 @@ def _add_inspect(group: argparse._SubParsersAction[Parser]) -> tuple[str, Parser
         "--data-shape", metavar="C,H,W", help="shape of an image (default: what the model is made for)"
     )
     command.add_argument(
-        "--classes", type=int, metavar="N", help="number of classes (default: 10, or 1000 for 224 pixels)"
+        "--classes", type=whole, metavar="N", help="number of classes (default: 10, or 1000 for 224 pixels)"
     )
     return "inspect", command
 
@@ -167,17 +177,17 @@ def _add_profile(group: argparse._SubParsersAction[Parser]) -> tuple[str, Parser
     command.add_argument("model", metavar="MODEL", help=_MODEL)
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="where to write the table (JSON)")
     command.add_argument("--runtime", default="eager", metavar="R", help="eager (default) or onnxruntime")
-    command.add_argument("--batch", type=int, default=8, metavar="N", help="images at a time (default: %(default)s)")
-    command.add_argument("--threads", type=int, default=1, metavar="N",
+    command.add_argument("--batch", type=whole, default=8, metavar="N", help="images at a time (default: %(default)s)")
+    command.add_argument("--threads", type=whole, default=1, metavar="N",
                          help="of the runtime (default: %(default)s, whose own time counts, so that other programs on "
                          "the machine disturb little; the time of several is that on the wall)")  # fmt: skip
     command.add_argument("--data-shape", metavar="C,H,W",
                          help="shape of an image (default: what the model is made for)")  # fmt: skip
-    command.add_argument("--classes", type=int, metavar="N", help="number of classes (default: as in inspect)")
+    command.add_argument("--classes", type=whole, metavar="N", help="number of classes (default: as in inspect)")
     command.add_argument("--time-limit", type=float, default=120.0, metavar="S",
                          help="seconds to take; the less, the fewer widths are measured (default: 120)")  # fmt: skip
-    command.add_argument("--seed", type=int, default=0, metavar="N", help="of the thin models (default: %(default)s)")
-    command.add_argument("--check", type=int, default=3, metavar="N",
+    command.add_argument("--seed", type=whole, default=0, metavar="N", help="of the thin models (default: %(default)s)")
+    command.add_argument("--check", type=whole, default=3, metavar="N",
                          help="thin models that the finished table is checked with (default: %(default)s)")  # fmt: skip
     return "profile", command
 

@@ -104,7 +104,7 @@ def test_when_all_runs_fail_there_is_no_table(tmp_path, recipe_file, capsys):
     first, second, last = err.splitlines()
     assert first.startswith("regrow: the run slow-seed0 failed: ")
     assert second.startswith("regrow: the run static-seed0 failed: ")
-    assert last == f"regrow: 2 of 2 runs failed; the same command with --out {out} tries them again"
+    assert last == f"regrow: no run has finished; the same command with --out {out} tries again"
     failed = read(out / "results.json")["failures"]
     assert [failure["run"] for failure in failed] == ["runs/slow-seed0", "runs/static-seed0"]
     assert not (out / "report.html").exists()
@@ -332,7 +332,12 @@ def test_channels_that_cannot_be_compared(tmp_path):
         (["--method.shadow_speed", "1"], ["iee"], "^iee: iee grows by the gradients of what was removed", "steps"),
         (["--pattern.flops", "0.001"], ["dense", "iee"], "^iee: flops=0.001 cannot be met", "steps"),
         (["--train.ema", "0.9"], ["dense", "iee"], "^iee: train.ema cannot average", "steps"),
-        (["--compare.halp.recipe.model.weights", "x"], ["iee", "halp"], "^halp: model.weights: x holds no", "steps"),
+        (
+            ["--compare.halp.recipe.model.weights", "x"],
+            ["iee", "halp"],
+            "^halp: model.weights: x does not exist",
+            "steps",
+        ),
         (["--compare.halp.interval", "20"], ["iee", "halp"], "^halp: total_steps=30 is too short for 3", "steps"),
         ([], ["iee", "oneshot"], "^oneshot: ", "steps"),  # taylor at once, without steps to score
         ([], ["iee", "halp"], "^--match cost cannot be planned for channels", "cost"),

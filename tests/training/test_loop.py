@@ -487,7 +487,7 @@ def test_weights_to_start_from(tmp_path):
             assert torch.equal(recipe_model.state_dict()[name], value)
     _, found = run(tmp_path, "--model.weights", str(tmp_path / "dense0" / "run"), "--method.name", "oneshot")
     assert found["recipe"]["model"]["weights"] == str(tmp_path / "dense0" / "run")
-    with pytest.raises(UserError, match=r"^model.weights: nowhere holds no saved model"):
+    with pytest.raises(UserError, match=r"^model.weights: nowhere does not exist"):
         load_and_build(tmp_path, "nowhere")
     with pytest.raises(UserError, match=r"^model.weights: the tensor .* has shape"):
         load_and_build(tmp_path, str(tmp_path / "dense0" / "run"), "--model.options.width", "3")

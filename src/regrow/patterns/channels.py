@@ -210,7 +210,8 @@ def amount(kind: str, value: float | str, dense: float) -> float:
     """
     units = _UNITS[kind]
     example = {"latency": "'12 ms'", "flops": "'1.1 G'", "params": "'5 M'"}[kind]
-    wrong = UserError(f"{kind} is {value!r}, but must be a share of dense in (0, 1] or an amount such as {example}")
+    shown = value[:40] if isinstance(value, str) else value
+    wrong = UserError(f"{kind} is {shown!r}, but must be a share of dense in (0, 1] or an amount such as {example}")
     if isinstance(value, str):
         match = _AMOUNT.fullmatch(value)
         if match is None:
@@ -224,7 +225,7 @@ def amount(kind: str, value: float | str, dense: float) -> float:
             if unit:
                 raise UserError(f"{kind} is {value!r}, but {match[2]!r} is no unit of it{nearest(unit, units)}")
             return amount(kind, number, dense)
-        if number <= 0:
+        if not 0 < number < math.inf:
             raise wrong
         return number * units[unit] if unit or number > 1 else number * dense
     if isinstance(value, bool) or not value > 0 or not math.isfinite(value):

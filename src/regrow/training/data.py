@@ -20,6 +20,8 @@ from regrow.training.streams import imagenet, streamed
 
 __all__ = ["BatchSource", "DataSet", "in_memory", "load"]
 
+_DIGITS = 12  # of a whole number in a name; more are none that counts anything
+_MOST_PIXELS, _MOST_CLASSES = 2**33, 2**20  # of images that are generated
 _GENERATED = (3, 32, 32, 10, 0)  # channels, height, width, classes, images
 
 
@@ -76,8 +78,8 @@ def _split_options(spec: str) -> tuple[str, dict[str, int]]:
         spec, key, value = match.groups()
         if key not in ("pool", "size"):
             raise UserError(f"unknown option {key!r} of the data set {spec!r}{nearest(key, ('pool', 'size'))}")
-        if not value.isdecimal():
-            raise UserError(f"{key}={value} of the data set {spec!r} is not a positive whole number")
+        if not value.isdecimal() or len(value) > _DIGITS:
+            raise UserError(f"{key}={value[:40]} of the data set {spec!r} is not a positive whole number")
         options[key] = int(value)
     return spec, options
 
@@ -112,15 +114,20 @@ def _digits(settings: Settings) -> DataSet:
 
 
 def _generated(settings: Settings, text: str) -> DataSet:
-    match = re.fullmatch(r"(?:(\d+)x(\d+)x(\d+):(\d+):)?(\d+)", text)
+    match = re.fullmatch(r"(?:(\d{1,9})x(\d{1,9})x(\d{1,9}):(\d{1,9}):)?(\d{1,9})", text)
     channels, height, width, classes, n = (
         (int(g or d) for g, d in zip(match.groups(), _GENERATED, strict=True)) if match else [0] * 5
     )
     if min(channels, height, width) < 1 or classes < 2 or n < 2:
         raise UserError(
-            f"'generated:{text}' is not generated:N or generated:CxHxW:CLASSES:N (at least 2 classes and images)"
+            f"'generated:{text[:60]}' is not generated:N or generated:CxHxW:CLASSES:N (at least 2 classes and images)"
         )
     count = n + max(1, n // 4)
+    if count * channels * height * width > _MOST_PIXELS or classes > _MOST_CLASSES:
+        raise UserError(
+            f"'generated:{text}' is too large to keep in memory: at most {_MOST_PIXELS:,} pixels and {_MOST_CLASSES:,} "
+            "classes"
+        )
     images = torch.randint(256, (count, channels, height, width), dtype=torch.uint8, generator=generator(0, text))
     images, labels = pool_images(images, settings.pool), torch.arange(count) % classes
     return in_memory(

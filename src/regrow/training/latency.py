@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from regrow.errors import UserError
+from regrow.errors import UserError, is_out_of_memory
+from regrow.quiet import evaluating
 from regrow.training.models import example_input
 from regrow.training.recipe import Recipe
 
@@ -78,6 +79,30 @@ def table_of(
         seed=recipe.seed,
     )  # fmt: skip
     return table
+
+
+def check_batch(recipe: Recipe, model: nn.Module, shape: Sequence[int], table: LatencyTable | None) -> None:
+    """Refuse a batch that does not fit into memory, before the training after which it would be measured.
+
+    Args:
+        recipe: for its ``train.latency_batch``
+        model: in full size
+        shape: (channels, height, width) of an image
+        table: of the run, if there is one, whose batch is used
+
+    Raises:
+        UserError: if one forward pass of it cannot be done.
+    """
+    if not is_channels(recipe):
+        return
+    batch = table.batch if table else recipe.train.latency_batch
+    try:
+        with evaluating(model), torch.no_grad():
+            copy.deepcopy(model).cpu()(example_input("", shape, batch))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(f"train.latency_batch: {batch} images do not fit into memory at once: give fewer") from error
 
 
 def threads_of(recipe: Recipe) -> int:

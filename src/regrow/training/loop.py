@@ -216,7 +216,9 @@ class Trainer:
 
     def _crossed(self, every: float) -> bool:
         """Whether this step passed a multiple of ``every`` steps."""
-        return every > 0 and int((self.run.step + 1e-6) // every) > int((self.run.step - 1 + 1e-6) // every)
+        if every <= 1:
+            return every > 0
+        return int((self.run.step + 1e-6) // every) > int((self.run.step - 1 + 1e-6) // every)
 
     @contextmanager
     def _evaluated_model(self) -> Iterator[nn.Module]:

@@ -176,6 +176,8 @@ class DigitsCNN(nn.Module):
 
     def __init__(self, num_classes: int, in_channels: int = 1, width: int = 32) -> None:
         super().__init__()
+        if width < 1:
+            raise UserError(f"the width of 'digits-cnn' must be at least 1, not {width}")
         self.features = nn.Sequential(
             _conv_norm_relu(in_channels, width),
             _conv_norm_relu(width, width),

@@ -23,7 +23,7 @@ from regrow.training import facts
 from regrow.training.data import BatchSource, DataSet
 from regrow.training.data import load as load_data
 from regrow.training.evaluation import Ema
-from regrow.training.latency import is_channels, needs_table, table_of
+from regrow.training.latency import check_batch, is_channels, needs_table, table_of
 from regrow.training.models import GIVEN, build_with, example_input, import_callable
 from regrow.training.recipe import Recipe
 from regrow.training.weights import start_from
@@ -71,6 +71,7 @@ class Run:
         self.peak_lr = [group["lr"] for group in optimizer.param_groups]
         self.ema = Ema(self.model, settings.ema) if settings.ema is not None else None
         self.table = table or table_of(recipe, self.model, self.data.shape, progress=not quiet)
+        check_batch(recipe, self.model, self.data.shape, self.table)
         self._wrapped_for_other_shapes = False
         self.sparsifier = Sparsifier(
             self.model, optimizer, pattern=pattern_of(recipe, self.table), method=recipe.method, criterion=criterion,

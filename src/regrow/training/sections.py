@@ -85,7 +85,7 @@ class TrainSection:
     compile: bool = False
     channels_last: bool = False
     threads: int | None = number(None, 1, 1024)
-    latency_batch: int = number(8, 1, cap=2**16)
+    latency_batch: int = number(8, 1, cap=4096)
     latency_seconds: float = number(60.0, above=0, cap=86_400)
     cost_steps: int | None = number(None, 1)
     log_every: int = number(50, 1)

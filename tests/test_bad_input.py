@@ -259,7 +259,7 @@ def test_a_run_is_neither_overwritten_nor_continued_with_another_recipe(place, c
 )
 def test_the_real_command(place, words):
     before = tree(place)
-    done = subprocess.run([sys.executable, "-m", "regrow", *words], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-m", "regrow", *words], capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert tree(place) == before
 

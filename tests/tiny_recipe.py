@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+PATIENCE = 600.0  # seconds for what another process does: only what hangs takes so long, however busy the machine
+
 TINY = """\
 model: {name: digits-cnn, options: {width: 4}}
 data: {name: "generated:1x8x8:10:160", batch_size: 16}

@@ -1,9 +1,7 @@
-"""A fair sample of real models, each at small images: masked and thin compute the same, and coupling takes seconds.
+"""A fair sample of real models, each at small images: masked and thin compute the same.
 
 `benchmarks/coverage.py` does the same with every model of torchvision and more than a hundred of timm.
 """
-
-import time
 
 import pytest
 import torch
@@ -47,14 +45,12 @@ def made(name, size):
 def coupled(request):
     size = SAMPLE[request.param]
     model, images = made(request.param, size), torch.randn(2, 3, size, size)
-    start = time.process_time()
     coupling = couple(model, images[:1])
-    return model.double(), coupling, images.double(), time.process_time() - start
+    return model.double(), coupling, images.double()
 
 
-def test_coupling_is_quick_and_finds_groups(coupled):
-    model, coupling, _, seconds = coupled
-    assert seconds < 5
+def test_coupling_finds_groups(coupled):
+    model, coupling, _ = coupled
     names = {part.name for group in coupling.groups for part in group.slices}
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     assert sum(n for name, n in sizes.items() if name in names) > 0.5 * sum(sizes.values())
@@ -63,7 +59,7 @@ def test_coupling_is_quick_and_finds_groups(coupled):
 # in double precision: in float32 a ReLU beside zero and the order of sums decide more than a wrong channel would
 @pytest.mark.parametrize("steps", [0, 1])
 def test_masked_is_thin(coupled, steps):
-    model, coupling, images, _ = coupled
+    model, coupling, images = coupled
     keep = check.random_keep(coupling, 0.5, seed=steps)
     assert check.deviation(model, coupling, keep, (images,), steps=steps) < 1e-8
 

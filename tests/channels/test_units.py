@@ -10,11 +10,13 @@ import torch
 from channel_engine import DATA, IEE, network
 from torch import Tensor, nn
 
+import fixed_latency
 import regrow
 from regrow.channels.coupling import couple
 from regrow.channels.width import active_entries
 from regrow.cost import count_flops
 from regrow.errors import UserError
+from regrow.latency.table import LatencyTable
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05),
@@ -305,13 +307,21 @@ def test_a_wrapped_model_needs_a_way_to_be_wrapped_anew() -> None:
         attach(DistributedDataParallel(model), OPTIMIZERS["sgd"](model.parameters()))
 
 
-def test_latency_is_measured_where_no_table_is_given_and_goes_along_in_the_state() -> None:
-    tables = []
+def test_latency_is_measured_where_no_table_is_given_and_goes_along_in_the_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured, tables = [], []
+
+    def profile(model: nn.Module, example: Any, **_: Any) -> tuple[LatencyTable, list[tuple[float, float]]]:
+        measured.append(fixed_latency.table_of(model, example, scale=1.0 + len(measured)))  # never twice the same
+        return measured[-1], []
+
+    monkeypatch.setattr("regrow.profiling.profile", profile)
     saved: dict[str, Any] = {}
     for seed in (3, 4):
         model = network(seed)
         optimizer = OPTIMIZERS["sgd"](model.parameters())
-        pattern = regrow.Channels(latency=1.0, round_to=2)  # of a network so small, hardly anything can be saved
+        pattern = regrow.Channels(latency=0.7, round_to=2)
         sparsifier = attach(model, optimizer, pattern=pattern)
         units = sparsifier._units
         assert units is not None
@@ -321,6 +331,8 @@ def test_latency_is_measured_where_no_table_is_given_and_goes_along_in_the_state
             else:
                 saved = sparsifier.state_dict()
         tables.append((units.prices.dense, units.bound.budgets, sparsifier.widths()))  # type: ignore[attr-defined]
+    assert len(measured) == 2
+    assert measured[0].model() < measured[1].model()
     assert tables[0] == tables[1]
     kept = {name: kept for name, (kept, _) in tables[0][2].items()}
-    assert units.prices.cost(kept)["latency"] <= units.prices.dense["latency"]  # type: ignore[attr-defined]
+    assert units.prices.cost(kept)["latency"] <= 0.7 * units.prices.dense["latency"]  # type: ignore[attr-defined]

@@ -84,7 +84,7 @@ def browse(page: Path, proxy: Recorder, profile: Path, width: int = 1280, *more:
         *more,
     ]
     done = subprocess.run(
-        [str(CHROMIUM), *FLAGS, *options, page.as_uri()], capture_output=True, text=True, timeout=120, check=False
+        [str(CHROMIUM), *FLAGS, *options, page.as_uri()], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import fixed_latency
 import tiny_recipe as tiny
 from regrow import RigL, UserError
 from regrow.cli import main
@@ -116,27 +117,29 @@ def test_interrupted_and_continued(tmp_path, recipe_file):
     words = [sys.executable, "-m", "regrow", "compare", str(recipe_file), "--steps", "600", "--train.log_every", "10"]
     words += ["--data.val_fraction", "0", "--methods", "static,dense", "--seeds", "0", "--out", str(out), "--quiet"]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + tiny.PATIENCE
     logs = [out / "runs" / name / "metrics.jsonl" for name in ("static-seed0", "dense-seed0")]
     while not all(log.exists() and log.stat().st_size for log in logs) and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=tiny.PATIENCE)
     assert process.returncode == 130, err
-    assert "stopped with 0 of 2 runs finished; the same command with --out" in err
+    finished = [log for log in logs if (log.parent / "results.json").exists()]  # one may, where the other begins late
+    assert len(finished) < 2
+    assert f"stopped with {len(finished)} of 2 runs finished; the same command with --out" in err
     assert err.count("\n") == 1
-    for log in logs:
-        assert (log.parent / "checkpoint" / "state.pt").exists()
-        assert not (log.parent / "results.json").exists()
+    assert all((log.parent / "checkpoint" / "state.pt").exists() for log in logs)
     assert not subprocess.run(["pgrep", "-f", str(out)], capture_output=True, check=False).stdout
     reached = [json.loads(log.read_text().splitlines()[-1])["step"] for log in logs]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=tiny.PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     for log, step in zip(logs, reached, strict=True):
         steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
         assert steps == sorted(steps)
-        assert steps[-1] == 600 > step > 0
+        assert steps[-1] == 600
+        assert 0 < step <= 600
+        assert (step == 600) == (log in finished)
 
 
 @pytest.mark.parametrize("label", ["rigl", "static", "dense", "late"])
@@ -257,7 +260,7 @@ def test_killed_with_its_runs(tmp_path, recipe_file):
 
 
 def wait_until(condition):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + tiny.PATIENCE
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -294,10 +297,10 @@ CHANNEL_EXTRA = """compare:
 """
 
 
-def test_a_comparison_of_channels(tmp_path, capsys):
+def test_a_comparison_of_channels(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("regrow.profiling.profile", fixed_latency.profile)
     path, out = tiny.write(tmp_path, CHANNEL_EXTRA), tmp_path / "out"
     words = ["compare", str(path), *tiny.CHANNELS[:2], "--pattern.latency", "0.9", *tiny.CHANNELS[4:]]
-    words += ["--model.options.width", "32"]  # its time lies in what channels cost, also where the machine is busy
     words += ["--methods", "iee,halp,uniform,l2,dense", "--seeds", "0", "--out", str(out), "--quiet"]
     assert main(words) == 0
     said = capsys.readouterr().out

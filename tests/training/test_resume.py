@@ -138,13 +138,13 @@ def test_killed(tmp_path, monkeypatch):
     long = ["--steps", "300", "--method.h", "20", "--method.j", "20", "--method.q", "20"]
     train(load(recipe, [*long, "--train.log_every", "1"]), tmp_path / "whole", monkeypatch=monkeypatch)
     kills = 0
-    for step in (10, 30, 50, 260):
+    for step in (10, 30, 50, 230):
         process = start(recipe, tmp_path / "run", *long, "--train.checkpoint_steps", "7")
         wait_for_step(process, tmp_path / "run", step)
         process.send_signal(signal.SIGKILL)
-        kills += process.wait(timeout=60) == -signal.SIGKILL
+        kills += process.wait(timeout=tiny.PATIENCE) == -signal.SIGKILL
     process = start(recipe, tmp_path / "run", *long, "--train.checkpoint_steps", "7")
-    assert process.wait(timeout=120) == 0, process.stderr.read()
+    assert process.wait(timeout=tiny.PATIENCE) == 0, process.stderr.read()
     assert kills == 4
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
     assert not [p for p in (tmp_path / "run").rglob("*.tmp*") if "checkpoint" not in str(p)]
@@ -157,7 +157,7 @@ def test_asked_to_stop(tmp_path):
         process = start(recipe, out, "--steps", "3000")
         wait_for_step(process, out, step)
         process.send_signal(number)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=tiny.PATIENCE)
         assert process.returncode == 130
         assert said.count("\n") == 1
         assert f"continue with: regrow train --out {out} --resume" in said

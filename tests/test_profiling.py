@@ -214,7 +214,6 @@ def test_the_command_says_why_there_are_no_thin_models(tmp_path, capsys):
         (("--data-shape", "3,12"), "--data-shape must be channels, height and width"),
         (("--out", "{dir}"), "is a directory: name a file, such as {dir}/table.json"),
         (("--out", "{dir}/file/table.json"), "is not a directory that you may write to"),
-        (("--out", "/dev/null"), "--out /dev/null is not a file that can be replaced"),
     ],
 )
 def test_the_command_refuses_bad_input_with_exit_code_2(words, message, tmp_path, capsys):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regrow import atomic
 from regrow.channels.coupling import Coupling, couple
 from regrow.channels.surgery import compact
 from regrow.channels.tracing import replica_of
@@ -242,7 +243,7 @@ def show(
     counts = {"batch": batch, "threads": threads, "check": check} | ({} if classes is None else {"classes": classes})
     _check_numbers("--", **counts, time_limit=time_limit)
     make_runtime(runtime, batch, threads)
-    _check_writable(out)
+    atomic.check_file(out, "--out", "table.json")
     shape = tuple(shape or default_shape(spec))
     model = build(spec, classes or (1000 if shape[-1] >= 200 else 10), shape[0], seed=seed)
     found = run(
@@ -253,16 +254,6 @@ def show(
     _print(spec, shape, found)
     points = sum(grid.seconds.size for grid in found.table.grids.values())
     print(f"saved to {out}: {len(found.table.grids)} kinds of layers at {points} widths")
-
-
-def _check_writable(out: Path) -> None:
-    if out.is_dir():
-        raise UserError(f"--out {out} is a directory: name a file, such as {out / 'table.json'}")
-    if out.exists() and not out.is_file():
-        raise UserError(f"--out {out} is not a file that can be replaced: name another")
-    parent = next(place for place in (out.absolute().parent, *out.absolute().parents) if place.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(f"--out {out} cannot be written, as {parent} is not a directory that you may write to")
 
 
 def _print(spec: str, shape: Sequence[int], found: Profile) -> None:

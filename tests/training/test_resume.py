@@ -147,7 +147,7 @@ def test_killed(tmp_path, monkeypatch):
     assert process.wait(timeout=tiny.PATIENCE) == 0, process.stderr.read()
     assert kills == 4
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
-    assert not [p for p in (tmp_path / "run").rglob("*.tmp*") if "checkpoint" not in str(p)]
+    assert not list((tmp_path / "run").rglob("*.tmp*"))
 
 
 def test_asked_to_stop(tmp_path):
@@ -214,10 +214,11 @@ def test_what_a_kill_leaves_behind_is_swept(tmp_path, monkeypatch):
     with pytest.raises(Interrupted):
         train(recipe, out, 4, monkeypatch)
     (out / ".results.json.1.tmp").write_text("{")
-    (out / ".model.x1").mkdir()
-    (out / ".model.x1" / "manifest.json").write_text("{")
+    (out / "checkpoint" / ".state.pt.1.tmp").write_text("{")
+    (out / ".model.x1.tmp").mkdir()
+    (out / ".model.x1.tmp" / "manifest.json").write_text("{")
     train(recipe, out, None, monkeypatch, resume=True)
-    assert [p.name for p in out.iterdir() if p.name.startswith(".")] == []
+    assert [p.name for p in out.rglob("*") if p.name.startswith(".")] == []
 
 
 def test_another_recipe_is_refused_and_harmless_keys_are_not(tmp_path, monkeypatch):

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import platform
-import tempfile
 import warnings
 from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from regrow import atomic
 from regrow.errors import UserError
 from regrow.latency.trace import LAYERS, Key, Network, Unit
 
@@ -240,22 +240,10 @@ class LatencyTable:
         Raises:
             UserError: if it cannot be written there; what was there before stays.
         """
-        target = Path(path)
-        text = json.dumps(_as_json(self), indent=1) + "\n"
-        temporary = None
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".tmp")
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.chmod(temporary, 0o644)  # mkstemp makes it private
-            os.replace(temporary, target)
-        except BaseException as error:
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                raise UserError(f"the latency table cannot be written to {path} ({error.strerror})") from error
-            raise
+            atomic.write_json(path, _as_json(self))
+        except OSError as error:
+            raise UserError(f"the latency table cannot be written to {path} ({error.strerror})") from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, allow_other_machine: bool = False) -> LatencyTable:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import html
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from regrow import atomic
 from regrow.errors import UserError
 from regrow.report import channels, formats, headline, panels
 from regrow.report.panels import Drawing, Group, Panel
@@ -34,27 +33,12 @@ def write(run_dirs: Sequence[Path], out: Path) -> Path:
         raise UserError(f"{out} is a directory; give the report a file name, for example {out / 'report.html'}")
     text = render(read([Path(directory) for directory in run_dirs]))
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _write_at_once(out, text)
+        atomic.write_text(out, text)
     except OSError as error:
         raise UserError(
             f"the report cannot be written to {out}: {error.strerror}; choose another place with --out"
         ) from None
     return out
-
-
-def _write_at_once(out: Path, text: str) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # mkstemp makes private files, a report is an ordinary one
-        os.replace(name, out)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def render(collection: Collection) -> str:

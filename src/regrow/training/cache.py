@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
+
+from regrow import atomic
 
 _CONTENT = "content"
 
@@ -22,14 +23,11 @@ def write(file: Path, images: Mapping[str, Tensor], labels: Mapping[str, Tensor]
     from safetensors.torch import save_file
 
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
     try:
-        save_file(dict(images), temporary, metadata={_CONTENT: _digest(file, images, labels)})
-        os.replace(temporary, file)
+        with atomic.replacing(file) as temporary:
+            save_file(dict(images), temporary, metadata={_CONTENT: _digest(file, images, labels)})
     except SafetensorError as error:  # what it makes of a full disk
         raise OSError(str(error)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read(file: Path, labels: Mapping[str, Tensor]) -> dict[str, Tensor]:

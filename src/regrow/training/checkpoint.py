@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from regrow import atomic
 from regrow.errors import UserError
 from regrow.training.recipe import Recipe
 from regrow.training.rundir import CHECKPOINT, check_recipe
@@ -30,16 +30,10 @@ def save(directory: Path, state: dict[str, Any]) -> None:
         UserError: if it cannot be written, e.g. as the disk is full; an earlier checkpoint stays as it is.
     """
     path = path_in(directory)
-    temporary = path.with_name(".state.pt.tmp")
     try:
-        path.parent.mkdir(exist_ok=True)
-        with temporary.open("wb") as file:
+        with atomic.writing(path) as file:
             torch.save({"format": FORMAT, "version": VERSION, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save makes the latter of the former
-        temporary.unlink(missing_ok=True)
         cause = error if isinstance(error, OSError) else error.__context__
         reason = cause.strerror if isinstance(cause, OSError) else " ".join(str(error).split())[:200]
         raise UserError(f"the checkpoint {path} cannot be written: {reason}") from error

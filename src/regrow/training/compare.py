@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from regrow import atomic
 from regrow.errors import UserError
 from regrow.training import fields, rundir
 from regrow.training.optimizers import POINTS
@@ -80,9 +81,9 @@ def compare(
         _check_variant(out, label, variant)
     rundir.create(out / "recipes")
     with rundir.locked(out):
-        rundir.write_text(out / rundir.RECIPE, recipe.to_yaml())
+        atomic.write_text(out / rundir.RECIPE, recipe.to_yaml())
         for label, variant in variants.items():
-            rundir.write_text(out / "recipes" / f"{label}.yaml", variant.to_yaml())
+            atomic.write_text(out / "recipes" / f"{label}.yaml", variant.to_yaml())
         todo = [_job(out, label, seed) for seed in seeds for label in labels]
         if plan.table is not None:
             plan.table.save(out / rundir.LATENCY)
@@ -93,7 +94,7 @@ def compare(
         found = results(recipe, runs, labels[0])
         if failures:
             found["failures"] = [{"run": f"runs/{name}", "reason": said} for name, said in failures.items()]
-        rundir.write_json(out / rundir.RESULTS, found)
+        atomic.write_json(out / rundir.RESULTS, found)
     if runs:
         from regrow.report.page import write
 

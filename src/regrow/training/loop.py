@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regrow import recalibrate, storage
+from regrow import atomic, recalibrate, storage
 from regrow.cost import training_cost
 from regrow.errors import UserError
 from regrow.training import checkpoint, rundir
@@ -70,13 +70,13 @@ def train(
     rundir.create(out)
     with rundir.locked(out):
         rundir.sweep(out)
-        rundir.write_text(out / rundir.RECIPE, recipe.to_yaml())
+        atomic.write_text(out / rundir.RECIPE, recipe.to_yaml())
         if run.table is not None and needs_table(recipe) and table is None:
             run.table.save(out / rundir.LATENCY)
         times = (saved["seconds"], saved.get("train_seconds", 0.0)) if saved else (0.0, 0.0)
         with closing(rundir.Metrics(out / rundir.METRICS, saved["metrics_lines"] if saved else 0)) as metrics:
             found = Trainer(run, out, metrics, times, quiet).train()
-        rundir.write_json(out / rundir.RESULTS, found)
+        atomic.write_json(out / rundir.RESULTS, found)
     if report:
         from regrow.report.page import write
 
@@ -292,7 +292,7 @@ class Trainer:
             if self.out is not None:
                 extra = {"recipe": run.recipe.resolved(), "accuracy": measured["accuracy"]}
                 storage.save(model, self.out / "model", extra=extra)
-                rundir.write_json(self.out / rundir.STRUCTURE, structure(run, cost))
+                atomic.write_json(self.out / rundir.STRUCTURE, structure(run, cost))
             masks = {} if run.sparsifier.widths() else run.sparsifier.masks
             measured |= sizes(run.dense_size, model, masks, None if self.out is None else self.out / "model")
         record = self._record(run.last_loss)

@@ -1,4 +1,4 @@
-"""A run's directory: who writes to it, its metrics, and files that appear whole or not at all."""
+"""A run's directory: who writes to it, and its metrics."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from regrow import atomic
 from regrow.errors import UserError
 from regrow.training.recipe import Recipe, differences, parse
 from regrow.training.recipe_layers import parse_yaml, read_text
@@ -23,21 +24,6 @@ LATENCY = "latency.json"
 CHECKPOINT = "checkpoint/state.pt"
 _LOCK = ".lock"
 _OURS = {RECIPE, METRICS, RESULTS, STRUCTURE, REPORT, LATENCY, "checkpoint", "model", "tensorboard"}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file at once: a reader sees the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """`write_text` of JSON."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def is_finished(directory: Path) -> bool:
@@ -80,7 +66,8 @@ def create(directory: Path) -> None:
 
 def sweep(directory: Path) -> None:
     """Remove the half-written files that a killed process has left in its run directory."""
-    for leftover in [*directory.glob(".*.tmp"), *directory.glob(".model.*")]:
+    checkpoints, model = (directory / CHECKPOINT).parent, directory / "model"
+    for leftover in (path for place in (directory, checkpoints, model) for path in place.glob(atomic.TEMPORARY)):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
@@ -174,7 +161,7 @@ class Metrics:
         kept = []
         if path.exists() and lines:
             kept = path.read_text(encoding="utf-8").splitlines(keepends=True)[:lines]
-        write_text(path, "".join(kept))
+        atomic.write_text(path, "".join(kept))
         self.lines = len(kept)
         self._file = path.open("a", encoding="utf-8")
 

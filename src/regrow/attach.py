@@ -151,7 +151,10 @@ def check_weights(sparsified: Mapping[str, Tensor], groups: Groups | None = None
                 f"{name} is a sharded DTensor, which this version cannot sparsify; use DistributedDataParallel"
             )
         if param.layout is not torch.strided or not param.is_floating_point():
-            raise UserError(f"{name} is {param.dtype} in layout {param.layout}; only dense floating-point weights work")
+            raise UserError(
+                f"{name} is {param.dtype} in layout {param.layout}, but only dense floating-point weights can be "
+                f"sparsified; leave it out with exclude=[{name!r}]"
+            )
 
 
 def check_unwrapped(model: nn.Module) -> None:

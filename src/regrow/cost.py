@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -24,6 +24,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 from . import names
 from .errors import UserError
 from .inputs import Inputs
+from .matrices import known_layers
 from .quiet import quiet
 
 aten = torch.ops.aten
@@ -104,6 +105,11 @@ _ADDED: dict[Any, int] = {
     aten.addmm: 0, aten.baddbmm: 0, aten.addmv: 0, aten.addbmm: 0,
     aten.convolution: 2, aten._convolution: 2, aten._scaled_mm: 4,
 }  # fmt: skip
+# position of the table of which these look up rows, and of the numbers of the rows
+_LOOKUPS: dict[Any, tuple[int, int]] = {
+    aten.embedding: (0, 1), aten.embedding_bag: (0, 1), aten._embedding_bag: (0, 1),
+    aten._embedding_bag_forward_only: (0, 1), aten.index: (0, 1), aten.index_select: (0, 2),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -117,12 +123,16 @@ class ModelFlops:
             weights appear once.
         other: ``total`` minus the sum of ``by_parameter`` (attention products, and whatever cannot be attributed).
         uncounted: ops that have no formula and are not free by convention (`FREE_BY_KIND`) → number of calls.
+        reached: the parameters that any op used.
+        tables: those of two dimensions of which rows were looked up by the input (embeddings), whatever else they did.
     """
 
     total: float
     by_parameter: dict[str, float]
     other: float
     uncounted: dict[str, int] = field(default_factory=dict)
+    reached: frozenset[str] = frozenset()
+    tables: frozenset[str] = frozenset()
 
     def inference(self, densities: Mapping[str, float]) -> float:
         """FLOPs of a forward pass at these densities (parameter name → 0…1; a parameter that is not named is dense).
@@ -256,7 +266,9 @@ def count_flops(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any]
             ) from error
     by_parameter = {name: counter.flops[name] / batch for name in names.parameters(model)}
     other = counter.flops[None] / batch
-    return ModelFlops(sum(by_parameter.values()) + other, by_parameter, other, dict(counter.uncounted))
+    total = sum(by_parameter.values()) + other
+    uncounted, reached, tables = dict(counter.uncounted), frozenset(counter.reached), frozenset(counter.tables)
+    return ModelFlops(total, by_parameter, other, uncounted, reached, tables)
 
 
 def _run(model: nn.Module, inputs: Inputs, device: str) -> _FlopCounter:
@@ -268,7 +280,8 @@ def _run(model: nn.Module, inputs: Inputs, device: str) -> _FlopCounter:
     # with its tensors in the memo, deepcopy copies only the structure
     replica = copy.deepcopy(model, dict(twins)).eval()
     inputs = inputs.map(lambda t: _twin(t, device))
-    counter = _FlopCounter({name: twins[id(p)] for name, p in names.parameters(model).items()}, twins.values())
+    parameters = {name: twins[id(p)] for name, p in names.parameters(model).items()}
+    counter = _FlopCounter(parameters, twins.values(), known_layers(model))
     with quiet(), _no_onednn(), counter:
         inputs(replica)
     return counter
@@ -300,13 +313,24 @@ class _FlopCounter(TorchDispatchMode):
     """Adds up the FLOPs of every op by the parameter that it multiplies (key None: by no parameter).
 
     Besides the parameters it follows what is computed from them and constants alone (a normalised, masked or cast
-    weight), as long as the tensor stays recognisable as one parameter by its size.
+    weight), as long as the tensor stays recognisable as one parameter by its size; of stacked matrices (experts) also
+    what the input chooses among them.
+
+    Args:
+        parameters: canonical name → parameter of the model that runs.
+        constants: all tensors that it holds.
+        matrices: names of parameters that are the weight of a product, where several parameters meet in it.
     """
 
     supports_higher_order_operators = True
 
-    def __init__(self, parameters: Mapping[str, Tensor], constants: Iterable[Tensor]) -> None:
+    def __init__(
+        self, parameters: Mapping[str, Tensor], constants: Iterable[Tensor], matrices: Collection[str]
+    ) -> None:
         super().__init__()
+        self.reached: set[str] = set()
+        self.tables: set[str] = set()
+        self._matrices = matrices
         self.flops: defaultdict[str | None, float] = defaultdict(float)
         self.uncounted: Counter[str] = Counter()
         self._formulas = {**_MORE_FORMULAS, **flop_registry}
@@ -332,14 +356,30 @@ class _FlopCounter(TorchDispatchMode):
             self.flops[self._multiplied(op, args)] += formula(*args, **kwargs, out_val=out)
         elif not _is_free(func):
             self.uncounted[f"{func.namespace}.{op.__name__}" if overload else func.name()] += 1
+        self.reached |= {name for t in operands if (name := self._parameters.get(_storage(t)))}
         self._follow(operands, out, keeps_owner=formula is None)
+        if op in _LOOKUPS:
+            self._look_up(op, args, out)
         return out
 
     def _multiplied(self, op: Any, args: tuple[Any, ...]) -> str | None:
         added = _ADDED.get(op)
         factors = [t for i, t in enumerate(args) if isinstance(t, Tensor) and i != added]
-        owned = [t for t in factors if self._owners.get(_storage(t)) is not None]
-        return self._owners[_storage(max(owned, key=Tensor.numel))] if owned else None
+        owned = [(name, t.numel()) for t in factors if (name := self._owners.get(_storage(t))) is not None]
+        return max(owned, key=lambda item: (item[0] in self._matrices, item[1]))[0] if owned else None
+
+    def _look_up(self, op: Any, args: tuple[Any, ...], out: Tensor | tuple[Tensor, ...]) -> None:
+        """Notes that rows of a parameter were looked up by the input, or matrices of a stack of them."""
+        at, by = _LOOKUPS[op]
+        owner = self._owners.get(_storage(args[at]))
+        by_constants = all(_storage(t) in self._owners for t in tree_leaves(args[by]) if isinstance(t, Tensor))
+        if owner is None or (by_constants and op in (aten.index, aten.index_select)):
+            return
+        if args[at].dim() > 2 and isinstance(out, Tensor):
+            self._owners[_storage(out)] = owner
+            self._alive.append(out)
+        else:
+            self.tables.add(owner)
 
     def _follow(self, operands: list[Tensor], out: Any, keeps_owner: bool) -> None:
         constant = all(_storage(t) in self._owners for t in operands)

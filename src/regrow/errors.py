@@ -30,3 +30,10 @@ def nearest(word: str, valid: Iterable[str]) -> str:
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; valid names are {', '.join(names)}" if names else ""
+
+
+def percent(number: object) -> str:
+    """A hint for a share that was given in per cent: ``"; did you mean 0.5 (50%)?"``, or nothing for other numbers."""
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 1 < number <= 100:
+        return ""
+    return f"; did you mean {number / 100:g} ({number:g}%)?"

@@ -164,10 +164,12 @@ class Units(ABC):
 class EntryBinding(Binding):
     """Single entries of the parameters of one model."""
 
-    def __init__(self, pattern: EntryPattern, model: nn.Module) -> None:
+    def __init__(self, pattern: EntryPattern, model: nn.Module, example_inputs: Any = None) -> None:
         self.pattern = pattern
-        self.parameters = pattern.parameters(model)
-        self.final = pattern.counts(model)
+        selection = pattern.select(model, example_inputs)
+        self.parameters, self.dense = selection.parameters, selection.dense
+        self.flops, self.note = selection.flops, selection.note
+        self.final = pattern.counts_of(self.parameters)
 
     def units(self, attached: Attached) -> EntryUnits:
         return EntryUnits(self.pattern, self.final, attached)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 from engine import network
 from regrow import Weights
 from regrow.errors import UserError
+from regrow.patterns.weights import EXCLUDED, FIRST, NOT_INCLUDED
 
 
 def test_convolutions_and_linear_layers_but_no_norm_or_bias() -> None:
@@ -33,7 +36,7 @@ def test_every_kind_of_layer() -> None:
     )
     assert list(Weights(0.5, "erk").parameters(model)) == [
         "one.weight", "up.weight", "attention.in_proj_weight", "attention.out_proj.weight", "split.q_proj_weight",
-        "split.k_proj_weight", "split.v_proj_weight", "split.out_proj.weight",
+        "split.k_proj_weight", "split.v_proj_weight", "split.out_proj.weight", "lstm.weight_ih_l0", "lstm.weight_hh_l0",
     ]  # fmt: skip
     named = Weights(0.5, include=["embedding", "lstm.weight_*"])
     assert list(named.parameters(model)) == ["embedding.weight", "lstm.weight_ih_l0", "lstm.weight_hh_l0"]
@@ -76,3 +79,42 @@ def test_counts() -> None:
 def test_names_do_not_carry_the_marks_of_wrappers() -> None:
     model = nn.Sequential(nn.Linear(3, 3), torch.compile(nn.Linear(3, 3), backend="eager"))
     assert list(Weights(0.5, "erk").parameters(torch.compile(model, backend="eager"))) == ["0.weight", "1.weight"]
+
+
+def test_uniform_keeps_no_other_layer_dense_where_the_first_one_is_frozen() -> None:
+    model = network()
+    model[0].weight.requires_grad_(False)
+    chosen = Weights(0.9).select(model)
+    assert list(chosen.parameters) == ["3.weight", "7.weight"]
+    assert chosen.dense == {"0.weight": "does not train (requires_grad=False)"}
+
+
+def test_what_stays_dense_has_its_reason() -> None:
+    chosen = Weights(0.9, exclude=["7"]).select(network())
+    assert list(chosen.parameters) == ["3.weight"]
+    assert chosen.dense == {"0.weight": FIRST, "7.weight": EXCLUDED}
+    assert Weights(0.9, include=["7"]).select(network()).dense == {"0.weight": NOT_INCLUDED, "3.weight": NOT_INCLUDED}
+
+
+def test_an_example_that_the_model_does_not_take_leaves_a_note() -> None:
+    chosen = Weights(0.9, "erk").select(network(), torch.randn(2, 17))
+    assert list(chosen.parameters) == ["0.weight", "3.weight", "7.weight"]
+    assert chosen.flops is None
+    assert chosen.note.startswith("matrices were found by layer, shape and name, as FLOPs cannot be counted")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((90,), r"sparsity is 90, .*; did you mean 0.9 \(90%\)\?"),
+        ((99.5,), r"did you mean 0.995 \(99.5%\)"),
+        ((-90,), r"the share of weights to remove$"),
+        (("0.9",), "sparsity is '0.9'"),
+        ((0.9, {"fc": 50}), r"gives 'fc' the density 50, .*; did you mean 0.5 \(50%\)"),
+        ((0.9, {"fc": None}), "gives 'fc' the density None"),
+        ((0.9, 0.5), "distribution is 0.5, but must be a name"),
+    ],
+)
+def test_shares_in_per_cent_and_other_kinds_of_values(options: tuple[Any, ...], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Weights(*options)

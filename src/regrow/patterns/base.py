@@ -44,16 +44,35 @@ class Attached:
     on_resize: Callable[[], None] | None = None
 
 
+@dataclass(frozen=True)
+class Selection:
+    """What a pattern of single entries does with the parameters of a model.
+
+    Attributes:
+        parameters: what is sparsified, by canonical name, in the model's order.
+        dense: name → why not, for all others of two or more dimensions.
+        flops: of the model at the example; None without one, or where it does not run on it.
+        note: what there is to say about how they were found, or "".
+    """
+
+    parameters: dict[str, nn.Parameter]
+    dense: dict[str, str]
+    flops: ModelFlops | None = None
+    note: str = ""
+
+
 class Binding(ABC):
     """A pattern put to one model.
 
     Attributes:
         parameters: what is sparsified, by canonical name, in the model's order.
+        dense: parameter → why it stays dense, or why its outputs are in no group.
         flops: of the dense model, where binding has counted them.
         resizes: whether parameters change their shapes in training.
     """
 
     parameters: dict[str, nn.Parameter]
+    dense: Mapping[str, str]
     flops: ModelFlops | None = None
     resizes: bool = False
 
@@ -89,20 +108,32 @@ class EntryPattern(Pattern):
     """A pattern of single entries, each parameter to its own count. Scores and masks have the parameters' shapes."""
 
     @abstractmethod
-    def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """The parameters that this pattern sparsifies, by canonical name, in the model's order.
+    def select(self, model: nn.Module, example_inputs: Any = None) -> Selection:
+        """The parameters that this pattern sparsifies, and those that stay dense.
+
+        Args:
+            model: stays as it is.
+            example_inputs: one batch, which tells what the model multiplies with; None where there is none.
 
         Raises:
             UserError: where an option names nothing in the model, or nothing is left to sparsify.
         """
 
     @abstractmethod
-    def counts(self, model: nn.Module) -> dict[str, tuple[int, int]]:
-        """(active, total) entries of each of these parameters once the target is reached.
+    def counts_of(self, parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
+        """(active, total) entries of each of the selected parameters once the target is reached.
 
         Raises:
             UserError: where the target cannot be met.
         """
+
+    def parameters(self, model: nn.Module, example_inputs: Any = None) -> dict[str, nn.Parameter]:
+        """Those that `select` takes, by canonical name, in the model's order."""
+        return self.select(model, example_inputs).parameters
+
+    def counts(self, model: nn.Module, example_inputs: Any = None) -> dict[str, tuple[int, int]]:
+        """`counts_of` them."""
+        return self.counts_of(self.parameters(model, example_inputs))
 
     @abstractmethod
     def choose(
@@ -123,7 +154,7 @@ class EntryPattern(Pattern):
     def bind(self, model: nn.Module, example_inputs: Any = None) -> Binding:
         from regrow.units import EntryBinding
 
-        return EntryBinding(self, model)
+        return EntryBinding(self, model, example_inputs)
 
 
 def register(cls: type[Pattern]) -> type[Pattern]:

@@ -134,6 +134,7 @@ class ChannelBinding(Binding):
         if not self.coupling.groups:
             why = next((f"{name}: {reason}" for name, reason in self.coupling.dense.items()), "it has no layers")
             raise UserError(f"no channels of this model can be removed ({why})")
+        self.dense = self.coupling.dense
         self.parameters = self._sliced(model)
         self.flops = count_flops(model, example_inputs)
         self.table = self._table(example_inputs) if pattern.latency is not None else None

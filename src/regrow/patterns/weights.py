@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
-from regrow import names
+from regrow import matrices, names
+from regrow.cost import ModelFlops, count_flops
 from regrow.distribution import RAW, active_counts
-from regrow.errors import UserError, nearest
-from regrow.patterns.base import EntryPattern, register
+from regrow.errors import UserError, nearest, percent
+from regrow.patterns.base import EntryPattern, Selection, register
 from regrow.selection import top_k, top_k_of_all
 
-# Where the weights are that are worth removing. Biases and norms stay dense.
-WEIGHTS: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
-    (_ConvNd, ("weight",)),
-    (nn.Linear, ("weight",)),
-    (nn.Bilinear, ("weight",)),
-    (nn.MultiheadAttention, ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")),
-)
+FIRST = "the first layer, which distribution='uniform' keeps dense"
+EXCLUDED = "excluded"
+NOT_INCLUDED = "not among those of include="
 
 
 @register
 @dataclass(frozen=True)
 class Weights(EntryPattern):
-    """Single weights of convolutions and linear layers (any module in `WEIGHTS`).
+    """Single weights of all matrices of a model: of what multiplies, in whatever class of module (`regrow.matrices`).
+
+    Convolutions, linear and recurrent layers and attention are known. Of other modules, `Sparsifier`'s example_inputs
+    tell what takes part in a matrix product or convolution; without them, parameters are taken by shape and name.
+    Biases, norms and embeddings stay dense, also a head that is tied to an embedding.
 
     Args:
         sparsity: share of these weights that is removed, from 0 up to but not including 1.
@@ -39,7 +39,8 @@ class Weights(EntryPattern):
         scope: ``"layer"`` keeps each layer's count; ``"global"`` ranks all layers together at every update, so that the
             distribution drifts. Each layer keeps at least one weight.
         exclude: layers that stay dense; names of modules or parameters, ``*`` and ``?`` allowed.
-        include: only these are sparsified; names as above, and any parameter of two or more dimensions may be named.
+        include: only these are sparsified; names as above, and any parameter of two or more dimensions may be named,
+            embeddings too.
 
     Raises:
         UserError: for a sparsity, density, distribution or scope outside its range.
@@ -54,51 +55,65 @@ class Weights(EntryPattern):
     include: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.sparsity, bool) or not 0 <= self.sparsity < 1:
-            raise UserError(f"sparsity is {self.sparsity}, but must lie in [0, 1): the share of weights to remove")
-        if isinstance(self.distribution, str):
-            if self.distribution not in (*RAW, "global"):
-                hint = nearest(self.distribution, (*RAW, "global"))
-                raise UserError(f"distribution {self.distribution!r} is unknown{hint}")
-        else:
-            for layer, density in self.distribution.items():
-                if not 0 < density <= 1:
-                    raise UserError(f"distribution gives {layer!r} the density {density}, but it must lie in (0, 1]")
+        if not _is_number(self.sparsity) or not 0 <= self.sparsity < 1:
+            raise UserError(
+                f"sparsity is {self.sparsity!r}, but must lie in [0, 1): the share of weights to "
+                f"remove{percent(self.sparsity)}"
+            )
+        self._check_distribution()
         if self.scope not in ("layer", "global"):
             raise UserError(f"scope {self.scope!r} is unknown; use 'layer' or 'global'")
         for option in ("exclude", "include"):
             if isinstance(getattr(self, option), str):
                 raise UserError(f"{option} must be a list of names, not the string {getattr(self, option)!r}")
 
+    def _check_distribution(self) -> None:
+        if isinstance(self.distribution, str):
+            if self.distribution not in (*RAW, "global"):
+                hint = nearest(self.distribution, (*RAW, "global"))
+                raise UserError(f"distribution {self.distribution!r} is unknown{hint}")
+            return
+        if not isinstance(self.distribution, Mapping):
+            raise UserError(
+                f"distribution is {self.distribution!r}, but must be a name such as 'erk', or a mapping from layer to "
+                "density"
+            )
+        for layer, density in self.distribution.items():
+            if not _is_number(density) or not 0 < density <= 1:
+                raise UserError(
+                    f"distribution gives {layer!r} the density {density!r}, but it must lie in (0, 1]{percent(density)}"
+                )
+
     @property
     def ranks_globally(self) -> bool:
         """Whether all layers are ranked together."""
         return self.scope == "global" or self.distribution == "global"
 
-    def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
+    def select(self, model: nn.Module, example_inputs: Any = None) -> Selection:
         model = names.unwrap(model)
+        flops, note = _traced(model, example_inputs)
+        found = matrices.find(model, flops)
         everything = {name: p for name, p in names.parameters(model).items() if p.dim() > 1 and p.numel()}
         named = _match(self.include, everything, "include")
-        chosen = {name: everything[name] for name in (named or list(_layers(model)))}
-        if not named:
-            chosen = {name: p for name, p in chosen.items() if p.requires_grad}
-            if self.distribution == "uniform" and len(chosen) > 1:
-                chosen.pop(next(iter(_layers(model))), None)
-        for name, p in chosen.items():
-            if not p.requires_grad:
+        dense = dict(found.dense)
+        if named:
+            dense = {name: NOT_INCLUDED for name in everything if name not in named}
+        elif self.distribution == "uniform" and len(found.names) > 1 and found.first in found.names:
+            dense[found.first] = FIRST
+        for name in named:
+            if not everything[name].requires_grad:
                 raise UserError(f"include names {name!r}, which has requires_grad=False; let it train or leave it out")
-        for name in _match(self.exclude, everything, "exclude"):
-            chosen.pop(name, None)
+        dense |= dict.fromkeys(_match(self.exclude, everything, "exclude"), EXCLUDED)
+        chosen = {name: everything[name] for name in (named or found.names) if name not in dense}
         if not chosen:
             raise UserError(
-                "nothing is left to sparsify: the model has no trainable convolution or linear weight that "
-                "is not excluded; name parameters with include=[...]"
+                "nothing is left to sparsify: the model has no trainable convolution or linear weight, or other "
+                "matrix, that is not excluded; name parameters with include=[...]"
             )
-        return chosen
+        return Selection(chosen, {name: dense[name] for name in everything if name in dense}, flops, note)
 
-    def counts(self, model: nn.Module) -> dict[str, tuple[int, int]]:
-        params = self.parameters(model)
-        shapes = {name: tuple(p.shape) for name, p in params.items()}
+    def counts_of(self, parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
+        shapes = {name: tuple(p.shape) for name, p in parameters.items()}
         named: dict[str, float] = {}
         kind = "uniform"
         if isinstance(self.distribution, str):
@@ -108,7 +123,7 @@ class Weights(EntryPattern):
             for pattern, density in exact_last:
                 named |= dict.fromkeys(_match([pattern], shapes, "distribution"), density)
         counts = active_counts(shapes, self.sparsity, kind, named)
-        return {name: (counts[name], p.numel()) for name, p in params.items()}
+        return {name: (counts[name], p.numel()) for name, p in parameters.items()}
 
     def choose(
         self, scores: Callable[[str], Tensor], counts: Mapping[str, int], among: Mapping[str, Tensor], spare: bool
@@ -119,16 +134,18 @@ class Weights(EntryPattern):
         return top_k_of_all(together, sum(counts.values()), among, floor=int(spare))
 
 
-def _layers(model: nn.Module) -> Iterator[str]:
-    """Canonical names of the weights that are sparsified by default, in the model's order, tied ones once."""
-    first = {p: name for name, p in names.parameters(model).items()}
-    for module in model.modules():
-        for kind, attributes in WEIGHTS:
-            if isinstance(module, kind):
-                for attribute in attributes:
-                    p = module._parameters.get(attribute)
-                    if p is not None and p.numel() and p in first:
-                        yield first.pop(p)
+def _traced(model: nn.Module, example_inputs: Any) -> tuple[ModelFlops | None, str]:
+    """FLOPs of a forward pass at the example; None without one. And why there are none in spite of one, or ""."""
+    if example_inputs is None:
+        return None, ""
+    try:
+        return count_flops(model, example_inputs), ""
+    except UserError as error:
+        return None, f"matrices were found by layer, shape and name, as {error}"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _match(patterns: Sequence[str], names: Mapping[str, object], option: str) -> list[str]:

@@ -262,8 +262,9 @@ def _of_weights(
     from regrow.plan import matching_steps, planned_cost
     from regrow.training.run import method_of
 
-    check_weights(recipe.pattern.parameters(example.model))
-    counts = recipe.pattern.counts(example.model)
+    selected = recipe.pattern.parameters(example.model, example.example)
+    check_weights(selected)
+    counts = recipe.pattern.counts_of(selected)
     if match == "steps":
         return dict(variants)
     with _naming(recipe.method_name):
@@ -271,7 +272,7 @@ def _of_weights(
     planned = {}
     for label, variant in variants.items():
         with _naming(label):
-            own = variant.pattern.counts(example.model)
+            own = variant.pattern.counts(example.model, example.example)
             steps = matching_steps(*method_of(variant), own, example.flops, budget)
         planned[label] = _of_length(variant, steps, example)
     return planned

@@ -7,19 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from regrow import storage
+from regrow import schema, storage
 
 Damage = Callable[[Path], object]
 
 
 def edit(change: Callable[[dict[str, Any]], object]) -> Damage:
-    """The manifest is changed in place."""
+    """The manifest is changed in place by somebody who makes a new checksum too."""
 
     def damage(directory: Path) -> None:
         path = directory / storage.MANIFEST
         manifest = json.loads(path.read_text())
         change(manifest)
-        path.write_text(json.dumps(manifest))
+        path.write_text(json.dumps(schema.seal(manifest)))
 
     return damage
 

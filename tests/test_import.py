@@ -21,6 +21,7 @@ HEAVY = (
     "jsonargparse",
     "safetensors",
     "yaml",
+    "pydantic",
 )
 
 

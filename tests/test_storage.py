@@ -1,11 +1,15 @@
 """Saved models come back bit for bit, and what does not fit is refused before anything changes."""
 
+import json
 import os
+import shutil
+import stat
 
 import pytest
 import torch
 from torch import nn
 
+import attack_saves
 from damage import edit, truncate
 from regrow import UserError, storage
 
@@ -68,14 +72,84 @@ def test_saving_again_replaces_the_whole(tmp_path):
     assert sorted(os.listdir(tmp_path / "m")) == ["manifest.json", "model.safetensors"]
 
 
-def test_a_failed_save_leaves_the_old_one(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [({"a": {1}}, "type set"), ({(1, 2): 0}, "keys must be"), ({"f": storage.save}, "type function")],
+)
+def test_a_failed_save_leaves_the_old_one(tmp_path, extra, reason):
     model = network()
     storage.save(model, tmp_path / "m")
-    monkeypatch.setattr(storage.json, "dumps", lambda *a, **k: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        storage.save(network(seed=3), tmp_path / "m")
+    with pytest.raises(UserError, match=f"extra cannot be kept in a manifest, as JSON cannot hold it: .*{reason}"):
+        storage.save(network(seed=3), tmp_path / "m", extra=extra)
     assert sorted(os.listdir(tmp_path)) == ["m"]
     assert bits(storage.load(network(), tmp_path / "m")) == bits(model)
+
+
+def test_a_kill_or_an_error_at_any_moment_leaves_the_old_model_or_the_new_one(tmp_path):
+    tried, wrong = attack_saves.crashes(tmp_path)
+    assert wrong == []
+    assert tried > 100
+
+
+def test_readers_meanwhile_get_the_old_model_or_the_new_one(tmp_path):
+    tried, wrong = attack_saves.races(60, 2, tmp_path)
+    assert wrong == []
+    assert tried
+
+
+@pytest.mark.parametrize(("damage", "must_refuse"), [(attack_saves.damaged, False), (attack_saves.flipped, True)])
+def test_random_damage_is_refused_and_changes_nothing(tmp_path, damage, must_refuse):
+    assert attack_saves.attack(120, damage, tmp_path, must_refuse) == []
+
+
+def test_a_save_goes_where_a_link_leads(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "link").symlink_to("far/m")
+    for seed in (0, 1):  # nothing there yet, and an earlier save
+        storage.save(network(seed), tmp_path / "link")
+        assert (tmp_path / "link").is_symlink()
+        assert bits(storage.load(network(2), tmp_path / "far" / "m")) == bits(network(seed))
+    assert sorted(os.listdir(tmp_path / "far" / "m")) == ["manifest.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("mask", "directory", "file"), [(0o022, 0o755, 0o644), (0o077, 0o700, 0o600), (0, 0o777, 0o666)]
+)
+def test_permissions_follow_the_umask_and_then_the_earlier_save(tmp_path, mask, directory, file):
+    target = tmp_path / "m"
+    old = os.umask(mask)
+    try:
+        storage.save(network(), target)
+    finally:
+        os.umask(old)
+    for _ in range(2):
+        modes = [stat.S_IMODE(path.stat().st_mode) for path in (target, *target.iterdir())]
+        assert modes == [directory, file, file]
+        storage.save(network(seed=1), target)
+
+
+def test_saves_from_before_checksums_are_read(tmp_path):
+    def without(manifest):
+        manifest["version"] = 1
+        for key in ("weights", "checksum"):
+            manifest.pop(key)
+
+    model = sparsify(network())
+    storage.save(model, tmp_path / "m")
+    manifest = json.loads((tmp_path / "m" / storage.MANIFEST).read_text())
+    without(manifest)
+    (tmp_path / "m" / storage.MANIFEST).write_text(json.dumps(manifest))
+    assert bits(storage.load(network(1), tmp_path / "m")) == bits(model)
+    storage.save(network(2), tmp_path / "m")
+    assert bits(storage.load(network(1), tmp_path / "m")) == bits(network(2))
+
+
+def test_a_manifest_of_another_save_is_noticed(tmp_path):
+    for seed in (0, 1):
+        storage.save(network(seed), tmp_path / str(seed))
+    shutil.copy(tmp_path / "0" / storage.MANIFEST, tmp_path / "1")
+    with pytest.raises(UserError, match=r"is damaged: its checksum is not that of manifest\.json: restore it"):
+        storage.load(network(2), tmp_path / "1")
 
 
 def test_other_things_are_not_overwritten(tmp_path):
@@ -112,13 +186,28 @@ def test_state_that_is_no_tensor_is_refused(tmp_path):
         (lambda d: (d / storage.WEIGHTS).unlink(), network, "is missing"),
         (lambda d: (d / storage.MANIFEST).unlink(), network, "holds no saved model"),
         (edit(lambda m: m.update(format="other")), network, "is not the manifest of a model saved by regrow"),
-        (edit(lambda m: m.update(version=99)), network, "has format version 99, this regrow reads 1"),
+        (edit(lambda m: m.update(version=99)), network, "has format version 99, this regrow reads 1 and 2"),
         (edit(lambda m: m.update(tensors=[1])), network, "is damaged"),
         (edit(lambda m: m.update(tied={"5.weight": ["4.weight"]})), network, "is damaged"),
         (edit(lambda m: m["tensors"]["0.weight"].update(shape=[-1])), network, "is damaged"),
         (edit(lambda m: m["tensors"]["0.weight"].pop("shape")), network, "is damaged"),
         (edit(lambda m: m["tensors"]["0.weight"].update(encoding="dense")), network, "'0.weight' does not match"),
-        (edit(lambda m: m["tensors"]["0.weight"].update(encoding="zip")), network, "'0.weight' does not match"),
+        (
+            edit(lambda m: m["tensors"]["0.weight"].update(encoding="zip")),
+            network,
+            r"\.0\.weight\.encoding should be",
+        ),
+        (
+            edit(lambda m: m.update(surprise=1)),
+            network,
+            "surprise does not belong there: restore it",
+        ),
+        (
+            edit(lambda m: m["tensors"]["0.bias"].update(density=1.5)),
+            network,
+            r"\.density should be less",
+        ),
+        (edit(lambda m: m.pop("weights")), network, "its checksums are missing"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path, damage, model, message):

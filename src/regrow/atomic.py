@@ -12,6 +12,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import stat
 import sys
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             yield stream
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(target) as temporary, temporary.open("r+b") as file:
+    with replacing(target) as written, written.open("r+b") as file:
         yield file
 
 
@@ -48,17 +49,33 @@ def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """The same for whoever wants a path to write to: an empty file beside ``path``, of its directory's file system."""
     target = _real(path)
-    temporary = target.with_name(f".{target.name[:80]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # as the umask has it
+    with temporary(target) as written:
+        mode = permissions(target, written)
+        yield written
+        move(written, target, mode)
+
+
+@contextmanager
+def temporary(target: Path) -> Iterator[Path]:
+    """An empty file beside ``target``, which is gone after the block if it has not been moved."""
+    path = _beside(target)
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))  # as the umask has it
     try:
-        mode = _mode_of(target) or stat.S_IMODE(temporary.stat().st_mode)
-        yield temporary
-        _flush(temporary)
-        os.chmod(temporary, mode)  # some writers make private files
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def permissions(target: Path, new: Path) -> int:
+    """Those of a file that is replaced; if there is none, of a new one that nobody has changed yet."""
+    return stat.S_IMODE((target if target.exists() else new).stat().st_mode)
+
+
+def move(written: Path, target: Path, mode: int) -> None:
+    """Puts what has been written in the place of ``target``, with these permissions."""
+    os.chmod(written, mode)  # some writers make private files
+    _flush(written)
+    os.replace(written, target)
     flush_directory(target.parent)
 
 
@@ -86,25 +103,15 @@ def new_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = _real(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name[:80]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    temporary.mkdir()
+    written = _beside(target)
+    written.mkdir()
     try:
-        yield temporary
-        flush_directory(temporary)
-        os.replace(temporary, target)
-    except BaseException:
-        remove_flat(temporary)
-        raise
+        yield written
+        flush_directory(written)
+        os.replace(written, target)
+    finally:
+        shutil.rmtree(written, ignore_errors=True)
     flush_directory(target.parent)
-
-
-def remove_flat(directory: Path) -> None:
-    """Removes a directory and the files in it, as far as that is possible."""
-    with suppress(OSError):
-        for entry in directory.iterdir():
-            with suppress(OSError):
-                entry.unlink()
-        directory.rmdir()
 
 
 def check_file(path: str | os.PathLike[str], option: str, example: str) -> None:
@@ -150,11 +157,8 @@ def _real(path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def _mode_of(path: Path) -> int | None:
-    try:
-        return stat.S_IMODE(path.stat().st_mode)
-    except OSError:
-        return None
+def _beside(target: Path) -> Path:
+    return target.with_name(f".{target.name[:80]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def _is_stream(path: str | os.PathLike[str], target: Path) -> bool:

@@ -9,24 +9,20 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from regrow import names
+from regrow import names, saved
 from regrow.channels import refit, surgery
 from regrow.errors import UserError
 
-FORMAT = "regrow-model"
-VERSION = 1
-MANIFEST = "manifest.json"
-WEIGHTS = "model.safetensors"
+MANIFEST = saved.MANIFEST
+WEIGHTS = saved.WEIGHTS
+_ATTEMPTS = 20  # to read what others replace meanwhile
 _BITS = "::bits"
 _VALUES = "::values"
 _INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -42,15 +38,15 @@ def save(model: nn.Module, directory: str | os.PathLike[str], extra: Mapping[str
 
     Args:
         model: any module whose state is made of tensors; tied tensors are stored once
-        directory: created, or replaced as a whole if it holds an earlier save
+        directory: created, or an earlier save in it replaced: whoever reads meanwhile, or after a kill at any moment,
+            finds the old model or the new one
         extra: anything JSON can hold, kept in the manifest under ``"extra"``
 
     Raises:
-        UserError: if the model has state that is no tensor, or ``directory`` holds something else than a saved model.
+        UserError: if the model has state that is no tensor, ``directory`` holds something else than a saved model, or
+            it cannot be written; an earlier save stays as it is then.
     """
-    from safetensors.torch import save_file
-
-    from regrow import __version__
+    from regrow import __version__, manifest
 
     target = Path(directory)
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / MANIFEST).is_file())):
@@ -62,19 +58,27 @@ def save(model: nn.Module, directory: str | os.PathLike[str], extra: Mapping[str
     for name, tensor in state.items():
         entries[name], parts = _encode(name, tensor)
         stored.update(parts)
-    manifest = {
-        "format": FORMAT,
-        "version": VERSION,
+    content = {
+        "format": manifest.FORMAT,
+        "version": manifest.VERSION,
         "regrow": __version__,
         "tensors": entries,
         "tied": tied,
         **({} if note is None else {"thin": refit.to_manifest(note)}),
-        "extra": dict(extra or {}),
+        "extra": _plain(extra or {}),
     }
-    with replaced_directory(target) as temporary:
-        save_file(stored, temporary / WEIGHTS)
-        os.chmod(temporary / WEIGHTS, 0o644)  # safetensors makes it private
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    try:
+        saved.write(target, stored, content)
+    except OSError as error:
+        raise UserError(f"the model cannot be saved in {target}: {error.strerror or error}") from error
+
+
+def _plain(extra: Mapping[str, Any]) -> Any:
+    try:
+        return json.loads(json.dumps(dict(extra)))
+    except (TypeError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"extra cannot be kept in a manifest, as JSON cannot hold it: {reason}") from error
 
 
 def load(model: M, directory: str | os.PathLike[str]) -> M:
@@ -93,8 +97,20 @@ def load(model: M, directory: str | os.PathLike[str]) -> M:
     Raises:
         UserError: if nothing can be read, or for the first thing that does not fit; ``model`` is unchanged then.
     """
+    from regrow import manifest
+
     source = Path(directory)
-    manifest = read_manifest(source)
+    for _ in range(_ATTEMPTS):
+        content, before = manifest.read(source)
+        try:
+            return _load(model, content, source)
+        except UserError:
+            if manifest.read(source)[1] == before:
+                raise
+    raise UserError(f"{source} is replaced again and again while it is read: try again when it is not")
+
+
+def _load(model: M, manifest: Mapping[str, Any], source: Path) -> M:
     note = refit.from_manifest(manifest.get("thin"), source / MANIFEST)
     change = None if note is None else refit.plan(model, note, source)
     state, tied = _state(model, () if change is None else change.buffers)
@@ -103,7 +119,7 @@ def load(model: M, directory: str | os.PathLike[str]) -> M:
         shapes = {name: entry["shape"] for name, entry in manifest["tensors"].items()}
         shapes |= {alias: shapes[name] for alias, name in tied.items()}
         refit.check_shapes(model, change, shapes, source)
-    stored = _read_tensors(source / WEIGHTS)
+    stored = saved.read_tensors(source, manifest.get("weights"))
     values = {name: _decode(name, manifest["tensors"][name], stored, source) for name in state}
     with torch.no_grad():
         if change is not None:
@@ -122,50 +138,9 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         UserError: if there is none, or it cannot be read.
     """
-    path = Path(directory) / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{directory} holds no saved model: {MANIFEST} cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: it is not valid JSON") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise UserError(f"{path} is not the manifest of a model saved by regrow")
-    if manifest.get("version") != VERSION:
-        raise UserError(
-            f"{path} has format version {manifest.get('version')}, this regrow reads {VERSION}: update regrow"
-        )
-    entries, tied = manifest.get("tensors"), manifest.get("tied")
-    if not isinstance(entries, dict) or not all(map(_is_entry, entries.values())):
-        raise UserError(f"{path} is damaged: it does not describe its tensors")
-    if not isinstance(tied, dict) or not all(isinstance(name, str) for name in tied.values()):
-        raise UserError(f"{path} is damaged: it does not describe its tensors")
-    return manifest
+    from regrow import manifest
 
-
-def _is_entry(entry: object) -> bool:
-    if not isinstance(entry, dict) or not {"shape", "dtype", "encoding"} <= entry.keys():
-        return False
-    return isinstance(entry["shape"], list) and all(type(n) is int and n >= 0 for n in entry["shape"])
-
-
-@contextmanager
-def replaced_directory(target: Path) -> Iterator[Path]:
-    """An empty directory to write to, which takes the place of ``target`` once the block ends without an error."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield temporary
-        os.chmod(temporary, 0o755)
-        if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-            os.replace(target, old)
-            os.replace(temporary, target)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    return manifest.read(Path(directory))[0]
 
 
 def _unsaved_buffers(model: nn.Module, note: surgery.Note | None) -> list[str]:
@@ -293,15 +268,3 @@ def _check_fit(
 
 def _is_part(length: int, whole: int) -> bool:
     return length == whole or 0 < length < whole
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing") from error
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is damaged or no safetensors file: {' '.join(str(error).split())}") from error

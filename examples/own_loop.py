@@ -1,6 +1,6 @@
 """IEE in a plain PyTorch loop: the statement that makes a network sparse, and what can be asked of it.
 
-python examples/own_loop.py
+    python examples/own_loop.py
 """
 
 import torch

@@ -189,6 +189,28 @@ def test_what_the_example_did_not_reach_is_judged_by_shape_and_name() -> None:
     assert sorted_out.dense == {"spare.position": UNKNOWN}
 
 
+def test_products_of_each_group_with_its_own_matrix_are_known() -> None:
+    def grouped(x: Tensor, w: Tensor) -> Tensor:
+        ends = torch.tensor([16, 48], dtype=torch.int32, device=x.device)
+        return F.grouped_mm(x.bfloat16(), w.bfloat16(), offs=ends).float()
+
+    flops = count_flops(Own(grouped, w=(2, 16, 32)), torch.randn(48, 16))
+    assert flops.by_parameter == {"w": 2.0 * 16 * 32}
+    assert flops.uncounted == {}
+
+
+@torch.library.custom_op("regrow_tests::product", mutates_args=())
+def product(x: Tensor, w: Tensor) -> Tensor:
+    return x @ w
+
+
+def test_what_an_unknown_op_does_with_a_parameter_is_judged_by_shape_and_name() -> None:
+    model = Own(lambda x, kernel, position: product(x, kernel * 2) + position, kernel=(8, 8), position=(4, 8))
+    flops = count_flops(model, torch.randn(4, 8))
+    assert flops.uncounted == {"regrow_tests.product": 1}
+    assert (find(model, flops).names, find(model, flops).dense) == (("kernel",), {"position": NO_PRODUCT})
+
+
 def test_weights_that_a_layer_computes_stay_dense() -> None:
     old = torch.nn.utils.spectral_norm(nn.Linear(8, 8))
     new = torch.nn.utils.parametrizations.weight_norm(nn.Conv1d(8, 8, 1))

@@ -9,107 +9,23 @@ from __future__ import annotations
 
 import copy
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry
 
 from . import names
 from .errors import UserError
 from .inputs import Inputs
 from .matrices import known_layers
+from .ops import ADDED, FORMULAS, LOOKUPS, is_free
 from .quiet import quiet
-
-aten = torch.ops.aten
-
-# Ops without a formula that cost nothing by convention, as in RigL's accounting: what has torch.Tag.pointwise, every
-# view, and the names below (underscores at either end are dropped, so `relu_` and `_softmax` are found too).
-# Anything else is reported by name in `ModelFlops.uncounted`.
-FREE_BY_KIND: dict[str, str] = {
-    "pointwise without the tag": "hardswish prelu prelu_kernel glu rrelu_with_noise addr complex polar heaviside",
-    "creation": (
-        "arange linspace logspace full full_like new_full zeros zeros_like new_zeros ones ones_like new_ones empty "
-        "empty_like empty_strided empty_permuted new_empty new_empty_strided scalar_tensor eye tril_indices "
-        "triu_indices rand rand_like randn randn_like randint randint_like randperm bernoulli uniform normal "
-        "exponential random multinomial efficientzerotensor zero fill set resize"
-    ),
-    "copies and reshapes": (
-        "copy to_copy clone contiguous lift_fresh lift_fresh_copy detach alias reshape reshape_copy unsafe_view "
-        "view_copy expand_copy permute_copy t_copy transpose_copy cat stack repeat repeat_interleave tile roll "
-        "flip rot90 tril triu diag_embed unfold_copy im2col col2im pixel_shuffle pixel_unshuffle channel_shuffle "
-        "split split_with_sizes split_with_sizes_copy unsafe_split chunk unbind block_diag local_scalar_dense "
-        "equal is_same_size meshgrid chunk_cat assert_async assert_scalar foreach_copy as_strided transpose t "
-        "squeeze unsqueeze swapaxes swapdims"
-    ),
-    "indexing": (
-        "index index_select index_put index_put_impl index_add index_copy index_fill gather scatter scatter_add "
-        "scatter_reduce select_scatter slice_scatter diagonal_scatter as_strided_scatter masked_select "
-        "masked_scatter take nonzero where searchsorted bucketize one_hot embedding embedding_renorm embedding_bag "
-        "embedding_bag_forward_only unique unique2 unique_dim unique_consecutive bincount histc"
-    ),
-    "reductions, scans and orders": (
-        "sum nansum mean prod max min amax amin aminmax argmax argmin all any count_nonzero norm "
-        "linalg_vector_norm logsumexp std std_mean var var_mean var_mean_correction cumsum cumprod cummax cummin "
-        "logcumsumexp cummax_helper cummin_helper topk sort argsort kthvalue median nanmedian mode trace"
-    ),
-    "softmax and norms": (
-        "softmax log_softmax safe_softmax masked_softmax native_layer_norm native_group_norm native_batch_norm "
-        "native_batch_norm_legit native_batch_norm_legit_no_training batch_norm_no_update batch_norm_with_update "
-        "batch_norm_impl_index cudnn_batch_norm miopen_batch_norm fused_rms_norm rms_norm renorm "
-        "weight_norm_interface"
-    ),
-    "pooling": (
-        "max_pool2d_with_indices max_pool3d_with_indices mkldnn_max_pool2d mkldnn_max_pool3d avg_pool2d avg_pool3d "
-        "adaptive_avg_pool2d adaptive_avg_pool3d mkldnn_adaptive_avg_pool2d adaptive_max_pool2d "
-        "adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d max_unpool2d max_unpool3d"
-    ),
-    "padding": (
-        "constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d "
-        "replication_pad3d"
-    ),
-    "dropout": "dropout native_dropout fused_dropout feature_dropout alpha_dropout",
-    "interpolation": (
-        "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_nearest_exact1d "
-        "upsample_nearest_exact2d upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d "
-        "upsample_trilinear3d upsample_bicubic2d upsample_bilinear2d_aa upsample_bicubic2d_aa"
-    ),
-    "losses": "nll_loss_forward nll_loss2d_forward mse_loss binary_cross_entropy smooth_l1_loss huber_loss",
-}
-FREE: frozenset[str] = frozenset(name for names in FREE_BY_KIND.values() for name in names.split())
-
-
-def _dims(tensor: Any) -> list[int]:
-    return list(tensor.shape)
-
-
-# formulas that torch's registry lacks; each takes the operands of the op
-_MORE_FORMULAS: dict[Any, Callable[..., int]] = {
-    aten.mv: lambda a, x, **_: 2 * prod(_dims(a)),
-    aten.addmv: lambda _bias, a, x, **_: 2 * prod(_dims(a)),
-    aten.dot: lambda x, y, **_: 2 * prod(_dims(x)),
-    aten.vdot: lambda x, y, **_: 2 * prod(_dims(x)),
-    aten.addbmm: lambda _bias, a, b, **_: 2 * prod(_dims(a)) * _dims(b)[-1],
-    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(
-        _dims(q), _dims(k), _dims(v)
-    ),
-}
-# position of the operand that is only added: a bias is never the parameter that an op is attributed to
-_ADDED: dict[Any, int] = {
-    aten.addmm: 0, aten.baddbmm: 0, aten.addmv: 0, aten.addbmm: 0,
-    aten.convolution: 2, aten._convolution: 2, aten._scaled_mm: 4,
-}  # fmt: skip
-# position of the table of which these look up rows, and of the numbers of the rows
-_LOOKUPS: dict[Any, tuple[int, int]] = {
-    aten.embedding: (0, 1), aten.embedding_bag: (0, 1), aten._embedding_bag: (0, 1),
-    aten._embedding_bag_forward_only: (0, 1), aten.index: (0, 1), aten.index_select: (0, 2),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -122,8 +38,9 @@ class ModelFlops:
             there are none), under the names of ``model.named_parameters()``, without marks of torch.compile; tied
             weights appear once.
         other: ``total`` minus the sum of ``by_parameter`` (attention products, and whatever cannot be attributed).
-        uncounted: ops that have no formula and are not free by convention (`FREE_BY_KIND`) → number of calls.
-        reached: the parameters that any op used.
+        uncounted: ops that have no formula and are not free by convention (`regrow.ops.FREE_BY_KIND`) → number of
+            calls.
+        reached: the parameters that were used, by ops that are all known.
         tables: those of two dimensions of which rows were looked up by the input (embeddings), whatever else they did.
     """
 
@@ -267,7 +184,11 @@ def count_flops(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any]
     by_parameter = {name: counter.flops[name] / batch for name in names.parameters(model)}
     other = counter.flops[None] / batch
     total = sum(by_parameter.values()) + other
-    uncounted, reached, tables = dict(counter.uncounted), frozenset(counter.reached), frozenset(counter.tables)
+    uncounted, reached, tables = (
+        dict(counter.uncounted),
+        frozenset(counter.reached - counter.hidden),
+        frozenset(counter.tables),
+    )
     return ModelFlops(total, by_parameter, other, uncounted, reached, tables)
 
 
@@ -329,11 +250,12 @@ class _FlopCounter(TorchDispatchMode):
     ) -> None:
         super().__init__()
         self.reached: set[str] = set()
+        self.hidden: set[str] = set()  # in ops that are not known
         self.tables: set[str] = set()
         self._matrices = matrices
         self.flops: defaultdict[str | None, float] = defaultdict(float)
         self.uncounted: Counter[str] = Counter()
-        self._formulas = {**_MORE_FORMULAS, **flop_registry}
+        self._formulas = {**FORMULAS, **flop_registry}
         self._parameters = {_storage(p): name for name, p in parameters.items()}
         # storages that no input has flowed into → the parameter that they stand for, if any
         self._owners: dict[int, str | None] = {**dict.fromkeys(map(_storage, constants)), **self._parameters}
@@ -354,26 +276,27 @@ class _FlopCounter(TorchDispatchMode):
         operands = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         if formula is not None:
             self.flops[self._multiplied(op, args)] += formula(*args, **kwargs, out_val=out)
-        elif not _is_free(func):
+        elif not is_free(func):
+            self.hidden |= {name for t in operands if (name := self._owners.get(_storage(t)))}
             self.uncounted[f"{func.namespace}.{op.__name__}" if overload else func.name()] += 1
         self.reached |= {name for t in operands if (name := self._parameters.get(_storage(t)))}
         self._follow(operands, out, keeps_owner=formula is None)
-        if op in _LOOKUPS:
+        if op in LOOKUPS:
             self._look_up(op, args, out)
         return out
 
     def _multiplied(self, op: Any, args: tuple[Any, ...]) -> str | None:
-        added = _ADDED.get(op)
+        added = ADDED.get(op)
         factors = [t for i, t in enumerate(args) if isinstance(t, Tensor) and i != added]
         owned = [(name, t.numel()) for t in factors if (name := self._owners.get(_storage(t))) is not None]
         return max(owned, key=lambda item: (item[0] in self._matrices, item[1]))[0] if owned else None
 
     def _look_up(self, op: Any, args: tuple[Any, ...], out: Tensor | tuple[Tensor, ...]) -> None:
         """Notes that rows of a parameter were looked up by the input, or matrices of a stack of them."""
-        at, by = _LOOKUPS[op]
+        at, by = LOOKUPS[op]
         owner = self._owners.get(_storage(args[at]))
         by_constants = all(_storage(t) in self._owners for t in tree_leaves(args[by]) if isinstance(t, Tensor))
-        if owner is None or (by_constants and op in (aten.index, aten.index_select)):
+        if owner is None or (by_constants and op in (torch.ops.aten.index, torch.ops.aten.index_select)):
             return
         if args[at].dim() > 2 and isinstance(out, Tensor):
             self._owners[_storage(out)] = owner
@@ -399,11 +322,3 @@ def _storage(tensor: Tensor) -> int:
         return tensor.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):  # e.g. a sparse tensor
         return id(tensor)
-
-
-def _is_free(func: Any) -> bool:
-    if not isinstance(func, torch._ops.OpOverload):
-        return False
-    if func.namespace not in ("aten", "prim"):
-        return False
-    return torch.Tag.pointwise in func.tags or func.is_view or func._overloadpacket.__name__.strip("_") in FREE

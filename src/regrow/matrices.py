@@ -33,7 +33,7 @@ _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNor
 # first letters of words that name what is added, looked up or scaled by, not multiplied with
 _NO_MATRIX = (
     "bias", "embed", "pos", "rel", "token", "cls", "table", "quer", "latent", "prototype", "anchor", "centroid", "code",
-    "mask", "norm", "scale", "gain", "alpha", "beta", "gamma", "memory", "prompt", "template",
+    "mask", "norm", "scale", "gain", "alpha", "beta", "gamma", "log", "memory", "prompt", "template",
 )  # fmt: skip
 
 EMBEDDING = "a token embedding, of which rows are looked up"
@@ -65,10 +65,10 @@ def find(model: nn.Module, flops: ModelFlops | None = None) -> Matrices:
     Args:
         model: stays as it is.
         flops: of a forward pass of it, from `regrow.cost.count_flops`: what was multiplied in it is a matrix, of any
-            module. Without, and for what the pass did not reach: parameters of torch's own layers (convolutions,
-            linear, bilinear and recurrent layers, attention), and others of at least two dimensions longer than 1, the
-            first among them, of modules that are neither embeddings nor norms, whose own name has no word that says
-            that they are added or looked up (bias, position, token, table, query, ...).
+            module. Without, and for what the pass did not reach by ops that are known: parameters of torch's own layers
+            (convolutions, linear, bilinear and recurrent layers, attention), and others of at least two dimensions
+            longer than 1, the first among them, of modules that are neither embeddings nor norms, whose own name has no
+            word that says that they are added or looked up (bias, position, token, table, query, ...).
 
     Returns:
         What there is; embeddings, also where they are tied to a layer, what does not train, and what is not real are

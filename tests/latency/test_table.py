@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+import attack_tables
 from regrow.errors import UserError
 from regrow.latency.table import Grid, LatencyTable, Machine
 from regrow.latency.trace import Key, Network, Unit, trace
+from regrow.schema import seal
 
 CONV = Key("conv", (8, 8), (3, 3), (1, 1), (1, 1), (1, 1), tail=("batch_norm", "relu_"))
 POOL = Key("mean", (8, 8))
@@ -93,7 +95,7 @@ def test_every_truncation_is_refused_in_one_sentence(tmp_path):
     text = path.read_text()
     for cut in range(0, len(text) - 2, 37):
         path.write_text(text[:cut])
-        with pytest.raises(UserError, match="is damaged, perhaps cut short: measure it again"):
+        with pytest.raises(UserError, match=r"is not valid JSON.*, perhaps cut short: measure it again"):
             LatencyTable.load(path)
 
 
@@ -102,13 +104,28 @@ def test_every_truncation_is_refused_in_one_sentence(tmp_path):
     [
         (lambda c: c.update(format="other"), "is not a latency table: make one with `regrow profile`"),
         (lambda c: c.update(version=99), "has format version 99, this regrow reads 1"),
-        (lambda c: c.pop("grids"), "is damaged: measure it again"),
-        (lambda c: c["grids"][0]["seconds"].pop(), "is damaged: measure it again"),
-        (lambda c: c["grids"][0]["c_in"].reverse(), "is damaged: measure it again"),
-        (lambda c: c["grids"][0]["seconds"][0].__setitem__(0, -1.0), "is damaged: measure it again"),
-        (lambda c: c["units"][0].update(surprise=1), "is damaged: measure it again"),
-        (lambda c: c.update(machine=3), "is damaged: measure it again"),
-        (lambda c: c.update(correction=None), "is damaged: measure it again"),
+        (lambda c: c.pop("grids"), "is damaged: grids is missing: measure it again"),
+        (
+            lambda c: c["grids"][0]["seconds"].pop(),
+            r"grids\.0 has seconds that do not fit its channel",
+        ),
+        (lambda c: c["grids"][0]["c_in"].reverse(), r"is damaged: grids\.0 has channel counts that do not rise"),
+        (
+            lambda c: c["grids"][0]["seconds"][0].__setitem__(0, -1.0),
+            r"\.0\.0 should be greater than or equal to 0",
+        ),
+        (
+            lambda c: c["grids"][0]["seconds"][0].__setitem__(0, float("inf")),
+            r"\.0\.0 should be a finite number",
+        ),
+        (lambda c: c["grids"].pop(), "is damaged: it has no grid for the unit 'mean:7': measure it again"),
+        (lambda c: c["grids"].append(c["grids"][0]), "is damaged: it has two grids for one kind of unit"),
+        (lambda c: c["units"][0].update(surprise=1), r"is damaged: units\.0\.surprise does not belong there"),
+        (lambda c: c["units"][1].update(c_in=2**40), r"is damaged: units\.1\.c_in should be less than"),
+        (lambda c: c.update(machine=3), "is damaged: machine should be a valid dictionary"),
+        (lambda c: c.update(correction=None), "is damaged: correction should be a valid number"),
+        (lambda c: c.update(other=float("nan")), "is damaged: other should be a finite number"),
+        (lambda c: c.update(batch=True), "is damaged: batch should be a valid integer"),
         (lambda c: c["machine"].update(cpu="Z80", cores=64), r"measured elsewhere \(cpu Z80, here .*; cores 64, here"),
     ],
 )
@@ -117,9 +134,27 @@ def test_foreign_and_damaged_tables_are_refused_in_one_sentence(tmp_path, change
     table().save(path)
     content = json.loads(path.read_text())
     change(content)
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(seal(content)))
     with pytest.raises(UserError, match=message):
         LatencyTable.load(path)
+
+
+def test_an_edit_is_noticed_and_taken_where_it_is_meant(tmp_path):
+    path = tmp_path / "table.json"
+    table().save(path)
+    content = json.loads(path.read_text())
+    content["other"] = 7.0
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match='its checksum differs: measure it again, or delete its key "checksum" if you'):
+        LatencyTable.load(path)
+    content.pop("checksum")
+    path.write_text(json.dumps(content))
+    assert LatencyTable.load(path).other == 7.0
+
+
+@pytest.mark.parametrize("kind", ["damaged", "flipped"])
+def test_random_damage_is_refused_or_harmless(tmp_path, kind):
+    assert attack_tables.attack(150, kind, tmp_path) == []
 
 
 def test_a_missing_table_is_named(tmp_path):
@@ -245,7 +280,7 @@ def test_a_table_goes_through_plain_values():
     for damaged in (None, [], {}, {"format": "other"}):
         with pytest.raises(UserError, match=r"^this is not a latency table: make one with `regrow profile`$"):
             LatencyTable.from_json(damaged)
-    with pytest.raises(UserError, match=r"^the latency table is damaged: measure it again$"):
+    with pytest.raises(UserError, match=r"^the latency table is damaged: batch should be .* 1: measure it again$"):
         LatencyTable.from_json(content | {"batch": 0})
     with pytest.raises(UserError, match=r"^the latency table in model/ is damaged"):
         LatencyTable.from_json(content | {"units": 3}, name="in model/")

@@ -62,7 +62,7 @@ def test_a_table_of_the_users(tmp_path, monkeypatch):
     [entry] = train(own, tmp_path / "run", monkeypatch)["runs"]
     assert entry["latency_batch"] == 16
     assert not (tmp_path / "run" / "latency.json").exists()
-    for content, message in (("{", "is damaged"), ("{}", "is not a latency table")):
+    for content, message in (("{", "is not valid JSON"), ("{}", "is not a latency table")):
         (tmp_path / "table.json").write_text(content)
         with pytest.raises(UserError, match=message):
             train(own, tmp_path / "bad", monkeypatch)

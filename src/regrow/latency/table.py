@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from regrow import atomic
 from regrow.errors import UserError
 from regrow.latency.trace import LAYERS, Key, Network, Unit
+
+if TYPE_CHECKING:
+    from regrow.latency.form import KeyForm, TableForm
 
 FORMAT = "regrow-latency"
 VERSION = 1
@@ -222,26 +225,29 @@ class LatencyTable:
         Raises:
             UserError: if it is damaged, no latency table, or of another version of the format.
         """
+        from regrow import schema
+        from regrow.latency.form import TableForm
+
         table = f"the latency table {name}".rstrip()
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise UserError(f"{name or 'this'} is not a latency table: make one with `regrow profile`")
+        version = schema.shown(str(content.get("version")))
         if content.get("version") != VERSION:
-            raise UserError(
-                f"{table} has format version {content.get('version')}, this regrow reads {VERSION}: measure it again"
-            )
-        try:
-            return _from_json(content)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise UserError(f"{table} is damaged: measure it again") from error
+            raise UserError(f"{table} has format version {version}, this regrow reads {VERSION}: measure it again")
+        form = schema.check(TableForm, content, table, "measure it again")
+        schema.check_seal(content, table, f'measure it again, or delete its key "{schema.CHECKSUM}" if you edited it')
+        return _of_form(form)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write JSON, atomically.
+        """Write JSON, atomically, with a checksum.
 
         Raises:
             UserError: if it cannot be written there; what was there before stays.
         """
+        from regrow.schema import seal
+
         try:
-            atomic.write_json(path, _as_json(self))
+            atomic.write_json(path, seal(_as_json(self)))
         except OSError as error:
             raise UserError(f"the latency table cannot be written to {path} ({error.strerror})") from error
 
@@ -255,12 +261,13 @@ class LatencyTable:
         Raises:
             UserError: if the file cannot be read, is damaged or no latency table, or was measured elsewhere.
         """
+        from regrow.schema import parse_json
+
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            text = Path(path).read_bytes()
         except OSError as error:
             raise UserError(f"the latency table {path} cannot be read ({error.strerror})") from error
-        except ValueError as error:
-            raise UserError(f"the latency table {path} is damaged, perhaps cut short: measure it again") from error
+        content = parse_json(text, f"the latency table {path}", "measure it again")
         table = cls.from_json(content, name=str(path))
         table.check_machine(str(path), allow_other_machine)
         return table
@@ -320,32 +327,24 @@ def _as_json(table: LatencyTable) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _from_json(content: dict[str, Any]) -> LatencyTable:
-    """Raises a KeyError, TypeError or ValueError for whatever does not fit."""
-    grids = {}
-    for entry in content["grids"]:
-        seconds = np.asarray(entry["seconds"], dtype=np.float64)
-        c_in, c_out = (tuple(int(c) for c in entry[side]) for side in ("c_in", "c_out"))
-        rising = all(list(c) == sorted(set(c)) and c for c in (c_in, c_out)) and int(entry["step"]) > 0
-        if seconds.shape != (len(c_in), len(c_out)) or not rising or not (np.isfinite(seconds) & (seconds >= 0)).all():
-            raise ValueError("a grid does not fit its axes")
-        first, second = entry["stairs"]
-        grids[_key(entry["key"])] = Grid(c_in, c_out, seconds, int(entry["step"]), (float(first), float(second)))
-    units = tuple(_unit(fields) for fields in content["units"])
-    numbers = {name: float(content[name]) for name in ("correction", "other", "measured")}
-    if not all(math.isfinite(number) for number in numbers.values()) or content["batch"] < 1 or content["threads"] < 1:
-        raise ValueError("a number is not finite or not positive")
+def _of_form(form: TableForm) -> LatencyTable:
+    def key(fields: KeyForm) -> Key:
+        given = fields.model_dump()
+        plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+        return Key(**plain)
+
+    units = [
+        Unit(unit.name, key(unit.key), unit.c_in, unit.c_out, tuple(unit.sources), unit.fixed, unit.own)
+        for unit in form.units
+    ]
+    grids = {
+        key(grid.key): Grid(
+            tuple(grid.c_in), tuple(grid.c_out), np.array(grid.seconds, dtype=np.float64), grid.step,
+            (grid.stairs[0], grid.stairs[1]),
+        )
+        for grid in form.grids
+    }  # fmt: skip
     return LatencyTable(
-        Machine(**content["machine"]), int(content["batch"]), int(content["threads"]),
-        Network(units, dict(content["unpriced"])), grids, **numbers,
+        Machine(**form.machine.model_dump()), form.batch, form.threads, Network(tuple(units), form.unpriced), grids,
+        form.correction, form.other, form.measured,
     )  # fmt: skip
-
-
-def _unit(fields: dict[str, Any]) -> Unit:
-    numbers = {name: int(fields[name]) for name in ("c_in", "c_out")}
-    return Unit(**{**fields, **numbers, "key": _key(fields["key"]), "sources": tuple(fields["sources"])})
-
-
-def _key(fields: dict[str, Any]) -> Key:
-    given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
-    return Key(**given)

@@ -27,11 +27,12 @@ class Reference:
         self.dense_grad = {}
         self.memory = {k: p.detach().clone() for k, p in params.items()}
         start_random = o.get("start", "random") == "random" and method in ("iee", "rigl", "set", "static")
-        self.active = {}
-        for i, (k, p) in enumerate(params.items()):
-            noise = torch.rand(p.shape, generator=generator(seed, 0, i))
-            score = noise if start_random else p.detach().abs()
-            self.active[k] = self.best(score, range(p.numel()), self.target(k, -1))
+        self.active = {k: set(range(p.numel())) for k, p in params.items()}
+        if not self.start():
+            for i, (k, p) in enumerate(params.items()):
+                noise = torch.rand(p.shape, generator=generator(seed, 0, i))
+                score = noise if start_random else p.detach().abs()
+                self.active[k] = self.best(score, range(p.numel()), self.target(k, -1))
         for k in params:
             self.write(k, self.active[k])
 
@@ -42,17 +43,25 @@ class Reference:
             return self.o["h"] + (self.o["j"] if self.o.get("improve", True) else 0) + self.o["q"]
         return self.o.get("interval") or self.o.get("h") or self.total + 1
 
+    def start(self):
+        """The step at which the first structure is taken."""
+        return self.o.get("start_steps", 0)
+
+    def begin(self):
+        """The step at which the first cycle begins."""
+        return max(self.start(), self.o.get("begin_at", 0))
+
     def until(self):
         return int(self.o.get("update_end", 0.75) * self.total) if self.method != "oneshot" else self.o["h"]
 
     def updates(self):
-        return 0 if self.method in ("static", "dense") else self.until() // self.length()
+        return 0 if self.method in ("static", "dense") else (self.until() - self.begin()) // self.length()
 
     def target(self, k, update):
         size, final = self.params[k].numel(), self.final[k]
         sizes = sum(p.numel() for p in self.params.values())
         sparsity = 1 - sum(self.final.values()) / sizes
-        initial = {"gmp": 0.0, "iee": self.o.get("ramp")}.get(self.method)
+        initial = {"gmp": self.o.get("initial_sparsity", 0.0), "iee": self.o.get("ramp")}.get(self.method)
         if self.method == "oneshot" and self.o["h"] and update < 0:
             return size
         if initial is None:
@@ -63,7 +72,7 @@ class Reference:
     def churn(self, k, update):
         if self.method not in ("iee", "rigl", "set"):
             return 0
-        t = update * self.length() + (self.o["h"] if self.method == "iee" else self.length())
+        t = self.begin() + update * self.length() + (self.o["h"] if self.method == "iee" else self.length())
         share = 0.3 / 2 * (1 + math.cos(math.pi * t / self.until()))
         target = self.target(k, update)
         return 0 if target == self.params[k].numel() else int(share * target)
@@ -142,7 +151,7 @@ class Reference:
         loss_fn(self.model).backward()
         grads = {k: p.grad.clone() for k, p in self.params.items()}
         self.dense_grad = {k: g.abs() for k, g in grads.items()}
-        if self.criterion == "taylor":
+        if self.criterion == "taylor" and not self.start() <= self.step < self.begin():
             for k, p in self.params.items():
                 self.sums[k] += (p.detach() * grads[k]).abs()
             self.seen += 1
@@ -169,7 +178,7 @@ class Reference:
         """Shadow exploration: memory of what is out of use follows the dense gradient."""
         speed = self.o.get("shadow_speed", 0.2 if self.o.get("q") == 0 else 0.0)
         every = self.o.get("shadow_every", 1)
-        if not speed or self.update >= self.updates() or self.explored is not None:
+        if not speed or self.update >= self.updates() or self.explored is not None or self.step < self.start():
             return
         if self.step == 0 and self.o.get("start", "random") == "random":
             self.memory = {k: torch.zeros_like(m) for k, m in self.memory.items()}
@@ -189,9 +198,14 @@ class Reference:
                     m[j] = m[j] * (1 - every * rate * group["weight_decay"]) + change.view(-1)[j]
 
     def cross(self):
+        if self.params and 0 < self.step == self.start():
+            for i, k in enumerate(self.params):
+                best = self.best(self.score(k, "prune", i), self.active[k], self.target(k, -1))
+                self.trains[k] = self.write(k, best)
+            self.forget()
         if self.update >= self.updates():
             return
-        position = self.step - self.update * self.length()
+        position = self.step - self.begin() - self.update * self.length()
         if self.method == "iee":
             h, j = self.o["h"], self.o["j"] if self.o.get("improve", True) else 0
             if position == h:

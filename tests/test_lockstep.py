@@ -84,3 +84,25 @@ def test_every_method_with_every_optimizer(method: str, optimizer: str, criterio
 )
 def test_every_option_of_iee(options: dict, optimizer: str) -> None:
     lockstep("iee", OPTIONS["iee"] | options, optimizer, "magnitude")
+
+
+@pytest.mark.parametrize(("optimizer", "criterion"), [("adamw", "taylor"), ("sgd-nesterov", "magnitude")])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("iee", {"start": "criterion", "start_steps": 6}),
+        ("iee", {"start": "criterion", "start_steps": 6, "ramp": 0.5}),
+        ("rigl", {"start": "criterion", "start_steps": 4}),
+        ("set", {"start": "criterion", "start_steps": 1}),
+        ("static", {"start": "criterion", "start_steps": 9}),
+        ("gmp", {"initial_sparsity": 0.4, "start_steps": 5}),
+        ("gmp", {"initial_sparsity": 0.4, "start_steps": 5, "begin_at": 8}),
+    ],
+    ids=str,
+)
+def test_a_start_after_steps_that_score(method: str, options: dict, criterion: str, optimizer: str) -> None:
+    lockstep(method, OPTIONS[method] | options, optimizer, criterion)
+
+
+def test_a_start_after_steps_in_the_shadow() -> None:
+    lockstep("iee", {"h": 5, "j": 4, "q": 0, "start": "criterion", "start_steps": 6}, "adamw", "magnitude")

@@ -7,10 +7,11 @@ import torch
 
 import regrow
 from engine import batches, network, train
+from regrow import attach
 from regrow.cost import count_flops
 from regrow.criteria import Criterion
 from regrow.errors import UserError
-from regrow.methods import GMP, IEE, METHODS, RigL, Static
+from regrow.methods import GMP, IEE, METHODS, OneShot, RigL, Static
 from regrow.plan import matching_steps, planned_cost, planned_ledger
 from test_lockstep import OPTIONS
 
@@ -21,6 +22,12 @@ PLANS = [(METHODS[name](**options)) for name, options in OPTIONS.items()] + [
     IEE(h=4, j=3, q=0, shadow_speed=0.1),
     IEE(h=4, j=3, q=2, shadow_speed=0.1, shadow_every=3),
     GMP(interval=6, begin_at=10, update_end=45),
+    IEE(h=4, j=3, q=2, start="criterion"),
+    IEE(h=4, j=3, q=0, start="criterion", start_steps=7),
+    RigL(interval=6, start="criterion", start_steps=7),
+    Static(start="criterion"),
+    OneShot(),
+    GMP(interval=6, begin_at=10, initial_sparsity=0.3, start_steps=5),
 ]
 
 
@@ -32,6 +39,7 @@ def test_plan_is_what_the_engine_books(method, criterion) -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     pattern = regrow.Weights(0.7, "erk")
+    method, _ = attach.method(method, pattern, Criterion.of(criterion))
     sparsifier = regrow.Sparsifier(
         model, optimizer, pattern=pattern, method=method, criterion=criterion, total_steps=60
     )

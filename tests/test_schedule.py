@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regrow.errors import UserError
-from regrow.schedule import Boundary, Budget, Phase, Span, cubic, repeat, steps_of
+from regrow.schedule import START, Boundary, Budget, Phase, Span, cubic, fixed, repeat, steps_of
 
 
 def test_cosine_is_rigls() -> None:
@@ -60,6 +60,21 @@ def test_a_phase_of_no_steps_still_ends() -> None:
 def test_too_short_for_one_cycle() -> None:
     with pytest.raises(UserError, match="total_steps=20 is too short"):
         repeat(Phase("estimate", 16), total_steps=20, until=15)
+
+
+def test_a_start_after_steps_that_score() -> None:
+    timeline = repeat(Phase("estimate", 3), Phase("explore", 2), total_steps=30, until=20, start=4)
+    assert timeline.phase_at(3) == Span("estimate", 0, 4, START)
+    assert timeline.phase_at(4) == Span("estimate", 4, 7, 0)
+    assert timeline.ended_at(4) == [Boundary("estimate", START, 4, last=False)]
+    assert (timeline.updates, timeline.prune_step(0), timeline.end) == (3, 7, 19)
+    later = repeat(Phase("estimate", 3), total_steps=30, until=20, begin=6, start=4)
+    assert [(span.start, span.update) for span in later.spans()][:3] == [(0, START), (4, None), (6, 0)]
+    still = fixed(9, start=4)
+    assert [(span.phase, span.update) for span in still.spans()] == [("estimate", START), ("fixed", None)]
+    assert [step for step in range(10) if still.ended_at(step)] == [4]
+    with pytest.raises(UserError, match="leaves no step"):
+        fixed(4, start=4)
 
 
 def test_steps_of() -> None:

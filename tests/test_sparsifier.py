@@ -99,7 +99,15 @@ def test_sparse_mends_weights_that_somebody_else_wrote() -> None:
 
 @pytest.mark.parametrize("criterion", ["magnitude", "taylor"])
 @pytest.mark.parametrize(
-    "method", [IEE, regrow.RigL(interval=7), regrow.GMP(interval=7), regrow.SET(interval=7)], ids=repr
+    "method",
+    [
+        IEE,
+        regrow.IEE(h=5, j=4, q=3, start="criterion", start_steps=8),
+        regrow.RigL(interval=7),
+        regrow.GMP(interval=7),
+        regrow.SET(interval=7),
+    ],
+    ids=repr,
 )
 @pytest.mark.parametrize("load_first", ["model", "sparsifier", "before attaching"])
 def test_resumed_at_every_step_equals_uninterrupted(method, criterion, load_first, tmp_path) -> None:
@@ -134,6 +142,41 @@ def test_resumed_at_every_step_equals_uninterrupted(method, criterion, load_firs
         assert same(end, snapshot(model)), step
         assert sparsifier.history == history
         assert sparsifier.training_cost() == pytest.approx(cost)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        regrow.IEE(h=5, start="criterion"),
+        regrow.RigL(interval=7, start="criterion"),
+        regrow.SET(interval=7, start="criterion"),
+        regrow.Static(start="criterion"),
+        regrow.GMP(interval=7, initial_sparsity=0.6),
+        regrow.OneShot(),
+    ],
+    ids=repr,
+)
+def test_a_criterion_of_gradients_scores_a_trained_model_before_it_starts(method) -> None:
+    model = network()
+    optimizer = sgd(model)
+    sparsifier = attach(model, optimizer, method=method, criterion="taylor")
+    densities = []
+    train(model, optimizer, batches(21), lambda: densities.append(sparsifier.density()))
+    assert densities[:19] == [1.0] * 19
+    start = 0.4 if isinstance(method, regrow.GMP) else 0.3
+    assert densities[19:] == pytest.approx([start] * 2, abs=0.01)
+
+
+@pytest.mark.parametrize("method", [regrow.IEE(h=5, start="criterion"), regrow.OneShot()], ids=repr)
+def test_a_run_that_ends_while_it_is_scored_ends_at_the_target(method) -> None:
+    model = network()
+    optimizer = sgd(model)
+    sparsifier = attach(model, optimizer, method=method, criterion="taylor")
+    train(model, optimizer, batches(3))
+    sparsifier.finalize()
+    assert {name: int(mask.sum()) for name, mask in sparsifier.masks.items()} == {
+        name: active for name, (active, _) in regrow.Weights(0.7, "erk").counts(model).items()
+    }
 
 
 def test_a_foreign_state_is_refused_and_nothing_changes() -> None:
@@ -182,8 +225,10 @@ def test_misuse_is_refused_when_attaching() -> None:
     refused("exclude names 'layer9'", pattern=regrow.Weights(0.9, exclude=["layer9"]))
     refused("nothing is left to sparsify", pattern=regrow.Weights(0.9, exclude=["*"]))
     refused("cannot cover 3 layers", pattern=regrow.Weights(0.999, "erk"))
-    refused("needs gradients", method=regrow.Static(start="criterion"), criterion="taylor")
-    refused("needs gradients", method=regrow.OneShot(), criterion="taylor")
+    refused("needs gradients", method=regrow.Static(start="criterion", start_steps=0), criterion="taylor")
+    refused("needs gradients", method=regrow.OneShot(h=0), criterion="taylor")
+    refused("leaves no step to train", method=regrow.Static(start="criterion", start_steps=60), criterion="taylor")
+    refused("begins after 50", method=regrow.RigL(interval=7, start="criterion", start_steps=50), criterion="taylor")
     refused("use q ≥ 1", method=regrow.IEE(h=5, j=5, q=0), criterion="taylor")
     refused("update_end=2.0 lies outside", method=regrow.RigL(update_end=2.0))
     lazy = nn.Sequential(network(), nn.LazyLinear(3))
@@ -218,6 +263,9 @@ def test_misuse_is_refused_when_attaching() -> None:
         (lambda: regrow.RigL(interval=0), "interval is 0"),
         (lambda: regrow.GMP(initial_sparsity=1.0), "initial_sparsity is 1.0"),
         (lambda: regrow.OneShot(h=1.5), "h is 1.5"),
+        (lambda: regrow.IEE(start="criterion", start_steps=-1), "start_steps is -1"),
+        (lambda: regrow.RigL(start_steps=5), "start='random' needs none"),
+        (lambda: regrow.GMP(start_steps=5), "choose nothing"),
     ],
 )
 def test_options_out_of_range(make, words) -> None:

@@ -8,6 +8,7 @@ from regrow.cost import ModelFlops, PhaseSteps, training_cost
 from regrow.criteria import Criterion
 from regrow.errors import UserError
 from regrow.methods.base import Method
+from regrow.schedule import START
 from regrow.units import counts_at, kept, sparsity_of
 
 Final = Mapping[str, tuple[int, int]]
@@ -35,6 +36,9 @@ def planned_ledger(method: Method, criterion: Criterion, final: Final, total_ste
         steps = min(span.end, total_steps) - span.start
         last = timeline.updates - 1 if span.phase == "fixed" else -1
         update = last if span.update is None else span.update
+        if span.update == START:
+            ledger.setdefault(span.phase, PhaseSteps()).add(steps, 0, dict.fromkeys(final, 1.0))
+            continue
         begins = span.update is not None and span.end == timeline.prune_step(span.update)
         counts = counts_at(final, method.sparsity_at(update - begins, timeline.updates, target))
         if span.update is not None and not begins:  # pruned, not grown yet

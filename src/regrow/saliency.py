@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from regrow.criteria import Criterion
-from regrow.schedule import PhaseName, Span
+from regrow.schedule import START, PhaseName, Span
 from regrow.state import WeightState
 
 Role = Literal["prune", "grow"]
@@ -62,6 +62,8 @@ class Saliency:
 
     def due(self, span: Span, step: int) -> list[Scoring]:
         """The scorings that take the gradients of this step."""
+        if span.update == START:
+            return [Scoring("prune", self.criterion)] if self.criterion.uses_grad else []
         return [
             scoring
             for scoring in self.scorings.get(span.phase, ())

@@ -10,6 +10,7 @@ from typing import Literal
 from regrow.errors import UserError
 
 PhaseName = Literal["estimate", "improve", "explore", "fixed"]
+START = -1  # the update that takes the first structure
 Shape = Literal["cosine", "exponential", "linear", "constant"]
 
 _DECAY = {
@@ -70,12 +71,13 @@ class Span:
     phase: PhaseName
     start: int
     end: int
-    update: int | None  # which update, from 0; None outside all updates
+    update: int | None  # which update, from 0; START before the first structure is taken; None outside all of them
 
 
 @dataclass(frozen=True)
 class Boundary:
-    """The end of a phase of an update; `last` where it ends the update, too."""
+    """The end of a phase of an update, or (update START) of the steps that score a model before its first structure is
+    taken; `last` where it ends the update, too."""
 
     ended: PhaseName
     update: int
@@ -87,7 +89,8 @@ class Boundary:
 class Timeline:
     """`updates` repetitions of a cycle of phases from step `begin` on; before them "estimate", after them "fixed".
 
-    `until` is the step by which updates must have ended: budgets decay towards it.
+    `until` is the step by which updates must have ended: budgets decay towards it. `start` is the step at which the
+    first structure is taken, at most `begin`: before it the model is dense and is scored; at 0 it is taken at once.
     """
 
     total_steps: int
@@ -95,6 +98,7 @@ class Timeline:
     updates: int = 0
     begin: int = 0
     until: int = 0
+    start: int = 0
 
     @property
     def length(self) -> int:
@@ -103,8 +107,8 @@ class Timeline:
 
     @property
     def end(self) -> int:
-        """The step at which the last update ends."""
-        return self.begin + self.updates * self.length if self.updates else 0
+        """The step at which the last update ends, or where there is none, the first structure is taken."""
+        return self.begin + self.updates * self.length if self.updates else self.start
 
     def prune_step(self, update: int) -> int:
         """The step at which an update prunes: the end of its first phase."""
@@ -114,8 +118,10 @@ class Timeline:
         """The phase in which the step with this number (from 0) runs."""
         if step >= self.end:
             return Span("fixed", self.end, max(self.total_steps, step + 1), None)
+        if step < self.start:
+            return Span("estimate", 0, self.start, START)
         if step < self.begin:
-            return Span("estimate", 0, self.begin, None)
+            return Span("estimate", self.start, self.begin, None)
         update = (step - self.begin) // self.length
         start = self.begin + update * self.length
         for phase in self.cycle:
@@ -126,6 +132,8 @@ class Timeline:
 
     def ended_at(self, step: int) -> list[Boundary]:
         """The phases that have ended once `step` steps are done, in their order; empty between boundaries."""
+        if 0 < step == self.start:
+            return [Boundary("estimate", START, step, last=False)]
         if not self.begin < step <= self.end:
             return []
         update = (step - self.begin - 1) // self.length  # of the step just done
@@ -146,23 +154,46 @@ class Timeline:
             step = span.end
 
 
-def repeat(*phases: Phase, total_steps: int, until: int, begin: int = 0) -> Timeline:
+def fixed(total_steps: int, start: int = 0) -> Timeline:
+    """No updates: the structure that is taken at step `start` stays.
+
+    Raises:
+        UserError: where no step is left to train it.
+    """
+    if 0 < total_steps <= start:
+        raise UserError(
+            f"total_steps={total_steps} leaves no step to train what start_steps={start} choose; train longer, or give "
+            "fewer start_steps"
+        )
+    return Timeline(total_steps, begin=start, start=start)
+
+
+def repeat(*phases: Phase, total_steps: int, until: int, begin: int = 0, start: int = 0) -> Timeline:
     """As many whole cycles as end by step `until`: one that would not end by then is not begun.
+
+    Args:
+        phases: of one cycle.
+        total_steps: of the run.
+        until: the step by which updates must have ended.
+        begin: the step at which the first cycle begins, or `start` if that is later.
+        start: the step at which the first structure is taken.
 
     Raises:
         UserError: where not even one cycle fits.
     """
+    begin = max(begin, start)
     length = sum(phase.steps for phase in phases)
     updates = max(0, until - begin) // length
     if updates == 0:
         way_out = "shorten the phases or train longer"
         if until == 1:
             way_out = "a whole number counts steps, so for the whole run write update_end=1.0"
+        after = f", begins after {begin}" if begin else ""
         raise UserError(
-            f"total_steps={total_steps} is too short for one update: a cycle takes {length} steps but updates must end "
-            f"by step {until}; {way_out}"
+            f"total_steps={total_steps} is too short for one update: a cycle takes {length} steps{after} but updates "
+            f"must end by step {until}; {way_out}"
         )
-    return Timeline(total_steps, phases, updates, begin, until)
+    return Timeline(total_steps, phases, updates, begin, until, start)
 
 
 def steps_of(name: str, value: float, total_steps: int) -> int:

@@ -20,7 +20,7 @@ from regrow.methods import Method
 from regrow.optim_state import keeper, keeps_zero
 from regrow.patterns.base import Attached, Pattern
 from regrow.saliency import Saliency
-from regrow.schedule import Boundary, PhaseName
+from regrow.schedule import START, Boundary, PhaseName
 from regrow.state import WeightState
 from regrow.units import Units
 
@@ -105,9 +105,8 @@ class Sparsifier:
         self._statistics = HeldStatistics(self.model)  # of norms, as they were when exploration began
         self._accounts = Accounts(self.model, bound.flops if bound else None)
         if self._units is not None:
-            self._units.aim(self.method.sparsity_at(-1, self._timeline.updates, self._target), 0.0, 0)
             with self._units.full_width():
-                self.method.begin(self._units)
+                self._start(self._units)
         self._loads = attach.LoadListener()
         self._handles = self._register()
 
@@ -231,10 +230,23 @@ class Sparsifier:
 
     # -- between phases ----------------------------------------------------------------------------------------------
 
+    def _start(self, units: Units) -> None:
+        """Takes the first structure, or leaves the model dense until it has been scored."""
+        if self.step_count < self._timeline.start:
+            units.aim(0.0, 0.0, 0)
+            units.mark()
+        else:
+            units.aim(self.method.sparsity_at(START, self._timeline.updates, self._target), 0.0, self.step_count)
+            self.method.begin(units)
+
     def _cross(self, boundary: Boundary) -> None:
         assert self._units is not None
         self._account()
         with self._units.full_width():
+            if boundary.update == START:
+                self._start(self._units)
+                self._saliency.forget()
+                return
             if boundary.ended == "explore":
                 self._statistics.restore()
             sparsity = self.method.sparsity_at(boundary.update, self._timeline.updates, self._target)

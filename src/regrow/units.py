@@ -48,7 +48,7 @@ def check_ranks_at_once(criterion: Criterion) -> None:
     if criterion.uses_grad:
         raise UserError(
             f"criterion {criterion.name!r} needs gradients, which the first step has not made yet; "
-            "start from 'magnitude', at random, or dense (ramp=0.0, or OneShot(h=...))"
+            "score the model for a few steps first (start_steps=20, or h=20 of OneShot), or rank by 'magnitude'"
         )
 
 
@@ -202,15 +202,13 @@ class EntryUnits(Units):
         self.step = step
 
     def start(self, how: Start) -> None:
-        if how == "criterion" and self.targets != {name: size for name, (_, size) in self.final.items()}:
-            check_ranks_at_once(self.saliency.criterion)
         if how == "random":
-            read = CRITERIA["random"]
-        elif self.saliency.criterion.uses_grad:  # everything stays, so nothing is ranked
-            read = CRITERIA["magnitude"]
+            noise = CRITERIA["random"]
+            self._prune(self.targets, lambda name: noise(self.states[name].values(), generator=self._generator(name)))
         else:
-            read = self.saliency.criterion
-        self._prune(self.targets, lambda name: read(self.states[name].values(), generator=self._generator(name)))
+            if self.step == 0 and self.targets != {name: size for name, (_, size) in self.final.items()}:
+                check_ranks_at_once(self.saliency.criterion)
+            self._prune(self.targets, self._by("prune"))
         self.mark()
 
     def prune(self) -> None:

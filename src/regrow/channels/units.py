@@ -87,8 +87,9 @@ class ChannelUnits(Units):
             return
         everything = {name: torch.ones(size, dtype=torch.bool) for name, size in self.sizes.items()}
         if how == "criterion":
-            check_ranks_at_once(self.saliency.criterion)
-            self._keep(everything, self.budgets, lambda name: self._rank(self.saliency.criterion, name))
+            if self.step == 0:
+                check_ranks_at_once(self.saliency.criterion)
+            self._keep(everything, self.budgets, self._by("prune"))
         else:
             counts = uniform(self.prices, self.floor, self.steps, self.budgets)
             noise = {name: self._rank(CRITERIA["random"], name) for name in self.sizes}

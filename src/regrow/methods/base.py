@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 from regrow.criteria import Criterion
 from regrow.errors import UserError
 from regrow.patterns.base import Pattern
 from regrow.saliency import Scoring
-from regrow.schedule import Boundary, PhaseName, Span, Timeline
+from regrow.schedule import START, Boundary, PhaseName, Span, Timeline
 from regrow.shadow import Shadow
 from regrow.units import Units
 
 METHODS: dict[str, type[Method]] = {}
+START_STEPS = 20  # that score a trained model where nobody says how many
 
 
 class Method(ABC):
@@ -24,6 +26,8 @@ class Method(ABC):
     name: ClassVar[str]
     sparsifies: ClassVar[bool] = True
     channels_only: ClassVar[bool] = False
+
+    start_steps: int | None = None  # an option of methods that may start from a trained model
 
     @abstractmethod
     def timeline(self, total_steps: int) -> Timeline:
@@ -39,7 +43,14 @@ class Method(ABC):
 
     def suited(self, pattern: Pattern, criterion: Criterion) -> Method:
         """The method with what its options leave open decided for this pattern and criterion."""
+        if self.start_steps is None and self.ranks_at_start and criterion.uses_grad:
+            return dataclasses.replace(cast(Any, self), start_steps=START_STEPS)
         return self
+
+    @property
+    def ranks_at_start(self) -> bool:
+        """Whether the criterion chooses the first structure, out of a trained model."""
+        return False
 
     def check_pattern(self, pattern: Pattern) -> None:
         """Refuses a pattern that the method cannot work with.
@@ -78,7 +89,7 @@ class Method(ABC):
     def shadow_at(self, span: Span, step: int) -> Shadow | None:
         """The same, where it uses the gradient of this step."""
         shadow = self.shadow
-        at_rest = shadow is None or span.update is None or span.phase == "explore" or not shadow.due(step)
+        at_rest = shadow is None or _outside(span) or span.phase == "explore" or not shadow.due(step)
         return None if at_rest else shadow
 
     @property
@@ -88,16 +99,22 @@ class Method(ABC):
 
     def dense_gradient_steps(self, criterion: Criterion, span: Span, start: int, end: int) -> int:
         """How many of the steps from `start` to `end` of a span use the gradient of every weight."""
+        if _outside(span):
+            return 0
         if span.phase == "explore":
             return 0 if self.explores else end - start
-        if self.shadow is not None and span.update is not None:
+        if self.shadow is not None:
             return self.shadow.steps(start, end)
         windows = [
             span.end - span.start if scoring.window is None else scoring.window
             for scoring in self.scorings(criterion).get(span.phase, ())
-            if scoring.role == "grow" and scoring.criterion.uses_grad and span.update is not None
+            if scoring.role == "grow" and scoring.criterion.uses_grad
         ]
         return max(0, end - max(start, span.end - max(windows))) if windows else 0
+
+
+def _outside(span: Span) -> bool:
+    return span.update is None or span.update == START
 
 
 def register(cls: type[Method]) -> type[Method]:
@@ -106,12 +123,15 @@ def register(cls: type[Method]) -> type[Method]:
     return cls
 
 
-def check_start(start: str) -> None:
-    """Refuses a start that no method knows."""
+def check_start(start: str, steps: int | None) -> None:
+    """Refuses a start that no method knows, and steps that score for nothing."""
     if start not in ("random", "criterion"):
         raise UserError(
             f"start {start!r} is unknown; use 'random' (from scratch) or 'criterion' (from a trained model)"
         )
+    check_steps("start_steps", steps or 0, 0)
+    if steps and start == "random":
+        raise UserError(f"start_steps={steps} score a trained model for start='criterion'; start='random' needs none")
 
 
 def check_steps(name: str, value: int, least: int) -> None:

@@ -24,6 +24,8 @@ class GMP(Method):
         begin_at: when pruning begins, a share of training or a number of steps.
         update_end: when the target is reached, likewise.
         initial_sparsity: s_i, the sparsity before the first pruning.
+        start_steps: steps that score the model, still dense, before it is pruned to `initial_sparsity`. None takes 20
+            for criteria that use gradients and 0 for others; nothing is chosen for an `initial_sparsity` of 0.
     """
 
     name: ClassVar[str] = "gmp"
@@ -32,16 +34,25 @@ class GMP(Method):
     begin_at: float | int = 0.0
     update_end: float | int = 0.75
     initial_sparsity: float = 0.0
+    start_steps: int | None = None
 
     def __post_init__(self) -> None:
         check_steps("interval", self.interval, 1)
         if not 0 <= self.initial_sparsity < 1:
             raise UserError(f"initial_sparsity is {self.initial_sparsity}, but must lie in [0, 1)")
+        check_steps("start_steps", self.start_steps or 0, 0)
+        if self.start_steps and not self.initial_sparsity:
+            raise UserError(f"start_steps={self.start_steps} choose nothing where initial_sparsity is 0; give only one")
+
+    @property
+    def ranks_at_start(self) -> bool:
+        return self.initial_sparsity > 0
 
     def timeline(self, total_steps: int) -> Timeline:
         begin = steps_of("begin_at", self.begin_at, total_steps)
         until = steps_of("update_end", self.update_end, total_steps)
-        return repeat(Phase("estimate", self.interval), total_steps=total_steps, until=until, begin=begin)
+        cycle = Phase("estimate", self.interval)
+        return repeat(cycle, total_steps=total_steps, until=until, begin=begin, start=self.start_steps or 0)
 
     def scorings(self, criterion: Criterion) -> Mapping[PhaseName, tuple[Scoring, ...]]:
         return {"estimate": (Scoring("prune", criterion),)}

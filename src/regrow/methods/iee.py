@@ -45,6 +45,8 @@ class IEE(Method):
             paper's ablation.
         improve: train the pruned structure for `j` steps before exploring; False for the paper's ablation.
         start: ``"random"`` (from scratch) or ``"criterion"`` (the best units of a trained model).
+        start_steps: steps that score the trained model, still dense, before ``start="criterion"`` chooses from it. None
+            takes 20 for criteria that use gradients and 0 for others, which choose when attaching.
         ramp: sparsity to start with; it rises to the target along GMP's cubic while updates go on. None starts at the
             target.
         shadow_speed: speed, as a share of the optimizer's own, at which removed units evolve in memory by the dense
@@ -68,6 +70,7 @@ class IEE(Method):
     freeze: bool = True
     improve: bool = True
     start: Start = "random"
+    start_steps: int | None = None
     ramp: float | None = None
     shadow_speed: float | None = None
     shadow_every: int = 1
@@ -86,7 +89,7 @@ class IEE(Method):
         check_steps("h", self.h, 1)
         check_steps("j", self.j, 0)
         check_steps("q", self.explored, 0)
-        check_start(self.start)
+        check_start(self.start, self.start_steps)
         if self.grown_init not in ("mru", "explored", "zero"):
             raise UserError(f"grown_init {self.grown_init!r} is unknown; use 'mru', 'explored' or 'zero'")
         if self.reactivate not in ("mru", "zero"):
@@ -109,12 +112,17 @@ class IEE(Method):
             return 0.0 if self.explored else _SHADOW_SPEED
         return self.shadow_speed
 
-    def suited(self, pattern: Pattern, criterion: Criterion) -> IEE:
+    def suited(self, pattern: Pattern, criterion: Criterion) -> Method:
         if not (pattern.blind or criterion.uses_grad):
             self._check_nothing_explored()
-            return self
+            return super().suited(pattern, criterion)
         q = max(1, (self.h + self.j) // 10) if self.q is None else self.q
-        return dataclasses.replace(self, q=q, shadow_speed=0.0 if self.shadow_speed is None else self.shadow_speed)
+        speed = 0.0 if self.shadow_speed is None else self.shadow_speed
+        return super(IEE, dataclasses.replace(self, q=q, shadow_speed=speed)).suited(pattern, criterion)
+
+    @property
+    def ranks_at_start(self) -> bool:
+        return self.start == "criterion" and self.ramp != 0
 
     def _check_nothing_explored(self) -> None:
         if not self.explored and self.reactivate == "zero":
@@ -127,6 +135,7 @@ class IEE(Method):
             Phase("explore", self.explored),
             total_steps=total_steps,
             until=steps_of("update_end", self.update_end, total_steps),
+            start=self.start_steps or 0,
         )
 
     def scorings(self, criterion: Criterion) -> Mapping[PhaseName, tuple[Scoring, ...]]:

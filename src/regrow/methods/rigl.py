@@ -24,22 +24,31 @@ class DropAndGrow(Method):
         budget: share of the active units that an update replaces (f(t); RigL's α is its start).
         update_end: when updates end (T_end), a share of training or a number of steps.
         start: ``"random"`` (from scratch) or ``"criterion"`` (the best units of a trained model).
+        start_steps: steps that score the trained model, still dense, before ``start="criterion"`` chooses from it. None
+            takes 20 for criteria that use gradients and 0 for others, which choose when attaching.
     """
 
     interval: int = 100
     budget: Budget = Budget("cosine", 0.3)
     update_end: float | int = 0.75
     start: Start = "random"
+    start_steps: int | None = None
 
     growth: ClassVar[str]
 
     def __post_init__(self) -> None:
         check_steps("interval", self.interval, 1)
-        check_start(self.start)
+        check_start(self.start, self.start_steps)
+
+    @property
+    def ranks_at_start(self) -> bool:
+        return self.start == "criterion"
 
     def timeline(self, total_steps: int) -> Timeline:
         until = steps_of("update_end", self.update_end, total_steps)
-        return repeat(Phase("estimate", self.interval), total_steps=total_steps, until=until)
+        return repeat(
+            Phase("estimate", self.interval), total_steps=total_steps, until=until, start=self.start_steps or 0
+        )
 
     def scorings(self, criterion: Criterion) -> Mapping[PhaseName, tuple[Scoring, ...]]:
         growth = Criterion.of(self.growth)

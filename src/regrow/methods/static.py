@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from regrow.methods.base import Method, check_start, register
-from regrow.schedule import Timeline
+from regrow.schedule import Timeline, fixed
 from regrow.units import Start, Units
 
 
@@ -17,17 +17,24 @@ class Static(Method):
 
     Args:
         start: ``"random"``, or ``"criterion"`` to keep the best units of the model as it is.
+        start_steps: steps that score the trained model, still dense, before ``start="criterion"`` chooses from it. None
+            takes 20 for criteria that use gradients and 0 for others, which choose when attaching.
     """
 
     name: ClassVar[str] = "static"
 
     start: Start = "random"
+    start_steps: int | None = None
 
     def __post_init__(self) -> None:
-        check_start(self.start)
+        check_start(self.start, self.start_steps)
+
+    @property
+    def ranks_at_start(self) -> bool:
+        return self.start == "criterion"
 
     def timeline(self, total_steps: int) -> Timeline:
-        return Timeline(total_steps)
+        return fixed(total_steps, self.start_steps or 0)
 
     def begin(self, units: Units) -> None:
         units.start(self.start)

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_runs import write_compare, write_run
+from fake_runs import facts, write_compare, write_run
+from test_report_channels import write_channels
 
 from regrow.report.page import write
 
@@ -120,21 +121,45 @@ def test_every_figure_is_drawn_without_an_error(page: Path, proxy: Recorder, tmp
     assert proxy.asked() == []
 
 
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sparse runs beside thin ones, with sizes, a machine, a remark and a model to load."""
+    base = tmp_path_factory.mktemp("mixed")
+    runs = [write_run(base / method, method, 0, steps=300, said=facts(method)) for method in ("dense", "rigl", "iee")]
+    thin = [write_channels(base, "static", seed, 0.02, latency_predicted=0.01) for seed in (0, 1)]
+    (runs[2] / "model").mkdir()
+    (runs[2] / "model" / "manifest.json").write_text("{}")
+    return write([*runs, *thin], base / "report.html")
+
+
+def test_sparse_runs_beside_thin_ones(mixed: Path, proxy: Recorder, tmp_path: Path) -> None:
+    dom, console = browse(mixed, proxy, tmp_path / "profile")
+    keys = ["tradeoff", "phases", "latency", "prediction", "widths", "curves", "iou", "survival", "layers"]
+    assert list(figures(dom)) == keys
+    for name, content in figures(dom).items():
+        assert 'class="main-svg"' in content, name
+    assert console == []
+    assert proxy.asked() == []
+
+
 NARROW = """<iframe src="report.html" style="width:420px;height:3000px;border:0"></iframe><pre></pre><script>
 addEventListener("load", () => setTimeout(() => {
   const page = document.querySelector("iframe").contentDocument, root = page.documentElement;
   const right = (kind) => Math.max(...[...page.querySelectorAll(kind)].map((one) => one.getBoundingClientRect().right));
   const plots = page.querySelectorAll(".plot .main-svg").length;
   const sizes = {width: root.clientWidth, needed: root.scrollWidth, plots,
-    rightmost: Math.max(...["section", ".plot", ".plot .main-svg", ".tile", "h1", ".key"].map(right))};
+    rightmost: Math.max(...["section", ".plot", ".plot .main-svg", ".tile", "h1", ".key", SELECTORS].map(right))};
   document.querySelector("pre").textContent = JSON.stringify(sizes);
 }, 1500));
 </script>"""
 
 
-def test_nothing_sticks_out_on_a_telephone(page: Path, proxy: Recorder, tmp_path: Path) -> None:
-    frame = page.with_name("frame.html")
-    frame.write_text(NARROW, encoding="utf-8")
+@pytest.mark.parametrize(("name", "more"), [("page", ".scroll"), ("mixed", ".scroll, .list, .remark, pre")])
+def test_nothing_sticks_out_on_a_telephone(
+    request: pytest.FixtureRequest, proxy: Recorder, tmp_path: Path, name: str, more: str
+) -> None:
+    frame = request.getfixturevalue(name).with_name("frame.html")
+    frame.write_text(NARROW.replace("SELECTORS", json.dumps(more)), encoding="utf-8")
     dom, console = browse(frame, proxy, tmp_path / "profile", 800, "--allow-file-access-from-files")
     found = re.search(r"<pre>(.*)</pre>", dom)
     assert found is not None

@@ -158,8 +158,43 @@ def test_axis_helpers() -> None:
     assert log_ticks(0.04, 1.0, 8) == [0.05, 0.1, 0.2, 0.5, 1.0]
     assert log_ticks(0.0004, 1.0, 6) == [0.001, 0.01, 0.1, 1.0]
     assert nice_range([0.9, 0.9]) == pytest.approx([0.89, 0.91])
-    low, high = nice_range([0.0, 1.0])
-    assert -0.011 < low < 0
-    assert 1 < high < 1.011
+    assert nice_range([0.2, 0.7], pad=0.1) == pytest.approx([0.15, 0.75])
     assert translucent("#0a7abf", 0.5) == "rgba(10,122,191,0.5)"
     assert all(math.isfinite(tick) for tick in log_ticks(1e-12, 1e12, 5))
+
+
+@pytest.mark.parametrize("values", [[0.0, 1.0], [0.0], [1.0], [0.001, 0.999], [0.998, 1.0], [0.0, 0.003], [0.083, 0.1]])
+def test_no_axis_of_fractions_goes_beyond_them(values: list[float]) -> None:
+    low, high = nice_range(values, pad=0.14)
+    assert 0 <= low <= min(values)
+    assert max(values) <= high <= 1
+    assert high - low >= 0.02 - 1e-12
+
+
+@pytest.mark.parametrize("accuracies", [[0.0, 0.02], [0.999, 0.9], [1.0, 1.0]])
+def test_nor_does_a_standard_deviation(accuracies: list[float]) -> None:
+    figure = figures.accuracy_against_cost({"iee": [(0.3, one) for one in accuracies]}, LOOKS)
+    strong = named(figure, "iee")[1]
+    assert strong.y[0] + strong.error_y.array[0] <= 1
+    assert strong.y[0] - strong.error_y.arrayminus[0] >= 0
+    low, high = figure.layout.yaxis.range
+    assert 0 <= low < high <= 1
+
+
+def test_the_accuracy_of_every_run_stays_below_the_top_of_its_axis() -> None:
+    runs = [[(10.0, 0.1), (100.0, 0.1)], [(10.0, 0.1), (100.0, 0.3)]]
+    trace = Trace(runs, [(10.0, 0.1), (100.0, 0.2)])
+    figure = figures.curves({"iee": trace}, {}, {}, LOOKS)
+    assert figure.layout.yaxis.range[1] > 0.3
+
+
+def test_low_accuracies_below_the_axis_are_announced_where_there_are_any() -> None:
+    def caption(values: list[float]) -> str:
+        metrics = tuple(Metric(step=10 * i, accuracy=value, split="val") for i, value in enumerate(values, 1))
+        run = Run(directory=Path("x"), label="iee", method="iee", seed=0, finished=True, metrics=metrics)
+        drawing = panels._curves(panels.group([run]))
+        assert drawing is not None
+        return drawing.caption
+
+    assert "Low accuracies fall below the axis." in caption([0.1, *[0.9] * 40])
+    assert caption([0.9] * 40) == ""

@@ -128,3 +128,94 @@ def test_damaged_widths_are_refused(runs: list[Path]) -> None:
     (runs[1] / "structure.json").write_text('{"widths": 3}')
     with pytest.raises(ValueError, match='"widths" must be a list of objects'):
         read(runs[1:2])
+
+
+# ---- what is shown where only some of the runs have it ----
+
+
+def drawn(directories: list[Path]) -> dict[str, Any]:
+    groups = panels.group(read(directories).runs)
+    return {panel.key: panel.draw(groups) for panel in channels.panels_of(groups)}
+
+
+@pytest.mark.parametrize("methods", [["iee"], ["static", "rigl"], ["dense", "static", "set"]])
+def test_densities_of_layers_stay_beside_runs_of_channels(tmp_path: Path, methods: list[str]) -> None:
+    sparse = [write_run(tmp_path / f"{m}-sparse", m, 0, 100, label=f"{m}-sparse") for m in methods]
+    found = drawn([*sparse, write_channels(tmp_path, "iee", 0, 0.01)])
+    labels = {trace.legendgroup for trace in found["layers"].figure.data}
+    assert labels == {f"{m}-sparse" for m in methods if m != "dense"}
+    assert "widths" in found
+
+
+def test_no_empty_place_for_densities_where_no_run_has_them(tmp_path: Path) -> None:
+    dense = write_run(tmp_path / "dense", "dense", 0, 100)
+    assert "layers" not in drawn([dense, write_channels(tmp_path, "iee", 0, 0.01)])
+
+
+def marks_of(drawing: Any, label: str) -> list[tuple[float, ...]]:
+    return [trace.x for trace in drawing.figure.data if trace.legendgroup == label]
+
+
+def test_a_dense_run_that_was_not_timed_is_what_others_were_timed_against(tmp_path: Path) -> None:
+    thin = [write_channels(tmp_path, "iee", seed, 0.01) for seed in (0, 1)]
+    dense = write_run(tmp_path / "plain", "dense", 0, 100)
+    drawing = drawn([*thin, dense])["latency"]
+    assert marks_of(drawing, "dense") == [(1.0,)]
+    assert "Dense: 98" in drawing.alt
+    assert "The dotted line is dense training." in drawing.caption
+    assert not [shape for shape in drawing.figure.layout.shapes if shape.x0 == shape.x1 == 1.0]
+    other = write_run(tmp_path / "larger", "dense", 0, 100, dense_flops=9e9, label="larger")
+    assert marks_of(drawn([*thin, other])["latency"], "larger") == []
+
+
+def test_a_dense_run_that_was_timed_stands_where_it_was_measured(tmp_path: Path) -> None:
+    runs = [write_channels(tmp_path, "iee", 0, 0.01), write_channels(tmp_path, "dense", 0, 0.042)]
+    assert marks_of(drawn(runs)["latency"], "dense") == [(pytest.approx(1.05),)]
+
+
+def test_without_a_dense_run_its_latency_is_a_line(tmp_path: Path) -> None:
+    drawing = drawn([write_channels(tmp_path, "iee", seed, 0.01) for seed in (0, 1)])["latency"]
+    [line] = drawing.figure.layout.shapes
+    assert (line.x0, line.x1) == (1.0, 1.0)
+    assert drawing.figure.layout.xaxis.range[1] > 1.0
+    assert "its accuracy is not known here" in drawing.caption
+
+
+def test_dense_runs_alone_are_no_comparison_of_latency(tmp_path: Path) -> None:
+    assert "latency" not in drawn([write_channels(tmp_path, "dense", seed, 0.04) for seed in (0, 1)])
+
+
+@pytest.mark.parametrize(
+    ("points", "said"),
+    [
+        ({"iee": [(2.5, 3.4), (2.5, 4.8)]}, "What was measured is 1.64× the prediction for IEE."),
+        ({"iee": [(10.0, 8.0)], "halp": [(10.0, 12.0)]}, "is 0.80× the prediction for IEE and 1.20× the pred"),
+        ({"iee": [(10.0, 10.2)], "halp": [(10.0, 20.0)]}, "is 2.00× the prediction for HALP."),
+    ],
+)  # fmt: skip
+def test_a_prediction_that_is_far_off_is_remarked_upon(points: dict[str, Any], said: str) -> None:
+    remark = channels.off_prediction(points)
+    assert said in remark
+    assert "docs/latency.md" in remark
+
+
+@pytest.mark.parametrize(
+    "points", [{"iee": [(10.0, 11.4)]}, {"iee": [(10.0, 8.6), (10.0, 11.4)]}, {"iee": [(0.0, 1.0)]}]
+)
+def test_one_that_is_not_is_not(points: dict[str, Any]) -> None:
+    assert channels.off_prediction(points) == ""
+
+
+def test_the_remark_is_on_the_page(tmp_path: Path) -> None:
+    run = write_channels(tmp_path, "iee", 0, 0.02, latency_predicted=0.01)
+    page = Page(write([run], tmp_path / "report.html"))
+    assert "What was measured is 2.00× the prediction for IEE." in page.text("p")
+
+
+def test_weights_kept_and_latency_stand_side_by_side(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "rigl", "rigl", 0, 100), write_channels(tmp_path, "iee", 0, 0.01)]
+    columns = Page(write(runs, tmp_path / "report.html")).texts["th"][:9]
+    assert columns == [
+        "Method", "Accuracy", "Difference to RigL", "Seeds", "Weights kept", "Latency", "Images/s", "Inference FLOPs",
+        "Training FLOPs",
+    ]  # fmt: skip

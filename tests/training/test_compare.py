@@ -108,7 +108,9 @@ def test_when_all_runs_fail_there_is_no_table(tmp_path, recipe_file, capsys):
     assert last == f"regrow: no run has finished; the same command with --out {out} tries again"
     failed = read(out / "results.json")["failures"]
     assert [failure["run"] for failure in failed] == ["runs/slow-seed0", "runs/static-seed0"]
-    assert not (out / "report.html").exists()
+    page = (out / "report.html").read_text()  # none of an earlier success stays there
+    assert "<h1>Both runs failed</h1>" in page
+    assert page.count("holds something else than a run (in-the-way)") == 2
 
 
 def test_interrupted_and_continued(tmp_path, recipe_file):

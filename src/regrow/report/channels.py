@@ -14,15 +14,18 @@ from regrow.report.statistics import mean
 from regrow.report.style import MUTED, Look, blank, heading, translucent
 
 _LATENCY = "Measured latency, × dense"
+_FAR = 0.15  # as a share of the predicted latency
 
 
 def panels_of(groups: Sequence[Group]) -> list[Panel]:
-    """The panels of a page: where runs have widths or latencies, those that show them too."""
+    """The panels of a page: where runs have widths or latencies, those that show them too, and densities of layers
+    where other runs have them."""
     own = [panel for panel in _PANELS if panel.draw(groups) is not None]
     halves = [panel for panel in own if not panel.wide]
     if len(halves) == 1:  # it stands alone
         own = [replace(panel, wide=True) for panel in own]
-    kept = [panel for panel in PANELS if panel.key != "layers" or "widths" not in [one.key for one in own]]
+    thin = any(panel.key == "widths" for panel in own)
+    kept = [panel for panel in PANELS if panel.key != "layers" or not thin or panel.draw(groups) is not None]
     place = next(i for i, panel in enumerate(kept) if panel.key == "curves")
     return [*kept[:place], *own, *kept[place:]]
 
@@ -33,12 +36,16 @@ def panels_of(groups: Sequence[Group]) -> list[Panel]:
 def accuracy_against_latency(
     points: Mapping[str, Points], looks: Mapping[str, Look], dense: str | None = None
 ) -> go.Figure:
-    """As `figures.accuracy_against_cost`, with a line through the means that none of the others beats in both."""
-    figure = figures.accuracy_against_cost(points, looks, dense, _LATENCY)
+    """As `figures.accuracy_against_cost`, with a line through the means that none of the others beats in both. Where no
+    label is ``dense``, a line stands at the dense network's latency."""
+    figure = figures.accuracy_against_cost(points, looks, dense, _LATENCY, also=() if dense in points else (1.0,))
     front = pareto([(mean([x for x, _ in p]), mean([y for _, y in p])) for p in points.values()])
     line = {"color": translucent(MUTED, 0.6), "width": 1.5, "shape": "hv"}
     quiet = {"showlegend": False, "hoverinfo": "skip"}
     figure.add_scatter(x=[x for x, _ in front], y=[y for _, y in front], mode="lines", line=line, **quiet)
+    if dense not in points:
+        at = 0.0 if figure.layout.xaxis.type == "log" else 1.0
+        figure.add_vline(x=at, line={"color": MUTED, "width": 1.5, "dash": "dot"}, layer="below")
     return figure
 
 
@@ -116,13 +123,8 @@ def widths(
 
 
 def _tradeoff(groups: Sequence[Group]) -> Drawing | None:
-    points: dict[str, list[tuple[float, float]]] = {}
-    for g in groups:
-        for run in g.runs:
-            value = score(run)
-            if run.latency is not None and run.dense_latency and value is not None:
-                points.setdefault(g.label, []).append((run.latency / run.dense_latency, value))
-    if sum(len(found) for found in points.values()) < 2:
+    points = {g.label: found for g in groups if (found := _at_latency(g, groups))}
+    if sum(len(found) for found in points.values()) < 2 or all(g.dense for g in groups if g.label in points):
         return None
     means = {label: (mean([x for x, _ in p]), mean([a for _, a in p])) for label, p in points.items()}
     said = {label: f"{formats.accuracy(a)} at {formats.times(x)}" for label, (x, a) in means.items()}
@@ -130,8 +132,28 @@ def _tradeoff(groups: Sequence[Group]) -> Drawing | None:
     caption = "Up and to the left is better; the line joins the means that no other beats in both."
     if several(groups):
         caption += " Large marks are means ± one standard deviation, faint marks single runs."
+    if dense is None:
+        caption += " The dotted line is the dense network’s latency; its accuracy is not known here."
+    else:
+        caption += " The dotted line is dense training."
     figure = accuracy_against_latency(points, look_of(groups), dense)
     return Drawing(figure, caption, f"Scatter plot of accuracy against measured latency. {spoken(said)}.")
+
+
+def _at_latency(group: Group, groups: Sequence[Group]) -> list[tuple[float, float]]:
+    """(latency × dense, accuracy) of each run that was timed, and of dense runs that were not: these are what others
+    were timed against, if their networks are the same size."""
+    timed = {run.dense_flops for g in groups for run in g.runs if run.dense_latency}
+    points = []
+    for run in group.runs:
+        value = score(run)
+        if value is None:
+            continue
+        if run.latency is not None and run.dense_latency:
+            points.append((run.latency / run.dense_latency, value))
+        elif group.dense and run.dense_flops in timed:
+            points.append((1.0, value))
+    return points
 
 
 def _prediction(groups: Sequence[Group]) -> Drawing | None:
@@ -146,7 +168,27 @@ def _prediction(groups: Sequence[Group]) -> Drawing | None:
     said = {label: f"off by {formats.share(error)} on average" for label, error in errors.items()}
     caption = "Below the dotted line, a network is faster than its latency table says; above it, slower."
     figure = predicted_and_measured(points, look_of(groups))
-    return Drawing(figure, caption, f"Scatter plot of measured against predicted latency. {spoken(said)}.")
+    alt = f"Scatter plot of measured against predicted latency. {spoken(said)}."
+    return Drawing(figure, caption, alt, off_prediction(points))
+
+
+def off_prediction(points: Mapping[str, Points]) -> str:
+    """A remark on the labels whose measured latency is far from the predicted one, on average; nothing where none is.
+
+    Args:
+        points: label → (predicted, measured) milliseconds of each run
+    """
+    sums = {label: (sum(x for x, _ in found), sum(y for _, y in found)) for label, found in points.items()}
+    far = {label: y / x for label, (x, y) in sums.items() if x > 0 and abs(y / x - 1) > _FAR}
+    if not far:
+        return ""
+    said = formats.listing([f"{formats.times(ratio)} the prediction for {formats.name(k)}" for k, ratio in far.items()])
+    return (
+        f"What was measured is {said}. The prediction adds up layers that were timed one by one before training. It is "
+        "off where the machine was busier at one of the two times, and in networks of a few milliseconds, where calls "
+        "between the layers count as much as the layers. Measure again with little else running; docs/latency.md says "
+        "how."
+    )
 
 
 def _widths(groups: Sequence[Group]) -> Drawing | None:

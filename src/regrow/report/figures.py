@@ -46,11 +46,16 @@ class LayerChange:
 
 
 def accuracy_against_cost(
-    points: Mapping[str, Points], looks: Mapping[str, Look], dense: str | None = None, axis: str = _COST
+    points: Mapping[str, Points],
+    looks: Mapping[str, Look],
+    dense: str | None = None,
+    axis: str = _COST,
+    also: Sequence[float] = (),
 ) -> go.Figure:
     """One faint mark per run at (cost, accuracy), and the mean with ± one standard deviation.
 
-    ``dense`` names the label whose mean accuracy becomes a reference line; ``axis`` says what the cost is.
+    ``dense`` names the label whose mean accuracy becomes a reference line; ``axis`` says what the cost is, and is long
+    enough for the costs in ``also`` too.
     """
     figure = blank(400)
     means = {label: (mean([c for c, _ in p]), mean([a for _, a in p])) for label, p in points.items()}
@@ -60,13 +65,15 @@ def accuracy_against_cost(
     for label, runs in points.items():
         look = looks[label]
         mark = {"color": look.color, "symbol": look.symbol}
-        common = {"mode": "markers", "name": shown(label), "legendgroup": label}
+        common = {"mode": "markers", "name": shown(label), "legendgroup": label, "cliponaxis": False}
         hover = "%{fullData.name}, WHAT<br>%{y:.1%} at %{x:.2f}× dense<extra></extra>"
         bars = None
         if len(runs) > 1:
             std = sample_std([accuracy for _, accuracy in runs]) or 0.0
-            extent += [means[label][1] - std, means[label][1] + std]
-            bars = {"type": "data", "array": [std], "thickness": 1.6, "width": 5, "color": look.color}
+            up, down = min(std, 1 - means[label][1]), min(std, means[label][1])  # there is nothing beyond 0 and 100%
+            extent += [means[label][1] - down, means[label][1] + up]
+            bars = {"type": "data", "symmetric": False, "array": [up], "arrayminus": [down]}
+            bars |= {"thickness": 1.6, "width": 5, "color": look.color}
             faint = {**mark, "size": 8, "opacity": 0.35}
             template = hover.replace("WHAT", "one run")
             figure.add_scatter(**_xy(runs), **common, marker=faint, showlegend=False, hovertemplate=template)
@@ -74,7 +81,7 @@ def accuracy_against_cost(
         template = hover.replace("WHAT", "mean" if bars else "one run")
         figure.add_scatter(**_xy([means[label]]), **common, marker=strong, error_y=bars, hovertemplate=template)
     figure.update_yaxes(tickformat=".1~%", range=nice_range(extent, pad=0.14), nticks=7)
-    _cost_axis(figure, [cost for runs in points.values() for cost, _ in runs], axis)
+    _cost_axis(figure, [*(cost for runs in points.values() for cost, _ in runs), *also], axis)
     name_points(figure, means, {label: shown(label) for label in means}, struck=dense)
     heading(figure, "Accuracy")
     return figure
@@ -142,7 +149,8 @@ def _curve_axis(figure: go.Figure, title: str, traces: Mapping[str, Trace], row:
         # the first climb and a rare dip would take the room of the differences that matter: they leave the axis below
         settled = max(step for step, _ in drawn) / 5
         late = sorted(value for step, value in drawn if step >= settled)
-        span = nice_range(late[len(late) // 10 :])
+        every = [value for trace in traces.values() for run in trace.runs for step, value in run if step >= settled]
+        span = nice_range([*late[len(late) // 10 :], *(value for value in every if value > late[-1])])
         figure.update_yaxes(tickformat=".1~%", range=span, nticks=6, row=row)
 
 
@@ -195,7 +203,8 @@ def _over_updates(
     figure = blank(320)
     for label, trace in traces.items():
         few = max(len(run) for run in trace.runs) <= 25
-        _lines(figure, label, trace, looks[label], hover, mode="lines+markers" if few else "lines")
+        mode = "lines+markers" if few else "lines"
+        _lines(figure, label, trace, looks[label], hover, mode=mode, cliponaxis=False)  # a mark at 1 stays whole
     values = [value for trace in traces.values() for run in trace.runs for _, value in run]
     figure.update_yaxes(tickformat=ticks, range=nice_range(values, pad=0.1), nticks=6)
     figure.update_xaxes(title_text="Training step", tickformat=",", nticks=6, rangemode="tozero")

@@ -70,6 +70,14 @@ def count(value: float | None) -> str:
     return NOTHING if value is None else f"{value:,.0f}"
 
 
+def megabytes(value: float | None) -> str:
+    """Bytes, in millions: 102_400_000 → ``102 MB``, 3_210_000 → ``3.2 MB``, 26_848 → ``0.027 MB``."""
+    if value is None:
+        return NOTHING
+    size = value / 1e6
+    return f"{size:,.0f} MB" if size >= 99.5 else f"{size:.1f} MB" if size >= 0.95 else f"{size:.2g} MB"
+
+
 def plural(number: int, word: str) -> str:
     """1, run → ``1 run``; 12, run → ``12 runs``."""
     return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"

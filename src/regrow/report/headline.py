@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from regrow.report import formats
+from regrow.report.chance import Chance, chance_of
+from regrow.report.facts import Failure
 from regrow.report.runs import Run
 from regrow.report.statistics import Paired, accuracies, by_label, paired
 
@@ -31,26 +33,99 @@ class Headline:
     tiles: tuple[Tile, ...]
 
 
-def compose(runs: Sequence[Run], records: Sequence[Mapping[str, Any]], summaries: Sequence[Summary]) -> Headline:
+def compose(
+    runs: Sequence[Run],
+    records: Sequence[Mapping[str, Any]],
+    summaries: Sequence[Summary],
+    failures: Sequence[Failure] = (),
+) -> Headline:
     """Say what came out. ``records`` and ``summaries`` are those of the finished runs (format of ``results.json``)."""
-    waiting = [run for run in runs if not run.finished]
-    note = (
-        f"{formats.plural(len(waiting), 'run')} {'is' if len(waiting) == 1 else 'are'} unfinished." if waiting else ""
-    )
+    note = _missing(runs, failures)
     if not summaries:
-        return _unfinished(runs)
-    ranked = sorted((s for s in summaries if s["mean"] is not None), key=lambda s: -s["mean"])
+        return _without_results(failures, note) if failures else _unfinished(runs)
+    ranked, sparse = _ranked(summaries)
     if not ranked:
         return _without_accuracy(summaries, note)
-    sparse = _of_one_kind([s for s in ranked if not _is_dense(s)])
     dense = next((s for s in ranked if _is_dense(s)), None)
     best = sparse[0] if sparse else ranked[0]
+    guessed = _no_better_than_chance(runs, ranked)
+    if best["label"] in guessed:
+        return _at_chance(best, dense, guessed, note)
     rival = _rival(best, sparse)
     versus = {s["label"]: _compare(records, best, s) for s in (rival, dense) if s is not None and s is not best}
     title = f"{_name(best)} reaches {formats.accuracy(best['mean'])}{_with_weights(best)}"
     parts = [_against_rival(best, rival, versus), _against_dense(dense, versus), _for_cost(best, dense)]
     lede = _sentence([part for part in parts if part])
-    return Headline(title, " ".join(filter(None, (lede, note))), _tiles(best, rival, dense, versus))
+    lede = " ".join(filter(None, (lede, _others_at_chance(guessed), note)))
+    return Headline(title, lede, _tiles(best, rival, dense, versus))
+
+
+def named(summaries: Sequence[Summary]) -> str | None:
+    """The label that the headline is about; None where there is no summary."""
+    ranked, sparse = _ranked(summaries)
+    return next((str(s["label"]) for s in (*sparse, *ranked, *summaries)), None)
+
+
+def _ranked(summaries: Sequence[Summary]) -> tuple[list[Summary], list[Summary]]:
+    """Those with an accuracy, best first; and of them the sparse ones that compare."""
+    ranked = sorted((s for s in summaries if s["mean"] is not None), key=lambda s: -s["mean"])
+    return ranked, _of_one_kind([s for s in ranked if not _is_dense(s)])
+
+
+def _missing(runs: Sequence[Run], failures: Sequence[Failure]) -> str:
+    """What is said of runs without results."""
+    failed = {failure.name for failure in failures}
+    waiting = [run for run in runs if not run.finished and run.directory.name not in failed]
+    counts = [(len(waiting), "unfinished"), (len(failed), "failed")]
+    said = []
+    for number, word in counts:
+        if number:
+            verb = "" if word == "failed" else "is " if number == 1 else "are "
+            said.append(f"{formats.plural(number, 'run')} {verb}{word}.")
+    return " ".join(said)
+
+
+def _no_better_than_chance(runs: Sequence[Run], summaries: Sequence[Summary]) -> dict[str, Chance]:
+    """The labels whose accuracy guessing explains."""
+    found = {s["label"]: chance_of([r for r in runs if r.finished and r.label == s["label"]]) for s in summaries}
+    means = {s["label"]: s["mean"] for s in summaries}
+    return {label: chance for label, chance in found.items() if chance is not None and chance.explains(means[label])}
+
+
+def _others_at_chance(guessed: Mapping[str, Chance]) -> str:
+    if not guessed:
+        return ""
+    names = formats.listing([formats.name(label) for label in guessed])
+    return f"{names} {'has' if len(guessed) == 1 else 'have'} learnt nothing: no better than chance."
+
+
+def _at_chance(best: Summary, dense: Summary | None, guessed: Mapping[str, Chance], note: str) -> Headline:
+    """Nothing to praise, and no differences to compare."""
+    chance = guessed[best["label"]]
+    reached = formats.accuracy(best["mean"])
+    title = f"{_name(best)} has learnt nothing: {reached} is no better than chance"
+    lede = f"Guessing one of {chance.classes:,} classes is right in {formats.accuracy(chance.level)} of cases"
+    if chance.images:
+        lede += f", and with luck in {formats.accuracy(chance.most)} of {chance.images:,} test images"
+    lede += "."
+    if dense is not None and dense is not best:
+        other = "is no better" if dense["label"] in guessed else f"reaches {formats.accuracy(dense['mean'])}"
+        lede += f" Dense training {other}."
+    lede += " The training loss below shows whether it needs more steps or another learning rate."
+    tiles = _tiles(best, None, None, {})
+    first = Tile(tiles[0].title, reached, f"chance is {formats.accuracy(chance.level)}")
+    return Headline(title, " ".join(filter(None, (lede, note))), (first, *tiles[1:]))
+
+
+def _without_results(failures: Sequence[Failure], note: str) -> Headline:
+    """Of a comparison without a single result."""
+    number = len(failures)
+    title = {1: "The only run failed", 2: "Both runs failed"}.get(number, f"All {number:,} runs failed")
+    if "unfinished" in note:
+        title = f"No run is finished, and {formats.plural(number, 'run')} failed"
+    return Headline(
+        title, f"There is no result to show. What {'it' if number == 1 else 'each'} said last is below.", ()
+    )
 
 
 def _of_one_kind(sparse: Sequence[Summary]) -> list[Summary]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 from regrow import atomic
 from regrow.errors import UserError
-from regrow.report import channels, formats, headline, panels
+from regrow.report import about, channels, formats, headline, panels, tables
+from regrow.report.markup import Part, card, escape
 from regrow.report.panels import Drawing, Group, Panel
 from regrow.report.runs import Collection, Recipe, Run, read
 from regrow.report.statistics import summarise
@@ -48,14 +48,16 @@ def render(collection: Collection) -> str:
     runs = collection.runs
     records = [record(run) for run in runs if run.finished]
     summaries = summarise(records)
-    head = headline.compose(runs, records, summaries)
+    head = headline.compose(runs, records, summaries, collection.failures)
     groups = panels.group(runs)
     assets = files("regrow.report") / "assets"
     body = [
         _top(head, collection, groups),
-        _summary_table(summaries, groups) if summaries else "",
-        _figures(groups),
-        _runs_table(groups),
+        tables.failures(collection.failures),
+        tables.summary(summaries, groups) if summaries else "",
+        *([_figures(groups), _beside(tables.sizes(groups), about.machine(runs, collection.version))] if runs else []),
+        tables.runs(groups, collection.failures) if runs else "",
+        about.loading(_shown(runs, summaries)),
         _recipes(collection.recipes),
     ]
     page = f"""<!DOCTYPE html>
@@ -65,7 +67,7 @@ def render(collection: Collection) -> str:
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>{_e(head.title)} · regrow report</title>
+<title>{escape(head.title)} · regrow report</title>
 <style>
 {(assets / "page.css").read_text(encoding="utf-8")}</style>
 </head>
@@ -88,10 +90,6 @@ def record(run: Run) -> dict[str, Any]:
     return {**{key: getattr(run, key) for key in keys}, "accuracy": panels.score(run)}
 
 
-def _e(text: object) -> str:
-    return html.escape(str(text))
-
-
 # ---- the parts of the page, from top to bottom ----
 
 
@@ -101,24 +99,25 @@ def _top(head: headline.Headline, collection: Collection, groups: Sequence[Group
     if len(groups) > len({g.method for g in groups}):
         methods = f"{formats.plural(len(groups), 'variant')} of {methods}"
     facts = [formats.plural(len(collection.runs), "run"), methods, formats.plural(len(seeds), "seed")]
+    facts = facts if collection.runs else [formats.plural(len(collection.failures), "run")]
     steps = max((run.steps or 0 for run in collection.runs), default=0)
     facts += [f"{formats.count(steps)} steps"] if steps else []
+    facts += [when] if (when := about.finished(collection.runs, "%Y-%m-%d")) else []
     tiles = "".join(_tile(tile) for tile in head.tiles)
-    lede = f'<p class="lede">{_e(head.lede)}</p>\n' if head.lede else ""
+    tiles = f'<dl class="tiles">\n{tiles}</dl>\n' if tiles else ""
+    lede = f'<p class="lede">{escape(head.lede)}</p>\n' if head.lede else ""
     version = f" {collection.version}" if collection.version else ""
     return f"""<header>
-<p class="brand">{_LOGO}<span>regrow{_e(version)}</span><span class="facts">{_e(" · ".join(facts))}</span></p>
-<h1>{_e(head.title)}</h1>
-{lede}<dl class="tiles">
-{tiles}</dl>
-</header>
+<p class="brand">{_LOGO}<span>regrow{escape(version)}</span><span class="facts">{escape(" · ".join(facts))}</span></p>
+<h1>{escape(head.title)}</h1>
+{lede}{tiles}</header>
 <main>
 """
 
 
 def _tile(tile: headline.Tile) -> str:
-    value, note = f'<dd class="value">{_e(tile.value)}</dd>', f'<dd class="note">{_e(tile.note)}</dd>'
-    return f'<div class="tile"><dt>{_e(tile.title)}</dt>{value}{note}</div>\n'
+    value, note = f'<dd class="value">{escape(tile.value)}</dd>', f'<dd class="note">{escape(tile.note)}</dd>'
+    return f'<div class="tile"><dt>{escape(tile.title)}</dt>{value}{note}</div>\n'
 
 
 _LOGO = (
@@ -128,84 +127,10 @@ _LOGO = (
 )
 
 
-def _summary_table(summaries: Sequence[Mapping[str, Any]], groups: Sequence[Group]) -> str:
-    by_label = {g.label: g for g in groups}
-    reference = summaries[0]["label"]
-    compared = len(summaries) > 1
-    dense_steps = next((s["cost_steps"] for s in summaries if s["cost_steps"] is not None), None)
-    columns = ["Accuracy", "Seeds", "Weights kept", "Inference FLOPs", "Training FLOPs", "Time per run"]
-    if compared:
-        columns.insert(1, f"Difference to {formats.name(reference)}")
-    best = max((s["mean"] for s in summaries if s["mean"] is not None), default=None)
-    speed = any(s.get("latency") is not None for s in summaries)
-    rows = []
-    for s in summaries:
-        spread = f' <span class="dim">± {s["std"] * 100:.1f}</span>' if s["std"] is not None else ""
-        number = formats.accuracy(s["mean"])
-        cells = [
-            (f"<strong>{number}</strong>" if s["mean"] == best and compared else number) + spread,
-            _e(s["n"]),
-            formats.share(s["density"]),
-            formats.times(s["inference_ratio"]),
-            formats.times(s["training_cost"]),
-            formats.seconds(s["seconds"]),
-        ]
-        if compared:
-            cells.insert(1, _difference(s["paired"]))
-        if speed:
-            cells[2 + compared] = formats.times(s["latency_ratio"])
-            cells.insert(3 + compared, formats.count(s["throughput"]))
-            cells.insert(-1, formats.times(s["train_ratio"]))
-        if dense_steps is not None:
-            cells.insert(-2, formats.count(s["steps"]))
-        rows.append((_method(by_label[s["label"]]), cells))
-    if speed:
-        columns[2 + compared : 3 + compared] = ["Latency", "Images/s"]
-        columns.insert(-1, "Training time")
-    if dense_steps is not None:
-        columns.insert(-2, "Steps")
-    caption = "FLOPs are multiples of the dense network’s; a multiply-add counts as two."
-    if speed:
-        caption += (
-            " So are latency, measured on the machine of the run, and training time, the wall clock of its steps."
-        )
-    if dense_steps is not None:
-        caption += f" Matched by training FLOPs: 1× is dense training for {formats.count(dense_steps)} steps."
-    if any(s["paired"] and s["paired"]["ci_low"] is not None for s in summaries):
-        caption += " Differences are in points, paired by seed, with their 95% confidence interval."
-    elif compared:
-        caption += " Differences are in points."
-    return _card("summary", "Summary", _table("Method", columns, rows, "Summary of the methods"), caption)
-
-
-def _difference(result: Mapping[str, Any] | None) -> str:
-    if result is None:
-        return f'<span class="dim">{formats.NOTHING}</span>'
-    text = formats.signed(result["difference"])
-    if result["ci_low"] is not None:
-        text += f' <span class="dim">{formats.signed(result["ci_low"])} to {formats.signed(result["ci_high"])}</span>'
-    return text
-
-
-def _method(group: Group) -> str:
-    return f'<span class="dot" style="background:{group.look.color}"></span>{_e(formats.name(group.label))}'
-
-
-def _table(first: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], label: str) -> str:
-    """A table whose cells are HTML already, in a frame that scrolls sideways on narrow screens."""
-    head = "".join(f'<th scope="col">{_e(column)}</th>' for column in (first, *columns))
-    body = ""
-    for name, cells in rows:
-        body += f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>\n'
-    table = f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table>"
-    return f'<div class="scroll" role="region" aria-label="{_e(label)}" tabindex="0">{table}</div>\n'
-
-
-def _card(key: str, title: str, content: str, caption: str = "", wide: bool = True) -> str:
-    kind, anchor = "card" if wide else "card half", f"title-{key}"
-    note = f'<p class="caption">{_e(caption)}</p>\n' if caption else ""
-    heading = f'<h2 id="{anchor}">{_e(title)}</h2>'
-    return f'<section class="{kind}" aria-labelledby="{anchor}">\n{heading}\n{note}{content}</section>\n'
+def _beside(*parts: Part | None) -> str:
+    """Parts in one row, as far as there are any."""
+    there = [part for part in parts if part is not None]
+    return "".join(card(one.key, one.title, one.content, one.caption, wide=len(there) == 1) for one in there)
 
 
 def _figures(groups: Sequence[Group]) -> str:
@@ -221,16 +146,16 @@ def _figures(groups: Sequence[Group]) -> str:
 
 def _figure(panel: Panel, drawing: Drawing | None, wide: bool) -> str:
     if drawing is None:
-        return _card(panel.key, panel.title, f'<p class="empty">{_e(panel.empty)}</p>\n')
+        return card(panel.key, panel.title, f'<p class="empty">{escape(panel.empty)}</p>\n')
     figure, place = drawing.figure, f"plot-{panel.key}"
     key = _key(figure)
     figure.update_layout(showlegend=False)
     style = f"height:{figure.layout.height}px"
     content = (
-        f'{key}<div class="plot" id="{place}" role="img" aria-label="{_e(drawing.alt)}" style="{style}"></div>\n'
+        f'{key}<div class="plot" id="{place}" role="img" aria-label="{escape(drawing.alt)}" style="{style}"></div>\n'
         f'<script type="application/json" data-plot="{place}">{inert(figure.to_json(engine="json"))}</script>\n'
     )
-    return _card(panel.key, panel.title, content, drawing.caption, wide)
+    return card(panel.key, panel.title, content, drawing.caption, wide, drawing.remark)
 
 
 def _key(figure: Any) -> str:
@@ -241,10 +166,10 @@ def _key(figure: Any) -> str:
     entries = []
     for trace in named:
         shape = _GLYPHS.get(getattr(trace.marker, "symbol", None) or "square", _GLYPHS["circle"])
-        svg = f'<svg viewBox="0 0 12 12" width="11" height="11" aria-hidden="true" fill="{_e(trace.marker.color)}">'
+        svg = f'<svg viewBox="0 0 12 12" width="11" height="11" aria-hidden="true" fill="{escape(trace.marker.color)}">'
         # the figures escape the names already, as plotly takes them for HTML
         label = f"{svg}{shape}</svg>{trace.name}"
-        group = _e(trace.legendgroup)
+        group = escape(trace.legendgroup)
         entries.append(f'<li><button type="button" aria-pressed="true" data-group="{group}">{label}</button></li>')
     return f'<ul class="key" aria-label="Legend; select to hide or show">{"".join(entries)}</ul>\n'
 
@@ -268,39 +193,16 @@ def inert(text: str) -> str:
     return text
 
 
-def _runs_table(groups: Sequence[Group]) -> str:
-    shown = [(g, run) for g in groups for run in g.runs]
-    validated = any(run.validation_accuracy is not None for _, run in shown)
-    exploring = any(run.explore_steps for _, run in shown)
-    columns = ["Seed", "Accuracy", *(["Validation"] if validated else []), "Weights kept", "Training FLOPs"]
-    columns += ["Inference FLOPs", "Steps", *(["Exploring"] if exploring else []), "Time", "State"]
-    rows = []
-    for g, run in shown:
-        ratio = run.inference_flops / run.dense_flops if run.inference_flops is not None and run.dense_flops else None
-        state = "done" if run.finished else '<span class="badge">unfinished</span>'
-        cells = [_e(run.seed), _accuracy_cell(run)]
-        cells += [formats.accuracy(run.validation_accuracy)] if validated else []
-        cells += [
-            formats.share(run.density),
-            formats.times(run.training_cost),
-            formats.times(ratio),
-            formats.count(run.steps),
-        ]
-        cells += [formats.count(run.explore_steps)] if exploring else []
-        rows.append((_method(g), [*cells, formats.seconds(run.seconds), state]))
-    return _card("runs", "All runs", _table("Method", columns, rows, "All runs"))
-
-
-def _accuracy_cell(run: Run) -> str:
-    if run.finished or run.last_accuracy is None:
-        return formats.accuracy(run.accuracy)
-    return f'<span class="dim">{formats.accuracy(run.last_accuracy)} so far</span>'
+def _shown(runs: Sequence[Run], summaries: Sequence[Mapping[str, Any]]) -> Run | None:
+    """The run whose network is worth loading first: the first of the method that the headline names."""
+    label = headline.named(summaries)
+    return next((run for run in runs if run.finished and run.label == label), None)
 
 
 def _recipes(recipes: Sequence[Recipe]) -> str:
     blocks = ""
     for recipe in recipes:
-        text = f'<pre tabindex="0"><code>{_e(recipe.text)}</code></pre>'
-        blocks += f"<details><summary>{_e(recipe.title)}</summary>\n{text}</details>\n"
+        text = f'<pre tabindex="0"><code>{escape(recipe.text)}</code></pre>'
+        blocks += f"<details><summary>{escape(recipe.title)}</summary>\n{text}</details>\n"
     title = "Recipe" if len(recipes) == 1 else "Recipes"
-    return (_card("recipes", title, blocks) if recipes else "") + "</main>\n"
+    return (card("recipes", title, blocks) if recipes else "") + "</main>\n"

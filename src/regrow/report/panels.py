@@ -11,7 +11,7 @@ from regrow.report import figures, formats
 from regrow.report.figures import LayerChange, Points, Trace
 from regrow.report.runs import Metric, Run
 from regrow.report.statistics import mean
-from regrow.report.style import Look, looks
+from regrow.report.style import DENSE_GRADIENTS, Look, looks
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -46,11 +46,13 @@ def group(runs: Iterable[Run]) -> list[Group]:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure, how to read it (one or two short sentences), and what it shows for those who cannot see it."""
+    """A figure, how to read it (one or two short sentences), what it shows for those who cannot see it, and what is odd
+    about it, if anything."""
 
     figure: go.Figure
     caption: str
     alt: str
+    remark: str = ""
 
 
 @dataclass(frozen=True)
@@ -168,19 +170,35 @@ def _tradeoff(groups: Sequence[Group]) -> Drawing | None:
 def _phases(groups: Sequence[Group]) -> Drawing | None:
     costs: dict[str, dict[str, float]] = {}
     for g in groups:
-        found = [run.by_phase for run in g.runs if run.by_phase]
-        names = dict.fromkeys(phase for phases in found for phase in phases)
-        sums = {name: mean([phases.get(name, 0.0) for phases in found]) for name in names}
+        found = [parts_of_cost(run) for run in g.runs if run.by_phase]
+        names = dict.fromkeys(part for parts in found for part in parts)
+        sums = {name: mean([parts.get(name, 0.0) for parts in found]) for name in names}
         if any(value > 0 for value in sums.values()):
             costs[g.label] = {name: value for name, value in sums.items() if value > 0}
     if not costs:
         return None
+    there = {name for parts in costs.values() for name in parts}
     caption = "Training FLOPs, as a multiple of those of dense training."
-    if any("explore" in phases for phases in costs.values()):
-        caption += " Exploration trains the weights that were pruned."
-    said = {k: ", ".join(f"{phase} {formats.times(v)}" for phase, v in phases.items()) for k, phases in costs.items()}
+    caption += "".join(f" {said}" for name, said in _SAID_OF_PARTS.items() if name in there)
+    said = {k: ", ".join(f"{part} {formats.times(v)}" for part, v in parts.items()) for k, parts in costs.items()}
     alt = f"Stacked bars of training cost by phase. {spoken(said)}."
     return Drawing(figures.cost_by_phase(costs), caption, alt)
+
+
+_SAID_OF_PARTS = {
+    DENSE_GRADIENTS: "Dense gradients: computed for what was removed, to preview it (IEE) or to choose growth (RigL).",
+    "explore": "Explore: training what was removed.",
+    "estimate": "Estimate: training while what is in use is scored.",
+    "improve": "Improve: training on after pruning.",
+    "fixed": "Fixed: training once updates have ended.",
+}
+
+
+def parts_of_cost(run: Run) -> dict[str, float]:
+    """The training cost by phase, without the gradients of removed weights, which are a part of their own."""
+    apart = {phase: part for phase, part in run.facts.dense_gradients.items() if 0 < part <= run.by_phase.get(phase, 0)}
+    parts = {phase: cost - apart.get(phase, 0.0) for phase, cost in run.by_phase.items()}
+    return parts | ({DENSE_GRADIENTS: sum(apart.values())} if apart else {})
 
 
 def _curves(groups: Sequence[Group]) -> Drawing | None:
@@ -199,13 +217,14 @@ def _curves(groups: Sequence[Group]) -> Drawing | None:
     caption = "Strong lines are means over seeds, thin lines single runs." if several(groups) else ""
     if bands:
         caption += " Shaded: exploration, with the active weights frozen; its loss is that of the reactivated network."
-    if accuracy:
-        caption += " Low accuracies early in training fall below the axis."
     word = {"val": "Validation accuracy", "test": "Test accuracy"}.get(split or "", "Accuracy")
     last = {label: formats.accuracy((trace.mean or trace.runs[0])[-1][1]) for label, trace in accuracy.items()}
     shown = " and ".join(name for name, there in ((word.lower(), accuracy), ("training loss", loss)) if there)
     alt = f"Line chart of {shown} against the training step." + (f" Last values: {spoken(last)}." if last else "")
     figure = figures.curves(accuracy, loss, density, look_of(groups), bands, word)
+    lowest = min((y for trace in accuracy.values() for run in trace.runs for _, y in run), default=1.0)
+    if accuracy and lowest < figure.layout.yaxis.range[0]:
+        caption += " Low accuracies fall below the axis."
     return Drawing(figure, caption.strip(), alt)
 
 
@@ -235,7 +254,7 @@ def _layers(groups: Sequence[Group]) -> Drawing | None:
     changes: dict[str, list[LayerChange]] = {}
     for g in groups:
         by_name: dict[str, list[tuple[float, float, int]]] = {}
-        for layer in (layer for run in g.runs for layer in run.layers):
+        for layer in (layer for run in g.runs if not run.widths for layer in run.layers):
             densities = (layer.start_active / layer.total, layer.active / layer.total, layer.total)
             by_name.setdefault(layer.name, []).append(densities)
         rows = [LayerChange(n, mean([r[0] for r in v]), mean([r[1] for r in v]), v[0][2]) for n, v in by_name.items()]
@@ -280,7 +299,8 @@ PANELS: tuple[Panel, ...] = (
             "iou",
             figures.structure_iou,
             "the overlap between the structures of successive updates",
-            "1 means that an update changed nothing; a rising line is a structure that settles.",
+            "Of what was in use before or after an update, the share in use both before and after. At 1 it changed "
+            "nothing; a rising line is a structure that settles.",
         ),
         wide=False,
     ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from regrow.errors import UserError
+from regrow.report.facts import Facts, Failure, facts_of, failures_of
+from regrow.report.plain import number as _number
+from regrow.report.plain import whole as _whole
 
 _FILES = ("results.json", "metrics.jsonl", "structure.json", "recipe.yaml")
 
@@ -86,6 +88,7 @@ class Run:
     layers: tuple[Layer, ...] = ()
     updates: tuple[Update, ...] = ()
     widths: tuple[Width, ...] = ()
+    facts: Facts = field(default_factory=Facts)
 
     @property
     def last_accuracy(self) -> float | None:
@@ -108,6 +111,7 @@ class Collection:
     runs: tuple[Run, ...]
     recipes: tuple[Recipe, ...]
     version: str | None = None
+    failures: tuple[Failure, ...] = ()
 
 
 def read(directories: Sequence[Path]) -> Collection:
@@ -122,12 +126,14 @@ def read(directories: Sequence[Path]) -> Collection:
     runs: list[Run] = []
     recipes: list[Recipe] = []
     versions: list[str] = []
+    failures: list[Failure] = []
     for directory in unique.values():
         found = _read_directory(directory)
         runs += _distinct(found.runs, runs, directory)
         recipes += [r for r in found.recipes if r.text not in {known.text for known in recipes}]
         versions += [found.version] if found.version and found.version not in versions else []
-    return Collection(tuple(runs), tuple(recipes), ", ".join(versions) or None)
+        failures += found.failures
+    return Collection(tuple(runs), tuple(recipes), ", ".join(versions) or None, tuple(failures))
 
 
 def _read_directory(directory: Path) -> Collection:
@@ -140,7 +146,8 @@ def _read_directory(directory: Path) -> Collection:
             f"{directory} holds no run (no results.json, no metrics.jsonl, no runs/); "
             "give a directory that `regrow train` or `regrow compare` wrote"
         )
-    if not children:
+    failures = failures_of(_object(directory / "results.json"), directory / "results.json")
+    if not children and not failures:
         return _read_run_directory(directory)
     parts = [_read_run_directory(child) for child in children]
     version, records = _results(directory / "results.json")
@@ -151,7 +158,8 @@ def _read_directory(directory: Path) -> Collection:
     runs.sort(key=lambda run: order.get((run.label, run.seed), len(order)))
     own = _recipe_text(directory)
     recipes = (Recipe(directory.name, own),) if own else tuple(r for part in parts for r in part.recipes)
-    return Collection(tuple(runs), recipes, version or next((p.version for p in parts if p.version), None))
+    version = version or next((p.version for p in parts if p.version), None)
+    return Collection(tuple(runs), recipes, version, failures)
 
 
 def _is_run(directory: Path) -> bool:
@@ -211,6 +219,7 @@ def _from_record(directory: Path, record: Mapping[str, Any]) -> Run:
         explore_steps=_whole(record.get("explore_steps")),
         cost_steps=_whole(record.get("cost_steps")),
         by_phase=_phases(record.get("by_phase")),
+        facts=facts_of(record, directory),
     )
     return replace(run, **values)  # type: ignore[arg-type]  # all of them are numbers or None
 
@@ -381,18 +390,3 @@ def _recipe_text(directory: Path) -> str | None:
 
 def _label(record: Mapping[str, Any]) -> str:
     return str(record.get("label") or record["method"])
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _whole(value: Any) -> int | None:
-    number = _number(value)
-    return int(number) if number is not None and number == int(number) else None

@@ -30,8 +30,16 @@ _MORE = ("#9a5fc0", "#44aa99", "#b3475f", "#8a8f2a", "#6f7fd6", "#a3683a")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "star", "hexagon")
 _SYMBOL_BY_METHOD = dict(zip(("iee", "rigl", "set", "gmp", "static", "dense"), _SYMBOLS, strict=False))
 
-# the phases of training, from "plain training" to "exploration": greys, and one accent for what only IEE does
-PHASES = {"estimate": "#a9b4bd", "improve": "#7f97aa", "explore": "#e08a1e", "fixed": "#566a7b"}
+# the phases of training, from "plain training" to "exploration": greys, and one accent for looking at what was removed,
+# paler where that costs gradients only
+DENSE_GRADIENTS = "dense gradients"
+PHASES = {
+    "estimate": "#a9b4bd",
+    "improve": "#7f97aa",
+    DENSE_GRADIENTS: "#eebb77",
+    "explore": "#e08a1e",
+    "fixed": "#566a7b",
+}
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,9 @@ def log_ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def nice_range(values: Sequence[float], pad: float = 0.08, low: float = 0.0, high: float = 1.0) -> list[float]:
-    """A range around fractions with some air, kept within [low, high] plus a sliver, and never narrower than 0.02."""
-    bottom, top = min(values), max(values)
+    """A range around fractions with some air, never beyond [low, high] and never narrower than 0.02."""
+    bottom, top = max(min(values), low), min(max(values), high)
     air = max((top - bottom) * pad, (0.02 - (top - bottom)) / 2, 0.002)
-    return [max(bottom - air, low - 0.01), min(top + air, high + 0.01)]
+    bottom, top = max(bottom - air, low), min(top + air, high)
+    missing = max(0.02 - (top - bottom), 0.0)  # where one end is at its limit
+    return [max(bottom - missing, low), min(top + missing, high)]

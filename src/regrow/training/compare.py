@@ -95,10 +95,9 @@ def compare(
         if failures:
             found["failures"] = [{"run": f"runs/{name}", "reason": said} for name, said in failures.items()]
         atomic.write_json(out / rundir.RESULTS, found)
-    if runs:
-        from regrow.report.page import write
+    from regrow.report.page import write
 
-        write([out], out / rundir.REPORT)
+    write([out], out / rundir.REPORT)
     return Comparison(found, list(failures.values()))
 
 

@@ -1,0 +1,45 @@
+"""Whether an accuracy is more than guessing would reach."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from regrow.report.runs import Run
+
+_SURE = 0.99
+
+
+@dataclass(frozen=True)
+class Chance:
+    """Guessing one of ``classes`` on ``images`` test images (None: nobody knows how many)."""
+
+    classes: int
+    images: int | None
+
+    @property
+    def level(self) -> float:
+        """The accuracy that guessing reaches on average."""
+        return 1 / self.classes
+
+    @property
+    def most(self) -> float:
+        """The accuracy that guessing stays within in 99 of 100 cases (binomial); its mean where images are unknown."""
+        if not self.images:
+            return self.level
+        from scipy.stats import binom
+
+        return float(binom.ppf(_SURE, self.images, self.level)) / self.images
+
+    def explains(self, accuracy: float) -> bool:
+        """Whether this accuracy is not above chance. That of several runs must be their mean: as they are of the same
+        images, more runs make no smaller margin."""
+        return self.classes > 1 and accuracy <= self.most
+
+
+def chance_of(runs: Sequence[Run]) -> Chance | None:
+    """That of runs of the same data; None where they do not know their classes, or not all the same."""
+    known = {run.facts.builder.classes if run.facts.builder else None for run in runs}
+    classes = known.pop() if len(known) == 1 else None
+    images = [run.facts.test_images for run in runs if run.accuracy is not None]
+    return None if classes is None else Chance(classes, min((n for n in images if n), default=None))

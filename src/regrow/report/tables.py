@@ -1,0 +1,162 @@
+"""The tables of the page: the methods side by side, the sizes of their networks, all runs, and those that failed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from regrow.report import formats
+from regrow.report.facts import Facts, Failure
+from regrow.report.markup import Part, card, escape, method, table
+from regrow.report.panels import Group
+from regrow.report.runs import Run
+from regrow.report.statistics import mean
+
+_Summary = Mapping[str, Any]
+
+
+def summary(summaries: Sequence[_Summary], groups: Sequence[Group]) -> str:
+    """A row for each method."""
+    by_label = {g.label: g for g in groups}
+    columns = _columns(summaries)
+    rows = [(method(by_label[s["label"]]), [cell(s) for cell in columns.values()]) for s in summaries]
+    content = table("Method", list(columns), rows, "Summary of the methods")
+    return card("summary", "Summary", content, _caption(summaries))
+
+
+def _columns(summaries: Sequence[_Summary]) -> dict[str, Callable[[_Summary], str]]:
+    """Heading → what a summary has there, as HTML."""
+    best = max((s["mean"] for s in summaries if s["mean"] is not None), default=None)
+    speed = any(s.get("latency") is not None for s in summaries)
+    thin_only = speed and all(s.get("latency") is not None for s in summaries)
+    compared = len(summaries) > 1
+
+    def accuracy(s: _Summary) -> str:
+        text = formats.accuracy(s["mean"])
+        text = f"<strong>{text}</strong>" if s["mean"] == best and compared else text
+        return text + (f' <span class="dim">± {s["std"] * 100:.1f}</span>' if s["std"] is not None else "")
+
+    columns: dict[str, Callable[[_Summary], str]] = {"Accuracy": accuracy}
+    if compared:
+        columns[f"Difference to {formats.name(summaries[0]['label'])}"] = lambda s: _difference(s["paired"])
+    columns["Seeds"] = lambda s: escape(s["n"])
+    if not thin_only:
+        columns["Weights kept"] = lambda s: formats.share(s["density"])
+    if speed:
+        columns["Latency"] = lambda s: formats.times(s["latency_ratio"])
+        columns["Images/s"] = lambda s: formats.count(s["throughput"])
+    columns["Inference FLOPs"] = lambda s: formats.times(s["inference_ratio"])
+    if _dense_steps(summaries) is not None:
+        columns["Steps"] = lambda s: formats.count(s["steps"])
+    columns["Training FLOPs"] = lambda s: formats.times(s["training_cost"])
+    if any(s.get("train_ratio") is not None for s in summaries):
+        columns["Training time"] = lambda s: formats.times(s["train_ratio"])
+    columns["Time per run"] = lambda s: formats.seconds(s["seconds"])
+    return columns
+
+
+def _dense_steps(summaries: Sequence[_Summary]) -> float | None:
+    """The steps of the dense training that costs are multiples of, where runs were matched by cost."""
+    return next((s["cost_steps"] for s in summaries if s["cost_steps"] is not None), None)
+
+
+def _caption(summaries: Sequence[_Summary]) -> str:
+    said = ["FLOPs are multiples of the dense network’s; a multiply-add counts as two."]
+    if any(s.get("latency") is not None for s in summaries):
+        said.append("So is latency, measured on the machine of the run.")
+    if any(s.get("train_ratio") is not None for s in summaries):
+        said.append("Training time, the wall clock of all steps, is a multiple of the dense runs’.")
+    dense_steps = _dense_steps(summaries)
+    if dense_steps is not None:
+        said.append(f"Matched by training FLOPs: 1× is dense training for {formats.count(dense_steps)} steps.")
+    if any(s["paired"] and s["paired"]["ci_low"] is not None for s in summaries):
+        said.append("Differences are in points, paired by seed, with their 95% confidence interval.")
+    elif len(summaries) > 1:
+        said.append("Differences are in points.")
+    return " ".join(said)
+
+
+def _difference(result: Mapping[str, Any] | None) -> str:
+    if result is None:
+        return f'<span class="dim">{formats.NOTHING}</span>'
+    text = formats.signed(result["difference"])
+    if result["ci_low"] is not None:
+        text += f' <span class="dim">{formats.signed(result["ci_low"])} to {formats.signed(result["ci_high"])}</span>'
+    return text
+
+
+def sizes(groups: Sequence[Group]) -> Part | None:
+    """How large the networks are, in parameters and in megabytes; None where no run says."""
+    known = [(g, found) for g in groups if (found := [r.facts for r in g.runs if r.facts.parameters is not None])]
+    if not known:
+        return None
+    rows = []
+    for g, found in known:
+        parameters, whole = _mean(found, "parameters"), _mean(found, "dense_parameters")
+        share = formats.share(parameters / whole) if parameters is not None and whole else formats.NOTHING
+        files = [formats.megabytes(_mean(found, key)) for key in ("bytes", "saved_bytes")]
+        rows.append((method(g), [f'{formats.count(parameters)} <span class="dim">{share}</span>', *files]))
+    caption = (
+        "Parameters in use, and the file that holds them. torch.save writes zeros like any other number, so removed "
+        "weights make its file no smaller; regrow.save leaves them out. Removed channels are missing from both."
+    )
+    dense = {(f.dense_parameters, f.dense_bytes) for _, found in known for f in found if f.dense_parameters}
+    if len(dense) == 1 and not any(g.dense for g, _ in known):
+        ((count, size),) = dense
+        caption += f" Dense: {formats.count(count)} parameters, {formats.megabytes(size)}."
+    content = table("Method", ["Parameters", "torch.save", "regrow.save"], rows, "Sizes of the networks")
+    return Part("sizes", "Size", content, caption)
+
+
+def _mean(facts: Sequence[Facts], key: str) -> float | None:
+    values = [value for one in facts if (value := getattr(one, key)) is not None]
+    return mean(values) if values else None
+
+
+def runs(groups: Sequence[Group], failures: Sequence[Failure]) -> str:
+    """A row for each run."""
+    shown = [(g, run) for g in groups for run in g.runs]
+    failed = {failure.name for failure in failures}
+    validated = any(run.validation_accuracy is not None for _, run in shown)
+    exploring = any(run.explore_steps for _, run in shown)
+    columns = ["Seed", "Accuracy", *(["Validation"] if validated else []), "Weights kept", "Training FLOPs"]
+    columns += ["Inference FLOPs", "Steps", *(["Exploring"] if exploring else []), "Time", "State"]
+    rows = []
+    for g, run in shown:
+        ratio = run.inference_flops / run.dense_flops if run.inference_flops is not None and run.dense_flops else None
+        cells = [escape(run.seed), _accuracy(run)]
+        cells += [formats.accuracy(run.validation_accuracy)] if validated else []
+        cells += [
+            formats.share(run.density),
+            formats.times(run.training_cost),
+            formats.times(ratio),
+            formats.count(run.steps),
+        ]
+        cells += [formats.count(run.explore_steps)] if exploring else []
+        rows.append((method(g), [*cells, formats.seconds(run.seconds), _state(run, failed)]))
+    said = ["Validation is the accuracy on images that were held out of training."] if validated else []
+    said += ["Exploring: the steps that trained only what had been removed."] if exploring else []
+    return card("runs", "All runs", table("Method", columns, rows, "All runs"), " ".join(said))
+
+
+def _state(run: Run, failed: set[str]) -> str:
+    if run.finished:
+        return "done"
+    return f'<span class="badge">{"failed" if run.directory.name in failed else "unfinished"}</span>'
+
+
+def _accuracy(run: Run) -> str:
+    if run.finished or run.last_accuracy is None:
+        return formats.accuracy(run.accuracy)
+    return f'<span class="dim">{formats.accuracy(run.last_accuracy)} so far</span>'
+
+
+def failures(found: Sequence[Failure]) -> str:
+    """What each run that failed said; nothing where none did."""
+    if not found:
+        return ""
+    said = [(one.name, one.reason.removeprefix(f"the run {one.name} failed: ")) for one in found]
+    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(reason)}</dd>\n" for name, reason in said)
+    title = "The run that failed" if len(found) == 1 else "Runs that failed"
+    content = f'<dl class="list">\n{items}</dl>\n'
+    return card("failures", title, content, "The same regrow compare command runs them again, and only them.")

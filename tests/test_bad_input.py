@@ -10,6 +10,7 @@ import torch
 
 import tiny_recipe as tiny
 from regrow.cli import main
+from regrow.training import checkpoint
 
 MODELS = """
 from torch import nn
@@ -211,8 +212,8 @@ def _truncated(path):
 
 def _edited(**changes):
     def damage(path):
-        state = torch.load(path, weights_only=True)
-        torch.save({**state, **changes}, path)
+        state = {**torch.load(path, weights_only=True), **changes}
+        torch.save({**state, "checksum": checkpoint.checksum(state)}, path)
 
     return damage
 
@@ -223,11 +224,21 @@ CHECKPOINTS = [
     (lambda path: path.write_bytes(pickle.dumps(Evil())), "state.pt is damaged or no checkpoint of regrow"),
     (lambda path: torch.save({"state_dict": {}}, path), "state.pt is not a checkpoint of regrow"),
     (lambda path: torch.save([1], path), "state.pt is not a checkpoint of regrow"),
-    (_edited(version=99), "has format version 99, this regrow reads 1: update regrow"),
-    (_edited(model={}), "the checkpoint does not fit the recipe's model or optimizer"),
-    (_edited(optimizer={}), "the checkpoint does not fit the recipe's model or optimizer"),
-    (_edited(sparsifier={"format": 0}), "Sparsifier"),
-    (_edited(step="x"), "the checkpoint does not fit"),
+    (_edited(version=99), "has format version 99, this regrow reads 1 and 2: update regrow"),
+    (_edited(model={}), "is there in only one of checkpoint and model; start anew with another --out"),
+    (_edited(optimizer={}), "state.pt is damaged: optimizer.state is missing: start anew with another --out"),
+    (_edited(sparsifier={"format": 0}), "it is at step 30, but its sparsifier at None"),
+    (_edited(step="x"), "state.pt is damaged: step should be a valid integer"),
+    (_edited(step=31), "it is at step 31, but the run has only 30"),
+    (_edited(loss=[0.0, -1, 0.0]), "state.pt is damaged: loss"),
+    (_edited(seconds=float("inf")), "state.pt is damaged: seconds should be a finite number"),
+    (_edited(start_active={"x": 1}), "start_active has other names than the model"),
+    (_edited(surprise=1), "state.pt is damaged: surprise does not belong there"),
+    (
+        _edited(processes=2),
+        "was begun by 2 processes, and one process would train another model: continue it with "
+        "`torchrun --nproc-per-node 2 -m regrow train --out run --resume`, or start anew with another --out",
+    ),
     (lambda path: (path.parents[1] / "recipe.yaml").write_text("a: [\n"), "recipe.yaml cannot be read"),
     (lambda path: (path.parents[1] / "recipe.yaml").write_text("a: 1\n"), "a differs from the recipe"),
 ]

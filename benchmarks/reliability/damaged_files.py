@@ -20,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
+import attack_checkpoints as checkpoints
 import attack_saves as saves
 import attack_tables as tables
 
@@ -35,6 +36,8 @@ ATTACKS: dict[str, Attack] = {
     "damaged saved models": counted(2365, lambda n, place: saves.attack(n, saves.damaged, place)),
     "flipped bits in saved models": counted(120, lambda n, place: saves.attack(n, saves.flipped, place, True)),
     "kills and errors while saving over a save": saves.crashes,
+    "edited checkpoints": counted(800, lambda n, place: checkpoints.attack(n, "edited", place)),
+    "flipped bits in checkpoints": counted(60, lambda n, place: checkpoints.attack(n, "flipped", place)),
     "damaged latency tables": counted(4500, lambda n, place: tables.attack(n, "damaged", place)),
     "flipped bits in latency tables": counted(300, lambda n, place: tables.attack(n, "flipped", place)),
     "loads while another process saves": lambda place: saves.races(1500, 3, place),

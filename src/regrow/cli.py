@@ -125,6 +125,10 @@ def _train(args: argparse.Namespace) -> int:
     if args.resume and rundir.is_finished(out):
         rundir.check_same_recipe(out, recipe)
         print(f"the run in {out} is finished; its results are in {out / rundir.RESULTS}")
+        if rundir.report_is_due(out) and not args.no_report:  # it ended just before
+            from regrow.report.page import write
+
+            print(f"report: {write([out], out / rundir.REPORT)}")
         return 0
     from regrow.training import checkpoint
     from regrow.training.loop import train

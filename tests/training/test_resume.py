@@ -169,11 +169,21 @@ def test_asked_to_stop(tmp_path):
 def test_a_finished_run_says_so(tmp_path, capsys, monkeypatch):
     recipe, out = tiny.write(tmp_path), tmp_path / "run"
     train(load(recipe), out, monkeypatch=monkeypatch)
+    assert main(["train", str(recipe), "--out", str(out), "--resume", "--no-report"]) == 0
+    assert not (out / "report.html").exists()
+    assert main(["train", str(recipe), "--out", str(out), "--resume"]) == 0
+    assert f"report: {out / 'report.html'}" in capsys.readouterr().out  # it ended before that was written
+    assert "iee" in (out / "report.html").read_text(encoding="utf-8")
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
     assert main(["train", str(recipe), "--out", str(out), "--resume"]) == 0
-    assert "is finished" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "is finished" in said
+    assert "report:" not in said
     assert main(["train", "--out", str(out), "--resume"]) == 0  # the recipe is in the directory
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
+    os.utime(out / "report.html", ns=(0, 0))  # that of an earlier run
+    assert main(["train", "--out", str(out), "--resume"]) == 0
+    assert (out / "report.html").stat().st_mtime_ns > 0
 
 
 def test_what_is_resumed_must_be_there(tmp_path, capsys, monkeypatch):

@@ -20,6 +20,7 @@ from regrow import atomic, recalibrate, storage
 from regrow.cost import training_cost
 from regrow.errors import UserError
 from regrow.training import checkpoint, rundir
+from regrow.training import resume as resume_checks
 from regrow.training.data import BatchSource
 from regrow.training.evaluation import accuracy, averaged_weights
 from regrow.training.facts import sizes
@@ -64,6 +65,7 @@ def train(
     table = read_table(out / rundir.LATENCY) if is_channels(recipe) else None
     run = Run(recipe, label or (saved or {}).get("label") or recipe.method_name, table, quiet)
     if saved is not None:
+        resume_checks.check_processes(saved.get("processes"), run.accelerator.num_processes, out)
         run.load_state(saved)
     if not run.accelerator.is_main_process:
         return Trainer(run, None, None, quiet=True).train()

@@ -19,7 +19,7 @@ from regrow.criteria import Criterion
 from regrow.errors import UserError
 from regrow.quiet import evaluating
 from regrow.sparsifier import Sparsifier
-from regrow.training import facts
+from regrow.training import facts, resume
 from regrow.training.data import BatchSource, DataSet
 from regrow.training.data import load as load_data
 from regrow.training.evaluation import Ema
@@ -123,6 +123,7 @@ class Run:
             "recipe": self.recipe.resolved(),
             "label": self.label,
             "step": self.step,
+            "processes": self.accelerator.num_processes,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "sparsifier": self.sparsifier.state_dict(),
@@ -141,8 +142,11 @@ class Run:
         """
         try:
             with self.sparsifier.full_width():
+                resume.check(self, state)
                 self.model.load_state_dict(state["model"])
-                self.optimizer.load_state_dict(state["optimizer"])
+                self.optimizer.load_state_dict(
+                    {**state["optimizer"], "param_groups": resume.groups(self, state["optimizer"]["param_groups"])}
+                )
                 self.sparsifier.load_state_dict(state["sparsifier"])
             if self.ema is not None:
                 self.ema.load_state_dict(state["ema"])
@@ -153,9 +157,11 @@ class Run:
             self.step = int(state["step"])
             total, self.loss_count, self.last_loss = state["loss"]
             self.loss_sum.fill_(total)
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"the checkpoint does not fit the recipe's model or optimizer: {reason}") from error
+            raise UserError(
+                f"the checkpoint does not fit the recipe's model or optimizer: {reason}; start anew with another --out"
+            ) from error
 
     def cost(self) -> dict[str, float]:
         """Training FLOPs of the steps so far, x those of ``cost_steps`` dense ones: by phase, and in total."""

@@ -31,6 +31,12 @@ def is_finished(directory: Path) -> bool:
     return (directory / RESULTS).is_file()
 
 
+def report_is_due(directory: Path) -> bool:
+    """Whether a finished run has no report, or one that is older than its results."""
+    report, results = directory / REPORT, directory / RESULTS
+    return not report.exists() or report.stat().st_mtime_ns < results.stat().st_mtime_ns
+
+
 def check_target(directory: Path, resume: bool) -> None:
     """Refuse a directory that a new run must not write to.
 
@@ -149,19 +155,40 @@ def _lock_file(directory: Path) -> IO[str]:
         file.close()  # its holder has removed it since it was opened
 
 
+def _lines(path: Path, count: int) -> list[bytes]:
+    """The first lines of a file of metrics.
+
+    Raises:
+        UserError: for one that is none.
+    """
+    lines = path.read_bytes().splitlines(keepends=True)[:count]
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict) or type(record.get("step")) is not int:
+            raise UserError(f"{path} is damaged: line {number} is no object with a step: delete that line")
+    return lines
+
+
 class Metrics:
     """``metrics.jsonl``: one object a line, flushed at once, so that it can be watched.
 
     Args:
         path: the file
         lines: how many lines to keep of what is there (those that the checkpoint knows); the others are cut off
+
+    Raises:
+        UserError: if one of them is damaged, as no report could be made of the run.
     """
 
     def __init__(self, path: Path, lines: int = 0) -> None:
         kept = []
         if path.exists() and lines:
-            kept = path.read_text(encoding="utf-8").splitlines(keepends=True)[:lines]
-        atomic.write_text(path, "".join(kept))
+            kept = _lines(path, lines)
+        with atomic.writing(path) as file:
+            file.writelines(kept)
         self.lines = len(kept)
         self._file = path.open("a", encoding="utf-8")
 

@@ -51,6 +51,18 @@ def test_an_error_while_writing_leaves_the_old_content(tmp_path, error):
     assert names(tmp_path) == ["f"]
 
 
+@pytest.mark.parametrize("operation", ["chmod", "fsync", "replace"])
+def test_a_full_disk_names_the_file_that_was_asked_for(tmp_path, monkeypatch, operation):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, operation, full)
+    with pytest.raises(OSError, match="No space left") as error:
+        atomic.write_text(tmp_path / "f", "new")
+    assert error.value.filename == str(tmp_path / "f")
+    assert names(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("mask", "file_mode", "directory_mode"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700), (0o002, 0o664, 0o775)]
 )

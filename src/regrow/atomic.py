@@ -73,9 +73,12 @@ def permissions(target: Path, new: Path) -> int:
 
 def move(written: Path, target: Path, mode: int) -> None:
     """Puts what has been written in the place of ``target``, with these permissions."""
-    os.chmod(written, mode)  # some writers make private files
-    _flush(written)
-    os.replace(written, target)
+    try:
+        os.chmod(written, mode)  # some writers make private files
+        _flush(written)
+        os.replace(written, target)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(target)) from error  # whoever reads it knows no other name
     flush_directory(target.parent)
 
 

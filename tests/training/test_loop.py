@@ -311,8 +311,12 @@ def test_costs_can_be_those_of_another_length(tmp_path):
 
 
 def test_a_full_disk_is_named(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    flush = os.fsync
+
+    def full(descriptor):
+        if os.fstat(descriptor).st_size > 5000:  # larger than the other files
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        flush(descriptor)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)

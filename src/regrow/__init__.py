@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from regrow.lazy import submodules
+
 if TYPE_CHECKING:
     from regrow.batchnorm import recalibrate
     from regrow.errors import UserError
@@ -59,12 +61,7 @@ def __getattr__(name: str) -> Any:
             value = getattr(importlib.import_module(f"regrow.{home}"), name)
             globals()[name] = value
             return value
-    try:
-        return importlib.import_module(f"regrow.{name}")
-    except ModuleNotFoundError as error:
-        if error.name != f"regrow.{name}":
-            raise
-        raise AttributeError(f"module 'regrow' has no attribute {name!r}") from None
+    return submodules(__name__)(name)
 
 
 def __dir__() -> list[str]:

@@ -138,13 +138,13 @@ def check_model(model: nn.Module, groups: Groups) -> None:
 
 
 def check_weights(sparsified: Mapping[str, Tensor], groups: Groups | None = None) -> None:
-    """Refuses weights that cannot be masked, or that no optimizer trains.
+    """Refuses weights that cannot be masked, or that train in no optimizer's hands. Frozen ones lose channels too.
 
     Raises:
         UserError: naming the parameter.
     """
     for name, param in sparsified.items():
-        if groups is not None and id(param) not in groups:
+        if groups is not None and id(param) not in groups and param.requires_grad:
             raise UserError(f"{name} is to be sparsified but in no optimizer; give it to one, or exclude it")
         if type(param.data).__name__ == "DTensor":
             raise UserError(

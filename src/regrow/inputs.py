@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from regrow.errors import UserError
 
@@ -97,6 +99,39 @@ def _is_call(given: Any) -> bool:
         and isinstance(given[1], Mapping)
         and all(isinstance(key, str) for key in given[1])
     )
+
+
+def two_examples(inputs: Inputs, other: bool) -> Inputs:
+    """The first example twice; with `other` the second one is another: its numbers stand one place further.
+
+    What does not have one entry for each example of the batch (a mask of positions) stays as it is.
+    """
+    batch = inputs.batch
+    generator = torch.Generator().manual_seed(0)
+
+    def another(t: Tensor) -> Tensor:
+        counts = not t.is_floating_point() and (t.dtype == torch.bool or not t.numel() or int(t.max()) <= 1)
+        return t.roll(1, -1) if other and t.dim() > 1 and not counts else t.clone()
+
+    def two(t: Tensor) -> Tensor:
+        if other and t.is_floating_point() and t.numel() > 1 and bool((t == t.flatten()[0]).all()):
+            t = t + torch.randn(t.shape, generator=generator).to(t.dtype)
+        if not t.dim() or t.shape[0] != batch:
+            return t
+        return torch.cat([t[:1], another(t[:1])])
+
+    def entry(value: Any) -> Any:
+        if isinstance(value, list) and value and len(value) == batch and not _is_batch(value[0], batch):
+            return [value[0], tree_map(lambda x: another(x) if isinstance(x, Tensor) else copy.deepcopy(x), value[0])]
+        return tree_map_only(Tensor, two, value)
+
+    return Inputs(
+        tuple(map(entry, inputs.args)), {key: entry(value) for key, value in inputs.kwargs.items()}, inputs.hint
+    )
+
+
+def _is_batch(value: Any, batch: int) -> bool:
+    return isinstance(value, Tensor) and value.dim() != 3 and value.dim() > 0 and value.shape[0] == batch
 
 
 def first_line(error: BaseException) -> str:

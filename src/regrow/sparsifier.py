@@ -83,9 +83,9 @@ class Sparsifier:
         params = bound.parameters if bound else {}
         attach.check_weights(params, groups)
 
-        self._states = {name: _state(name, param, *groups[id(param)]) for name, param in params.items()}
+        self._states = {name: _state(name, param, groups.get(id(param))) for name, param in params.items()}
         self._by_optimizer = {
-            id(one): {name: s for name, s in self._states.items() if groups[id(s.param)][0] is one}
+            id(one): {name: s for name, s in self._states.items() if groups.get(id(s.param), (None,))[0] is one}
             for one in self._optimizers
         }
         for state in self._states.values():
@@ -383,7 +383,12 @@ class Sparsifier:
         self._statistics.load_state_dict(state["buffers"])
 
 
-def _state(name: str, param: nn.Parameter, optimizer: Optimizer, group: dict[str, Any]) -> WeightState:
+def _state(name: str, param: nn.Parameter, held: tuple[Optimizer, dict[str, Any]] | None) -> WeightState:
+    """The state of a parameter in the hands of an optimizer's group, or of a frozen one that is in none's."""
+    if held is None:
+        return WeightState(name, param, dict, holds_zero=True)
+    optimizer, group = held
+
     def optimizer_state() -> Any:
         return keeper(optimizer).state.get(param, {})
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from regrow.channels import surgery
 from regrow.channels.table import Coupling
+from regrow.channels.trial import difference
+from regrow.inputs import output_tensors
 
 
 def random_keep(coupling: Coupling, share: float, seed: int = 0) -> dict[str, Tensor]:
@@ -34,7 +35,7 @@ def deviation(
     lr: float = 1e-3,
 ) -> float:
     """How far the thin model is from the masked one: the largest difference of any output in eval mode, divided by the
-    largest output (by 1 where that is smaller).
+    largest number in the same output.
 
     Args:
         model: stays as it is; copies are compared.
@@ -49,9 +50,7 @@ def deviation(
     masked = copy.deepcopy(model)
     surgery.zero(masked, coupling, keep)
     a = _result(masked, inputs, steps, lr, (coupling, keep))
-    return max(
-        (float((x - y).abs().max() / x.abs().max().clamp(min=1)) for x, y in zip(a, b, strict=True)), default=0.0
-    )
+    return difference(a, b)
 
 
 def _result(
@@ -74,7 +73,7 @@ def _result(
         if masks:
             surgery.zero(model, *masks)
     with torch.no_grad():
-        return list(_outputs(model.eval()(*inputs)))
+        return _outputs(model.eval()(*inputs))
 
 
 def _training_mode(model: nn.Module) -> None:
@@ -87,9 +86,5 @@ def _training_mode(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def _outputs(out: Any) -> Iterator[Tensor]:
-    for leaf in tree_leaves(out):
-        if isinstance(leaf, Tensor) and leaf.is_floating_point():
-            yield leaf
-        elif hasattr(leaf, "__dict__"):
-            yield from _outputs(dict(vars(leaf)))
+def _outputs(out: Any) -> list[Tensor]:
+    return [t for t in output_tensors(out) if t.is_floating_point()]

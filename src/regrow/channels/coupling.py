@@ -3,26 +3,29 @@
 Every operation that runs on a copy of the model is followed by a rule for the labels of channels (`rules`), so
 functions, buffers, weights under any name and several widths in one dimension are seen, whatever the classes of the
 modules are. A graph of modules (torch-pruning's) sees less: it fails on channel shuffles and does not finish on Swin.
-Afterwards the groups are tried out: a copy with fewer channels must run. What does not is kept dense, with the reason.
+Afterwards the groups are tried out: a copy with fewer channels must compute what one with these channels at zero does
+(`trial`). What does not is kept dense, with the reason.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from regrow import names
-from regrow.channels import surgery, tracing
-from regrow.channels.resolve import Resolved
+from regrow.channels import tracing
+from regrow.channels.resolve import Guess, Resolved
 from regrow.channels.table import Coupling, Group, Size, Slice
+from regrow.channels.trial import Failure, Trial
 from regrow.errors import UserError, nearest
-from regrow.inputs import Inputs, first_line
+from regrow.inputs import Inputs
 
 __all__ = ["Coupling", "Group", "Size", "Slice", "couple"]
+
+MOST_TRIES = 60  # after which all groups among which one fails are kept dense: work is limited, not time
 
 
 def couple(
@@ -37,8 +40,10 @@ def couple(
     """Finds the groups of channels of a model. It works on a copy: the model, its mode, gradients, buffers and the
     random state stay as they are.
 
-    Tensors are followed, plain numbers are not: where the code computes a factor from the width of channels that can go
-    (``x * x.shape[1] ** -0.5``), the thin model computes another. `regrow.channels.check.deviation` proves a coupling.
+    Tensors are followed, plain numbers are not, unless they stand in attributes: where the code computes a factor from
+    the width of channels that can go (``x * x.shape[1] ** -0.5``), the thin model would compute another. So a random
+    half of the channels is removed for trial, in eval and in training mode, and what then computes something else is
+    kept dense.
 
     Args:
         model: on any device, in any mode.
@@ -60,66 +65,77 @@ def couple(
     _check_names(model, (*forbid, *force))
     deadline = start + time_limit
     try:
-        ledger, atoms, unused = tracing.trace(model, inputs, deadline)
+        trace = tracing.trace(model, inputs, deadline)
         trial = Trial(model, inputs, deadline)
-        rejected: dict[tuple[str, int], str] = {}
-        while True:
-            found = Resolved(model, ledger, atoms, unused, forbid, force, rejected)
-            failures = trial.failures(found.groups)
-            if not failures:
-                break
-            rejected.update(failures)
+        found = Search(model, trace, trial, forbid, force).run()
+        _check_forced(found, force)
+        groups = (*found.groups, *add)
+        _check_added(model, found.groups, add)
+        failure = trial.failure(groups) if add else None
+        if failure is not None:
+            raise UserError(f"the added groups are not right: the model {failure.reason}")
     except tracing.TimeLimit as limit:
         at = f" (it had come to {limit.args[0]!r})" if limit.args[0] else ""
         raise UserError(
             f"tracing the model took more than {time_limit:g} s of processor time{at}; raise time_limit"
         ) from limit
-    _check_forced(found, force)
-    groups = (*found.groups, *add)
-    _check_added(model, found.groups, add)
-    return Coupling(groups, found.dense, time.process_time() - start)
+    return Coupling(groups, found.dense, trial.untrained, time.process_time() - start)
 
 
-class Trial:
-    """Runs copies of a model with fewer channels, to see whether its code allows them; nothing costly is computed."""
+class Search:
+    """Looks for the groups that hold in a trial: takes out or mends those that do not, until all do.
 
-    def __init__(self, model: nn.Module, inputs: Inputs, deadline: float) -> None:
-        self._model, self._inputs, self._deadline = model, inputs, deadline
+    Args:
+        model: stays as it is.
+        trace: of the model.
+        trial: of the model.
+        forbid, force: as given to `couple`.
+    """
+
+    def __init__(
+        self, model: nn.Module, trace: tracing.Trace, trial: Trial, forbid: tuple[str, ...], force: tuple[str, ...]
+    ) -> None:
+        self._model, self._trace, self._trial = model, trace, trial
+        self._forbid, self._force = forbid, force
         self._types = {name: type(module).__name__ for name, module in names.modules(model).items()}
+        self._rejected: dict[tuple[str, int], str] = {}
+        self._believed: frozenset[Guess] = frozenset()
+        self._tries = 0
 
-    def failures(self, groups: tuple[Group, ...]) -> dict[tuple[str, int], str]:
-        """(parameter, dimension) → reason, for some of the groups that do not work; empty when all do."""
-        failed = self._fails(groups)
-        if failed is None:
-            return {}
-        module, error = failed
-        suspects = self._suspects(groups, module)
-        guilty = [group for group in suspects if self._fails((group,)) is not None] or suspects
-        reason = f"{module or 'the model'} ({self._types[module]}) does not run with fewer channels: {error}"
-        return self._reject(groups, guilty, reason)
+    def run(self) -> Resolved:
+        """Groups that compute the same together, whether they are removed or zero."""
+        while True:
+            found = self._resolved(self._believed)
+            failure = self._failure(found.groups)
+            if failure is None:
+                return found
+            where = failure.module or "the model"
+            said = f"{where} ({self._types[failure.module or '']}) {failure.reason}"
+            for group in self._guilty(found.groups, failure):
+                if not self._believes(found, group):
+                    self._reject(found.groups, group, said)
 
-    def _fails(self, groups: tuple[Group, ...]) -> tuple[str, str] | None:
-        """Where and how the forward pass fails without about half of the channels of these groups."""
-        replica = tracing.replica_of(self._model)
-        generator = torch.Generator().manual_seed(0)
-        keep = {}
-        for group in groups:
-            mask = torch.zeros(group.size, dtype=torch.bool)
-            count = max(1, group.size - int(torch.randint(1, group.size // 2 + 1, (), generator=generator)))
-            mask[torch.randperm(group.size, generator=generator)[:count]] = True
-            keep[group.id] = mask
-        stack = tracing.Stack(replica)
-        try:
-            surgery.compact(replica, Coupling(groups), keep)
-            tracing.run(replica.eval(), stack, None, tracing.prepared(self._inputs), self._deadline)
-        except tracing.TimeLimit:
-            raise
-        except Exception as error:
-            return (stack.failed or [""])[0], first_line(error)
-        return None
+    def _resolved(self, believed: frozenset[Guess]) -> Resolved:
+        return Resolved(self._model, self._trace, self._forbid, self._force, self._rejected, believed)
+
+    def _failure(self, groups: Sequence[Group]) -> Failure | None:
+        self._tries += 1
+        return self._trial.failure(groups) if groups else None
+
+    def _guilty(self, groups: tuple[Group, ...], failure: Failure) -> Sequence[Group]:
+        """Those because of which they fail: at an exception, those inside the module where it was raised that fail by
+        themselves; otherwise the last one of the smallest beginning of them that fails."""
+        if failure.module is not None:
+            suspects = self._inside(groups, failure.module)
+            return [group for group in suspects if self._failure((group,)) is not None] or suspects
+        low, high = 0, len(groups)
+        while high - low > 1 and self._tries < MOST_TRIES:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._failure(groups[:middle]) else (middle, high)
+        return groups[low:high]
 
     @staticmethod
-    def _suspects(groups: tuple[Group, ...], module: str) -> list[Group]:
+    def _inside(groups: tuple[Group, ...], module: str) -> list[Group]:
         """Groups with a part inside the module, or inside the nearest module around it that has any."""
         while True:
             inside = f"{module}." if module else ""
@@ -128,14 +144,23 @@ class Trial:
                 return found
             module = module.rpartition(".")[0]
 
-    def _reject(self, groups: tuple[Group, ...], guilty: list[Group], reason: str) -> dict[tuple[str, int], str]:
-        """The guilty groups, and those that sit in the same places of modules of the same kind."""
-        rejected = {(part.name, part.dim): reason for group in guilty for part in group.slices}
-        roles = {role for group in guilty if (role := self._role(group))}
+    def _believes(self, found: Resolved, group: Group) -> bool:
+        """Whether the group holds once an attribute of the right value is taken to count its channels."""
+        guesses = sorted(found.guesses.get(group.id, ()))
+        for guess in [{guess} for guess in guesses] + ([set(guesses)] if len(guesses) > 1 else []):
+            believed = self._believed | guess
+            again = [other for other in self._resolved(believed).groups if other.id == group.id]
+            if again and self._failure(again) is None:
+                self._believed = believed
+                return True
+        return False
+
+    def _reject(self, groups: tuple[Group, ...], guilty: Group, reason: str) -> None:
+        """Keeps the group dense, and those that sit in the same places of modules of the same kind."""
+        role = self._role(guilty)
         for group in groups:
-            if self._role(group) in roles:
-                rejected.update({(part.name, part.dim): reason for part in group.slices})
-        return rejected
+            if group is guilty or (role is not None and self._role(group) == role):
+                self._rejected.update({(part.name, part.dim): reason for part in group.slices})
 
     def _role(self, group: Group) -> tuple[str, frozenset[tuple[str, int]]] | None:
         """The class of the smallest module that holds the whole group, and the places inside it."""

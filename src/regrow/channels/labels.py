@@ -35,6 +35,22 @@ class Layer:
 Layers = tuple[Layer, ...]
 
 
+@dataclass(frozen=True)
+class Axis:
+    """An attribute of a module that may count the atoms along one dimension of a grid, as it has its length.
+
+    Attributes:
+        module, attribute: their names.
+        grid: the atoms.
+        dim: along which the grid has as many as the attribute says.
+    """
+
+    module: str
+    attribute: str
+    grid: Tensor
+    dim: int
+
+
 @dataclass
 class Ledger:
     """What the operations of a network ask of the atoms."""
@@ -46,7 +62,16 @@ class Ledger:
     sizes: list[tuple[str, str, int | None, Tensor]] = field(
         default_factory=list
     )  # (module, attribute, position, atoms)
-    axes: list[tuple[str, str, Tensor, int]] = field(default_factory=list)  # (module, attribute, grid, its axis)
+    axes: list[Axis] = field(default_factory=list)
+
+    def extend(self, other: Ledger) -> None:
+        """Adds what another one asks."""
+        self.pairs += other.pairs
+        self.fixed += other.fixed
+        self.grids += other.grids
+        self.produced += other.produced
+        self.sizes += other.sizes
+        self.axes += other.axes
 
     def same(self, a: Tensor, b: Tensor, reason: str) -> None:
         """Atoms at the same place (after broadcasting) vanish together; beside a 0 they cannot vanish."""

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from regrow import names
-from regrow.channels.labels import Ledger
+from regrow.channels.labels import Axis, Ledger
+from regrow.channels.rules_shape import COUNTS
 from regrow.channels.table import Group, Size, Slice
-from regrow.channels.tracing import Atoms
+from regrow.channels.tracing import Trace
 
 Ints = npt.NDArray[np.int64]
+Guess = tuple[str, str]  # (class of a module, attribute)
 
 
 def components(count: int, a: Ints, b: Ints) -> Ints:
@@ -79,24 +81,30 @@ class Resolved:
     """Groups, and why other outputs are in none.
 
     Args:
-        ledger, atoms, unused: from `regrow.channels.tracing.trace`.
+        trace: what the operations demand.
         forbid: names (or patterns) of parameters or modules whose outputs stay dense.
         force: names of parameters or modules whose outputs are used although removal changes the others.
         rejected: (parameter, dimension) → reason, for those whose groups turned out not to work.
+        believed: (class of a module, attribute): attributes that count channels, although their names are unknown.
+
+    Attributes:
+        groups: what goes together.
+        dense: parameter → reason, for those whose outputs are in no group.
+        guesses: group id → what could be believed of it.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        ledger: Ledger,
-        atoms: Atoms,
-        unused: dict[str, str],
+        trace: Trace,
         forbid: Iterable[str] = (),
         force: Iterable[str] = (),
         rejected: dict[tuple[str, int], str] | None = None,
+        believed: frozenset[Guess] = frozenset(),
     ) -> None:
-        self.leaves = atoms.leaves
-        self.classes = Classes(ledger, atoms.count)
+        ledger = trace.ledger
+        self.leaves = trace.atoms.leaves
+        self.classes = Classes(ledger, trace.atoms.count)
         of = self.classes.of
         self.reasons: dict[int, str] = {}
         self.insisted: set[int] = set()
@@ -109,8 +117,9 @@ class Resolved:
         self._made = made
         members = self._signatures(eligible)
         self.channel: list[dict[int, int]] = []
-        self.groups = self._groups(model, ledger, members)
-        self.dense = self._dense(model, unused)
+        self.guesses: dict[str, set[Guess]] = {}
+        self.groups = self._groups(model, ledger, members, believed)
+        self.dense = self._dense(model, trace.unused)
 
     def _fix(
         self,
@@ -158,7 +167,9 @@ class Resolved:
                 self.reasons[members[0]] = "all its channels can only go together"
         return result
 
-    def _groups(self, model: nn.Module, ledger: Ledger, members: list[list[int]]) -> tuple[Group, ...]:
+    def _groups(
+        self, model: nn.Module, ledger: Ledger, members: list[list[int]], believed: frozenset[Guess]
+    ) -> tuple[Group, ...]:
         of = self.classes.of
         owner = np.full(of.max() + 1, -1, dtype=np.int64)
         channel = np.full(of.max() + 1, -1, dtype=np.int64)
@@ -180,7 +191,20 @@ class Resolved:
         for module, attribute, position, counted in self._counted(model, ledger):
             for g, index in split(counted):
                 sizes[g].setdefault((module, attribute, position), Size(module, attribute, index, position))
-        return self._named(members, slices, [tuple(found.values()) for found in sizes])
+        guesses: list[set[Guess]] = [set() for _ in members]
+        types = {name: type(module).__name__ for name, module in names.modules(model).items()}
+        for axis in ledger.axes:
+            guess = (types[axis.module], axis.attribute)
+            shrinking = self._shrinking(axis)
+            for g, index in () if shrinking is None else split(shrinking):
+                if axis.attribute in COUNTS or guess in believed:
+                    key = (axis.module, axis.attribute, None)
+                    sizes[g].setdefault(key, Size(axis.module, axis.attribute, index))
+                else:
+                    guesses[g].add(guess)
+        found = self._named(members, slices, [tuple(of_group.values()) for of_group in sizes])
+        self.guesses = {group.id: mine for group, mine in zip(found, guesses, strict=True) if mine}
+        return found
 
     def _named(
         self, members: list[list[int]], slices: list[list[Slice]], sizes: list[tuple[Size, ...]]
@@ -205,11 +229,12 @@ class Resolved:
                 value = value[position]
             if type(value) is int and value == counted.numel():
                 yield module, attribute, position, counted
-        for module, attribute, grid, dim in ledger.axes:
-            seen = self.classes.of[grid.numpy()]
-            line = tuple(slice(None) if d == dim else slice(0, 1) for d in range(seen.ndim))
-            if (seen == seen[line]).all():  # the grid only shrinks along this dimension
-                yield module, attribute, None, grid[line].reshape(-1)
+
+    def _shrinking(self, axis: Axis) -> Tensor | None:
+        """The atoms that are counted along an axis, where its grid can only shrink along this one."""
+        seen = self.classes.of[axis.grid.numpy()]
+        line = tuple(slice(None) if d == axis.dim else slice(0, 1) for d in range(seen.ndim))
+        return axis.grid[line].reshape(-1) if (seen == seen[line]).all() else None
 
     def _dense(self, model: nn.Module, unused: dict[str, str]) -> dict[str, str]:
         """Parameter → reason, for those whose outputs are in no group."""

@@ -109,8 +109,23 @@ def elementwise(call: Call) -> Sequence[Layers]:
         zero = "none"  # a number is added
     rank = max(t.dim() for t in operands)
     reason = f"it meets a tensor of fixed width ({call.where})"
-    pairs = [(get(t), t.shape) for t in operands]
+    pairs = [(get(t), _lengths(t)) for t in operands]
     return [labels.combine(call.ledger, pairs, rank, zero, reason)]
+
+
+def _lengths(tensor: Tensor) -> list[int]:
+    """Its shape, with 1 where one number has been expanded: it broadcasts."""
+    return [1 if stride == 0 else n for n, stride in zip(tensor.shape, tensor.stride(), strict=True)]
+
+
+@rule("new_empty new_zeros new_ones new_full")
+def like(call: Call) -> Sequence[Layers]:
+    """A new tensor that takes its widths from another, as the masks of dropout do; if they are numbers of its own, it
+    will not fit when channels go."""
+    if call.out.dim() != call.x.dim():
+        return [()]
+    alike = {d for d, n in enumerate(call.out.shape) if n == call.x.shape[d]}
+    return [tuple(Layer(x.atoms) for x in get(call.x) if x.dims <= alike)]
 
 
 @rule(

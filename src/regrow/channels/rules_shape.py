@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from regrow.channels import labels
-from regrow.channels.labels import Layer, Layers
+from regrow.channels.labels import Axis, Layer, Layers
 from regrow.channels.rules import Call, disjoint, get, rule
 
 
@@ -25,7 +25,8 @@ def view(call: Call) -> Sequence[Layers]:
     return [disjoint(call, labels.tidy(result))]
 
 
-# attributes by which modules cut their channels into heads or groups, or put them together again
+# attributes by which modules are known to cut their channels into heads or groups, or put them together again; others
+# of the right value are believed where that makes the thin model right
 COUNTS = [
     "num_heads",
     "n_heads",
@@ -60,14 +61,26 @@ COUNTS = [
 
 
 def _grid(call: Call, layer: Layer, dims: Sequence[int], shape: Sequence[int]) -> None:
-    """Notes that what is kept must fill these dimensions evenly, and which attribute may count them."""
+    """Notes that what is kept must fill these dimensions evenly, and which attributes may count them."""
     varying = [d for d in dims if layer.atoms.shape[d] > 1]
     if len(varying) > 1:
         call.ledger.grids.append(layer.atoms)
-    for name in COUNTS:
-        for d in varying:
-            if call.attributes.get(name) == shape[d]:
-                call.ledger.axes.append((call.module, name, layer.atoms, d))
+    for d in varying:
+        _counted(call, layer.atoms, d)
+
+
+def _counted(call: Call, atoms: Tensor, dim: int) -> bool:
+    """Notes the attributes that may count the atoms along a dimension, or those before they repeat (heads that are
+    folded into the batch). Returns whether there are any."""
+    length, found = atoms.shape[dim], False
+    for name, value in call.attributes.items():
+        if value < 2 or length % value:
+            continue
+        once = atoms.narrow(dim, 0, value)
+        if value == length or bool((atoms.unflatten(dim, (-1, value)) == once.unsqueeze(dim)).all()):
+            call.ledger.axes.append(Axis(call.module, name, once, dim))
+            found = True
+    return found
 
 
 @rule("permute transpose t transpose_ t_ movedim swapaxes numpy_T")
@@ -115,25 +128,47 @@ def glu(call: Call) -> Sequence[Layers]:
 
 
 def _pieces(call: Call, dim: int, lengths: list[int] | None, wanted: Sequence[tuple[int, int]]) -> list[Layers]:
-    """Labels of the wanted (start, length) parts; parts of equal length must keep equal numbers."""
-    even = lengths is not None and len(set(lengths)) == 1
+    """Labels of the wanted (start, length) parts; parts of equal length must keep equal numbers. A cut at a place that
+    no attribute counts is at a fixed place."""
     result: list[list[Layer]] = [[] for _ in wanted]
     for layer in get(call.x):
         if dim not in layer.dims:
-            for part in result:
-                part.append(layer)
-        elif even and lengths is not None:
-            if len(lengths) > 1:
-                parts = layer.atoms.unflatten(dim, (len(lengths), lengths[0]))
-                call.ledger.same(parts, parts.narrow(dim, 0, 1), call.where)
-                for d in COUNTS:
-                    if call.attributes.get(d) == lengths[0]:
-                        call.ledger.axes.append((call.module, d, layer.atoms.narrow(dim, 0, lengths[0]), dim))
-            for part, (start, length) in zip(result, wanted, strict=True):
-                part.append(Layer(layer.atoms.narrow(dim, start, length), layer.zero))
+            parts: list[Layer] | None = [layer] * len(wanted)
+        elif lengths is not None and len(set(lengths)) == 1:
+            parts = _even(call, layer, dim, lengths, wanted)
         else:
-            call.ledger.fix(layer.atoms, f"it is cut at a fixed place ({call.where})")
+            parts = _uneven(call, layer, dim, lengths, wanted)
+        if parts is None:
+            left = call.ledger.collapse(layer, [dim], f"it is cut at a fixed place ({call.where})")
+            parts = [] if left is None else [left] * len(wanted)
+        for target, part in zip(result, parts, strict=False):
+            target.append(part)
     return [labels.tidy(part) for part in result]
+
+
+def _even(call: Call, layer: Layer, dim: int, lengths: list[int], wanted: Sequence[tuple[int, int]]) -> list[Layer]:
+    if len(lengths) > 1:
+        parts = layer.atoms.unflatten(dim, (len(lengths), lengths[0]))
+        call.ledger.same(parts, parts.narrow(dim, 0, 1), call.where)
+        _counted(call, layer.atoms.narrow(dim, 0, lengths[0]), dim)
+    return [Layer(layer.atoms.narrow(dim, start, length), layer.zero) for start, length in wanted]
+
+
+def _uneven(
+    call: Call, layer: Layer, dim: int, lengths: list[int] | None, wanted: Sequence[tuple[int, int]]
+) -> list[Layer] | None:
+    """Parts of which attributes say how long each is; None where they do not."""
+    if lengths is None or not set(lengths) <= set(call.attributes.values()):
+        return None
+    parts = [Layer(layer.atoms.narrow(dim, start, length), layer.zero) for start, length in wanted]
+    first: dict[int, Tensor] = {}
+    for part, length in zip(parts, lengths, strict=True):
+        if length in first:
+            call.ledger.same(first[length], part.atoms, call.where)
+        elif not _counted(call, part.atoms, dim):
+            return None
+        first.setdefault(length, part.atoms)
+    return parts
 
 
 @rule("select unbind")
@@ -191,16 +226,28 @@ def carry(call: Call) -> Sequence[Layers]:
         if layer.dims & _indexed(call):
             call.ledger.fix(layer.atoms, f"it is picked by fixed indices ({call.where})")
             continue
-        full = layer.atoms.expand(call.x.shape)
         if "channel_shuffle" in call.op:
             call.ledger.grids.append(layer.atoms.unflatten(1, (int(call.args[1]), -1)))
-        args = (call.args[1], 0) if call.op == "constant_pad_nd" else call.args[1:]  # what is padded has no label
+        if call.op in ("constant_pad_nd", "pad"):
+            result.append(_padded(call, layer))
+            continue
+        full = layer.atoms.expand(call.x.shape)
         try:
-            moved = call.func(full, *args, **call.kwargs)
+            moved = call.func(full, *call.args[1:], **call.kwargs)
         except (RuntimeError, NotImplementedError):  # not for integers
-            moved = call.func(full.double(), *args, **call.kwargs).long()
+            moved = call.func(full.double(), *call.args[1:], **call.kwargs).long()
         result.append(Layer(labels.compress(moved), layer.zero))
     return [disjoint(call, labels.tidy(result))]
+
+
+def _padded(call: Call, layer: Layer) -> Layer:
+    """Padding with a constant: what is added along the channels has no label, along space it has that of its channel,
+    and is not zero unless the constant is."""
+    amounts = list(call.args[1])
+    for i in range(0, len(amounts), 2):
+        if layer.atoms.shape[-1 - i // 2] == 1:
+            amounts[i : i + 2] = [0, 0]
+    return Layer(torch.constant_pad_nd(layer.atoms, amounts, 0), layer.zero and not call.at(2, "value", 0))
 
 
 def _indexed(call: Call) -> set[int]:

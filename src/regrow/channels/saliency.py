@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from regrow import names
 from regrow.channels.table import Coupling, Group, Slice
 from regrow.channels.width import Width
+from regrow.criteria import CRITERIA
 from regrow.patterns.base import Attached
 from regrow.saliency import Role, Saliency, Scoring, generator
 from regrow.state import WeightState
@@ -45,8 +46,10 @@ class ChannelSaliency(Saliency):
         self._channels = ends[-1]
         modules = names.modules(model)
         self._makers = {group.id: _makers(modules, group, attached.states) for group in coupling.groups}
-        norms = {group.id: _norms(modules, group, attached.states) for group in coupling.groups}
-        self._signed = {name: norms[name] or self._makers[name] for name in self._groups}
+        train = {name: state for name, state in attached.states.items() if state.param.requires_grad}
+        norms = {group.id: _norms(modules, group, train) for group in coupling.groups}
+        self._learners = {group.id: _makers(modules, group, train) for group in coupling.groups}  # have gradients
+        self._signed = {name: norms[name] or self._learners[name] for name in self._groups}
         self._pending: dict[Role, Tensor] = {}
         self._counted: dict[Role, Tensor] = {}
         self._index: dict[Any, Tensor] = {}  # at the width of this version:
@@ -58,7 +61,7 @@ class ChannelSaliency(Saliency):
     ) -> None:
         for scoring in scorings:
             signed = SIGNED.get(scoring.criterion.name)
-            by_group = self._signed if signed else self._makers
+            by_group = self._signed if signed else self._learners
             parts = [
                 (group, part)
                 for group, of_group in by_group.items()
@@ -116,6 +119,10 @@ class ChannelSaliency(Saliency):
         if _ALL not in sums:  # no step counted
             return torch.zeros(group.size)
         mine = sums[_ALL][self._start[name] : self._start[name] + group.size]
+        if not self._learners[name]:  # wholly frozen: no gradient says what it is worth, so it counts as the average
+            return (
+                self.rank(CRITERIA["magnitude"], name, step) * sums[_ALL].mean().cpu() / self._steps[role][_ALL].cpu()
+            )
         found = (mine / self._steps[role][_ALL].clamp(min=1)).cpu()
         return found if criterion.name in SIGNED else _even(found)
 

@@ -84,11 +84,13 @@ class Coupling:
     Attributes:
         groups: in the order of the model's parameters; one dimension may belong to several of them.
         dense: parameter name → why its outputs are not in any group.
+        untrained: why the groups could not be tried in training mode; "" where they were.
         seconds: how long it took to find out.
     """
 
     groups: tuple[Group, ...]
     dense: Mapping[str, str] = field(default_factory=dict)
+    untrained: str = ""
     seconds: float = 0.0
 
     def __getitem__(self, group: str) -> Group:

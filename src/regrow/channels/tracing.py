@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from regrow import names
 from regrow.channels import rules, rules_norm, rules_product, rules_shape
 from regrow.channels.labels import Layer, Ledger, axis
 from regrow.errors import UserError
-from regrow.inputs import Inputs, first_line, output_tensors
+from regrow.inputs import Inputs, first_line, output_tensors, two_examples
 from regrow.quiet import quiet
 
 # rules whose result still is the same parameter, seen otherwise
@@ -176,14 +177,9 @@ def _on_cpu(tensor: Tensor) -> Tensor:
     return torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor.cpu()
 
 
-def prepared(inputs: Inputs, repeat: int = 1) -> Inputs:
-    """The same call on the CPU; each tensor `repeat` times along its first dimension."""
-
-    def ready(t: Tensor) -> Tensor:
-        t = torch.zeros(t.shape, dtype=t.dtype) if t.is_meta else t.detach().cpu()
-        return torch.cat([t] * repeat) if repeat > 1 and t.dim() else t
-
-    return inputs.map(ready)
+def prepared(inputs: Inputs) -> Inputs:
+    """The same call on the CPU."""
+    return inputs.map(lambda t: torch.zeros(t.shape, dtype=t.dtype) if t.is_meta else t.detach().cpu())
 
 
 def run(
@@ -211,12 +207,24 @@ def run(
     return out
 
 
-def trace(model: nn.Module, inputs: Inputs, deadline: float) -> tuple[Ledger, Atoms, dict[str, str]]:
-    """Follows the channels of one call of the model, in eval mode and, where that leaves parameters
-    unused (auxiliary heads), in training mode too.
+@dataclass(frozen=True)
+class Trace:
+    """What the operations of a model demand of its channels.
 
-    Returns:
-        What the operations demand, the numbering, and the parameters that were never used, with the reason.
+    Attributes:
+        ledger: the demands.
+        atoms: the numbering.
+        unused: the parameters that were never used, with the reason.
+    """
+
+    ledger: Ledger
+    atoms: Atoms
+    unused: dict[str, str]
+
+
+def trace(model: nn.Module, inputs: Inputs, deadline: float) -> Trace:
+    """Follows the channels of one call of the model in eval mode, and where it runs there in training mode too: noise,
+    auxiliary heads and features for a loss may only be there.
 
     Raises:
         UserError: the model does not run.
@@ -230,25 +238,30 @@ def trace(model: nn.Module, inputs: Inputs, deadline: float) -> tuple[Ledger, At
         tensor._regrow_names = []  # type: ignore[attr-defined]
     for name, tensor in names.tensors(replica, every_name=True).items():
         tensor._regrow_names.append(name)  # type: ignore[attr-defined]
+    ready = prepared(inputs)
     try:
-        run(replica.eval(), stack, ledger, prepared(inputs), deadline)
+        run(replica.eval(), stack, ledger, ready, deadline)
     except TimeLimit:
         raise
     except Exception as error:
         raise UserError(
             f"the model cannot be traced, as it does not run on the example input: {inputs.failure(error)}"
         ) from error
-    unused = _unused(ledger, atoms, names.parameters(replica))
     reason = "the forward pass does not use it"
-    if unused:
+    why = ""
+    for form in (two_examples(ready, other=False), ready):  # a batch norm needs more than one example
+        seen = Ledger()
         try:
-            run(replica.train(), stack, ledger, prepared(inputs, repeat=2), deadline)
-            unused = _unused(ledger, atoms, unused)
+            run(replica.train(), stack, seen, form, deadline)
         except TimeLimit:
             raise
         except Exception as error:
-            reason += f" in eval mode, and training mode does not run on the example input ({first_line(error)})"
-    return ledger, atoms, dict.fromkeys(sorted(unused), reason)
+            why = why or f" in eval mode, and training mode does not run on the example input ({first_line(error)})"
+        else:
+            ledger.extend(seen)
+            why = ""
+            break
+    return Trace(ledger, atoms, dict.fromkeys(sorted(_unused(ledger, atoms, names.parameters(replica))), reason + why))
 
 
 def _unused(ledger: Ledger, atoms: Atoms, parameters: Iterable[str]) -> set[str]:

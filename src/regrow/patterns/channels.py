@@ -132,8 +132,7 @@ class ChannelBinding(Binding):
         self.resizes = pattern.thin
         self.coupling: Coupling = couple(model, example_inputs, forbid=pattern.exclude)
         if not self.coupling.groups:
-            why = next((f"{name}: {reason}" for name, reason in self.coupling.dense.items()), "it has no layers")
-            raise UserError(f"no channels of this model can be removed ({why})")
+            raise UserError(f"no channels of this model can be removed: {self._left_dense() or 'it has no layers'}")
         self.dense = self.coupling.dense
         self.parameters = self._sliced(model)
         self.flops = count_flops(model, example_inputs)
@@ -155,11 +154,7 @@ class ChannelBinding(Binding):
 
     def _sliced(self, model: nn.Module) -> dict[str, nn.Parameter]:
         cut = {part.name for group in self.coupling.groups for part in group.slices}
-        found = {name: p for name, p in names.parameters(model).items() if name in cut}
-        for name, p in found.items():
-            if not p.requires_grad:
-                raise UserError(f"{name} loses channels but has requires_grad=False; let it train, or exclude it")
-        return found
+        return {name: p for name, p in names.parameters(model).items() if name in cut}
 
     def _table(self, example_inputs: Any) -> LatencyTable:
         from regrow.latency.table import LatencyTable
@@ -189,8 +184,31 @@ class ChannelBinding(Binding):
                 raise UserError(
                     f"{kind}={self.pattern.budgets[kind]} cannot be met: with min_channels={self.pattern.min_channels} "
                     f"and round_to={self.pattern.round_to} the smallest that can is {least} of the dense model; "
-                    "ask for more, or lower these"
+                    f"ask for more, or lower these{self._blame()}"
                 )
+
+    def _blame(self) -> str:
+        """What stays dense whatever the options are, where that is much."""
+        fixed = sum(n for name, n in self._sizes().items() if name in self.coupling.dense)
+        share = fixed / max(1, sum(self._sizes().values()))
+        return f"; {share:.0%} of the parameters cannot lose outputs: {self._left_dense()}" if share > 0.1 else ""
+
+    def _left_dense(self, most: int = 3) -> str:
+        """The reasons for which most parameters keep their outputs, each with its largest parameter."""
+        sizes = self._sizes()
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in self.coupling.dense.items():
+            by_reason.setdefault(reason, []).append(name)
+        ranked = sorted(by_reason.items(), key=lambda item: -sum(sizes[name] for name in item[1]))
+        said = []
+        for reason, found in ranked[:most]:
+            largest = max(found, key=sizes.__getitem__)
+            said.append(f"{largest}{f' and {len(found) - 1} more' if len(found) > 1 else ''}, as {reason}")
+        more = f"; and {len(ranked) - most} other reasons" if len(ranked) > most else ""
+        return "; ".join(said) + more
+
+    def _sizes(self) -> dict[str, int]:
+        return {name: p.numel() for name, p in names.parameters(self.model).items()}
 
     def units(self, attached: Attached) -> ChannelUnits:
         from regrow.channels.units import ChannelUnits

@@ -1,0 +1,310 @@
+"""Does a model that has lost channels compute what it computes with these channels at zero?
+
+A coupling is believed only after it has been tried: what regrow cannot follow (a number of heads in the code, a norm
+written by hand, heads folded into the batch) often runs with fewer channels all the same, and computes something else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from regrow.batchnorm import norm_buffers
+from regrow.channels import surgery, tracing
+from regrow.channels.table import Coupling, Group
+from regrow.errors import UserError
+from regrow.inputs import Inputs, first_line, output_tensors, two_examples
+from regrow.quiet import quiet
+
+Mode = Literal["eval", "training"]
+
+# Largest difference, relative to the largest number of the same output, that rounding explains. What is above it in
+# single precision is computed again in double precision: two images that a norm brings to the same scale, or a decision
+# between equal numbers, can make rounding large.
+SINGLE, DOUBLE = 1e-5, 1e-6
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How a model without some channels fails.
+
+    Attributes:
+        reason: for the user, without a subject.
+        module: where an exception was raised; None where it ran and computed something else.
+    """
+
+    reason: str
+    module: str | None = None
+
+
+@dataclass(frozen=True)
+class _Call:
+    inputs: Inputs
+    inner: bool  # whether what its modules return is compared: it returns no number itself, or no box was found
+
+
+class Trial:
+    """Copies of a model, with other values of its parameters, that lose channels for trial. It stays as it is.
+
+    Parameters are shaken, as many a fresh model computes nothing in places (a residual branch under a scale of zero),
+    and the inputs become two different examples, as heads folded into the batch are right for one.
+
+    Args:
+        model: on any device, in any mode.
+        inputs: that it runs on.
+        deadline: of `time.process_time`, in seconds.
+
+    Attributes:
+        untrained: why training mode could not be tried; "" where it could.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs, deadline: float) -> None:
+        self._deadline = deadline
+        self._calls: dict[Mode, _Call] = {}
+        self.untrained = why = ""
+        for shaken in (True, False):
+            self._base = tracing.replica_of(model)
+            if shaken:
+                _shake(self._base)
+            call = self._runnable("eval", inputs)
+            if isinstance(call, _Call):
+                self._calls["eval"] = call
+                break
+            why = why or call
+        else:
+            raise UserError(f"the model cannot be tried out with fewer channels: {why}")
+        call = self._runnable("training", inputs)
+        if isinstance(call, _Call):
+            self._calls["training"] = call
+        else:
+            self.untrained = call
+
+    def _runnable(self, mode: Mode, inputs: Inputs) -> _Call | str:
+        """The first of several forms of the inputs on which the whole model runs to finite numbers, or why none."""
+        ready = tracing.prepared(inputs)
+        why = ""
+        for form in (two_examples(ready, other=True), two_examples(ready, other=False), ready):
+            call = _Call(form.map(_like(self._base)), inner=False)
+            try:
+                out = self._outputs(self._copy(), mode, call)
+                if not any(t.numel() for t in out):
+                    call = _Call(call.inputs, inner=True)
+                    out = self._outputs(self._copy(), mode, call)
+            except tracing.TimeLimit:
+                raise
+            except Exception as error:
+                why = why or inputs.failure(error)
+                continue
+            if any(bool(t.isfinite().any()) for t in out):
+                return call
+            why = why or "its outputs are not finite"
+        return why
+
+    # -- one trial ---------------------------------------------------------------------------------------------------
+
+    def failure(self, groups: Sequence[Group]) -> Failure | None:
+        """What goes wrong without about half of the channels of these groups; None where nothing does.
+
+        Groups that are not exact only have to run.
+
+        Raises:
+            TimeLimit: the deadline has passed.
+        """
+        exact = [group for group in groups if group.exact]
+        for mode in self._calls:
+            if exact and (found := self._compare(mode, exact)) is not None:
+                return found
+            if len(exact) < len(groups):
+                found = self._thin(mode, groups, None)[1]
+                if found is not None:
+                    return found
+        return None
+
+    def _compare(self, mode: Mode, groups: Sequence[Group]) -> Failure | None:
+        call, off = self._calls[mode], 0.0
+        for kind, bound in ((None, SINGLE), (torch.float64, DOUBLE)):
+            thin, found = self._thin(mode, groups, kind)
+            if found is not None and kind is None:
+                return found
+            masked = self._copy(kind)
+            surgery.zero(masked, Coupling(tuple(groups)), about_half(groups))
+            try:
+                off = difference(self._outputs(masked, mode, call, kind), thin, same_shapes=not call.inner)
+            except tracing.TimeLimit:
+                raise
+            except Exception as error:
+                if kind is None:
+                    raise UserError(f"the model does not run with channels at zero: {first_line(error)}") from error
+                break  # it does not run in double precision
+            if off <= bound:
+                return None
+        return Failure(
+            f"computes something else with fewer channels ({_percent(off)} of its output in {mode} mode), so its code "
+            "depends on their number in a way that cannot be followed"
+        )
+
+    def _thin(
+        self, mode: Mode, groups: Sequence[Group], kind: torch.dtype | None
+    ) -> tuple[list[Tensor], Failure | None]:
+        """What the model returns without channels, or why it does not."""
+        model = self._copy(kind)
+        stack = tracing.Stack(model)
+        try:
+            surgery.compact(model, Coupling(tuple(groups)), about_half(groups))
+            return self._outputs(model, mode, self._calls[mode], kind, stack), None
+        except tracing.TimeLimit:
+            raise
+        except Exception as error:
+            where = (stack.failed or [""])[0]
+            return [], Failure(f"does not run with fewer channels: {first_line(error)}", where)
+
+    def _copy(self, kind: torch.dtype | None = None) -> nn.Module:
+        """The model, with values of its own."""
+        replica = tracing.replica_of(self._base)
+        for p in replica.parameters():
+            p.data = p.data.clone()
+        return replica if kind is None else replica.double()
+
+    def _outputs(
+        self,
+        model: nn.Module,
+        mode: Mode,
+        call: _Call,
+        kind: torch.dtype | None = None,
+        stack: tracing.Stack | None = None,
+    ) -> list[Tensor]:
+        """All numbers that the model returns, or its modules do."""
+        inputs = call.inputs.map(lambda t: t.to(kind) if kind and t.is_floating_point() else t.clone())
+        model.train(mode == "training")
+        inner: list[Tensor] = []
+        modules = [m for m in model.modules() if call.inner and not isinstance(m, torch.jit.ScriptModule)]
+        handles = [module.register_forward_hook(_keep_in(inner)) for module in modules]
+        still = Still(self._deadline, stack)
+        try:
+            with quiet(), still:
+                out = [t for t in output_tensors(inputs(model)) if t.is_floating_point()]
+        except Exception:
+            if stack is not None:
+                stack.failed = [still.innermost]
+            raise
+        finally:
+            for handle in handles:
+                handle.remove()
+        return inner if call.inner else out
+
+
+class Still(TorchDispatchMode):
+    """Nothing is left to chance, as two widths would draw different numbers: dropout keeps all, noise is constant.
+
+    Args:
+        deadline: of `time.process_time`, in seconds.
+        stack: of the model that runs.
+    """
+
+    def __init__(self, deadline: float, stack: tracing.Stack | None) -> None:
+        super().__init__()
+        self._deadline, self._stack = deadline, stack
+        self.innermost = ""  # the module in which an operation was last seen
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._stack is not None:
+            self.innermost = self._stack.innermost
+        if time.process_time() > self._deadline:
+            raise tracing.TimeLimit(self.innermost)
+        op = func._overloadpacket.__name__ if isinstance(func, torch._ops.OpOverload) else str(func)
+        if op == "native_dropout":
+            return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
+        out = func(*args, **(kwargs or {}))
+        fill = _CONSTANT.get(op)
+        if fill is not None:
+            tree_map_only(Tensor, lambda t: t.fill_(fill) if t.is_floating_point() else t.zero_(), out)
+        return out
+
+
+_CONSTANT = {
+    **dict.fromkeys(["rand", "rand_like", "uniform_", "uniform"], 0.5),
+    **dict.fromkeys(["randn", "randn_like", "normal_", "normal", "normal_functional", "log_normal_", "cauchy_"], 0.5),
+    **dict.fromkeys(["bernoulli", "bernoulli_", "exponential_", "geometric_", "poisson"], 1.0),
+    **dict.fromkeys(["randint", "randint_like", "random_", "multinomial"], 0.0),
+}
+
+
+def difference(a: Sequence[Tensor], b: Sequence[Tensor], same_shapes: bool = True) -> float:
+    """The largest difference of any output, relative to the largest number in that output of `a`; infinity where one
+    is zero and the other is not, where shapes differ, or where they are not finite in the same places.
+
+    Args:
+        same_shapes: False leaves out tensors of other shapes (inner ones, which have lost channels); if none is left,
+            that is infinity too.
+    """
+    if len(a) != len(b):
+        return float("inf")
+    worst, compared = 0.0, same_shapes
+    for x, y in zip(a, b, strict=True):
+        if x.shape != y.shape:
+            if same_shapes:
+                return float("inf")
+            continue
+        finite = x.isfinite()
+        if not torch.equal(finite, y.isfinite()):
+            return float("inf")
+        x, y = x[finite].double(), y[finite].double()
+        if x.numel():
+            compared = True
+            apart, size = float((x - y).abs().max()), float(x.abs().max())
+            worst = max(worst, apart / size if size else (float("inf") if apart else 0.0))
+    return worst if compared else float("inf")
+
+
+def about_half(groups: Iterable[Group], seed: int = 0) -> dict[str, Tensor]:
+    """Masks that remove a quarter to a half of each group, at least one channel: group id → bool."""
+    generator = torch.Generator().manual_seed(seed)
+    keep = {}
+    for group in groups:
+        most = max(1, group.size // 2)
+        count = int(torch.randint(max(1, group.size // 4), most + 1, (), generator=generator))
+        keep[group.id] = torch.ones(group.size, dtype=torch.bool)
+        keep[group.id][torch.randperm(group.size, generator=generator)[:count]] = False
+    return keep
+
+
+@torch.no_grad()
+def _shake(model: nn.Module) -> None:
+    """Gives a replica other parameters, of about the same size and in single precision; constants become random."""
+    if any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters()):
+        model.float()
+    generator = torch.Generator().manual_seed(0)
+    for p in model.parameters():
+        if p.is_floating_point():
+            fan = p[0].numel() if p.dim() > 1 else 0
+            size = max(0.1 * float(p.std()), 0.1 / fan**0.5) if fan and p.numel() > 1 else 0.1
+            p.data = p.data + (size * torch.randn(p.shape, generator=generator)).to(p.dtype)
+    for name, buffer in norm_buffers(model).items():
+        if name.endswith("running_mean"):
+            buffer.add_(torch.randn(buffer.shape, generator=generator), alpha=0.1)
+        elif name.endswith("running_var"):
+            buffer.mul_(torch.rand(buffer.shape, generator=generator) + 0.5)
+
+
+def _like(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Brings half-precision inputs to the precision of a model that has been shaken."""
+    half = any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
+    return lambda t: t.float() if not half and t.dtype in (torch.float16, torch.bfloat16) else t
+
+
+def _keep_in(inner: list[Tensor]) -> Callable[..., None]:
+    def hook(module: nn.Module, args: Any, out: Any) -> None:
+        inner.extend(t.detach().clone() for t in output_tensors(out) if t.is_floating_point())
+
+    return hook
+
+
+def _percent(share: float) -> str:
+    return "all" if share > 9.99 else f"{share:.0%}" if share >= 0.01 else f"{share:.1e}"

@@ -19,8 +19,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "report"))
+
+import fake_runs
 
 import attack_checkpoints as checkpoints
+import attack_runs as runs
 import attack_saves as saves
 import attack_tables as tables
 
@@ -32,6 +36,11 @@ def counted(count: int, attack: Callable[[int, Path], list[str]]) -> Attack:
     return lambda place: (count, attack(count, place))
 
 
+def damaged_runs(count: int, place: Path) -> list[str]:
+    """Reports and tables about a comparison of two methods and two seeds."""
+    return runs.attack(count, fake_runs.write_compare(place / "made", ["dense", "iee"], [0, 1], steps=60), place)
+
+
 ATTACKS: dict[str, Attack] = {
     "damaged saved models": counted(2365, lambda n, place: saves.attack(n, saves.damaged, place)),
     "flipped bits in saved models": counted(120, lambda n, place: saves.attack(n, saves.flipped, place, True)),
@@ -40,6 +49,7 @@ ATTACKS: dict[str, Attack] = {
     "flipped bits in checkpoints": counted(60, lambda n, place: checkpoints.attack(n, "flipped", place)),
     "damaged latency tables": counted(4500, lambda n, place: tables.attack(n, "damaged", place)),
     "flipped bits in latency tables": counted(300, lambda n, place: tables.attack(n, "flipped", place)),
+    "damaged runs and comparisons": counted(1000, damaged_runs),
     "loads while another process saves": lambda place: saves.races(1500, 3, place),
 }
 

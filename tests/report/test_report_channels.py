@@ -126,7 +126,7 @@ def test_pages_of_weights_have_their_panels(make_compare: Make, tmp_path: Path) 
 
 def test_damaged_widths_are_refused(runs: list[Path]) -> None:
     (runs[1] / "structure.json").write_text('{"widths": 3}')
-    with pytest.raises(ValueError, match='"widths" must be a list of objects'):
+    with pytest.raises(ValueError, match=r"structure\.json is damaged: widths should be a valid list"):
         read(runs[1:2])
 
 

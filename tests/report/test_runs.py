@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import attack_runs
 from regrow.errors import UserError
 from regrow.report.runs import Layer, Metric, Update, read
 
@@ -134,15 +135,38 @@ def refuse(directory: Path) -> str:
         ("results.json", "[1, 2]", "it holds a list, not an object"),
         ("results.json", '{"name": "somebody else"}', 'it needs a list "runs"'),
         ("results.json", '{"runs": 3}', 'it needs a list "runs"'),
-        ("results.json", '{"runs": [{"method": "iee"}]}', '"seed"'),
-        ("results.json", '{"runs": [{"method": "iee", "seed": 0, "accuracy": 88.4}]}', "fraction from 0 to 1"),
+        ("results.json", '{"runs": [{"method": "iee"}]}', "runs.0.seed is missing: restore it or delete it"),
+        ("results.json", '{"runs": [{"method": "a", "seed": 0.5}]}', "runs.0.seed should be a valid integer"),
+        (
+            "results.json",
+            '{"runs": [{"method": "a", "seed": 0, "accuracy": 88.4}]}',
+            "accuracy should be less than",
+        ),
+        ("results.json", '{"runs": [{"method": "a", "seed": 0, "seconds": NaN}]}', "seconds should be a finite number"),
+        (
+            "results.json",
+            '{"runs": [{"method": "a", "seed": 0, "steps": -3}]}',
+            "steps should be greater than",
+        ),
+        ("results.json", '{"runs": [{"method": "a", "seed": 0, "by_phase": [1]}]}', "by_phase should be a valid dict"),
         ("results.json", "[" * 100_000, "not valid JSON"),
         ("metrics.jsonl", '{"step": 1}\n{"st\n{"step": 3}\n', "line 2 is not valid JSON"),
-        ("metrics.jsonl", '{"loss": 1}\n', 'line 1 is not an object with a "step"'),
-        ("metrics.jsonl", "17\n", 'line 1 is not an object with a "step"'),
-        ("metrics.jsonl", '{"step": 1e400}\n', 'line 1 is not an object with a "step"'),
-        ("structure.json", '{"layers": {}}', '"layers" must be a list of objects'),
-        ("structure.json", '{"history": [1]}', '"history" must be a list of objects'),
+        ("metrics.jsonl", '{"loss": 1}\n', "step is missing: delete that line"),
+        ("metrics.jsonl", "17\n", "its line 1 is not an object"),
+        ("metrics.jsonl", '{"step": 1e400}\n', "step should be a valid integer"),
+        ("metrics.jsonl", '{"step": 1, "accuracy": "high"}\n', "accuracy should be a valid number: delete that line"),
+        ("structure.json", '{"layers": {}}', "layers should be a valid list"),
+        ("structure.json", '{"history": [1]}', "history.0 should be a valid dictionary"),
+        (
+            "structure.json",
+            '{"layers": [{"name": "a", "total": 3, "active": 4}]}',
+            "has more active entries than",
+        ),
+        (
+            "structure.json",
+            '{"widths": [{"group": "a", "before": 3, "after": 4}]}',
+            "has more channels than there",
+        ),
         ("structure.json", '{"layers": [', "structure.json is not valid JSON"),
     ],
 )
@@ -165,3 +189,8 @@ def test_what_is_no_run_directory(tmp_path: Path) -> None:
     assert "is a file" in refuse(tmp_path / "file")
     with pytest.raises(UserError, match="give at least one run directory"):
         read([])
+
+
+def test_random_damage_makes_a_report_or_a_sentence(make_compare: Make, tmp_path: Path) -> None:
+    directory = make_compare(tmp_path / "c", ["dense", "iee"], [0], steps=60)
+    assert attack_runs.attack(25, directory, tmp_path) == []

@@ -9,11 +9,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from regrow import schema
 from regrow.errors import UserError
 from regrow.report.facts import Facts, Failure, facts_of, failures_of
+from regrow.report.forms import MetricForm, ResultsForm, StructureForm
 from regrow.report.plain import number as _number
 from regrow.report.plain import whole as _whole
 
+_MOST = 1e30  # that a page can draw
+_WAY_OUT = "restore it or delete it"
 _FILES = ("results.json", "metrics.jsonl", "structure.json", "recipe.yaml")
 
 
@@ -203,12 +207,6 @@ def _from_record(directory: Path, record: Mapping[str, Any]) -> Run:
         "train_seconds",
     )
     values = {key: _number(record.get(key)) for key in numbers}
-    for key in ("accuracy", "validation_accuracy"):
-        value = values[key]
-        if value is not None and not 0 <= value <= 1:
-            raise UserError(
-                f"{directory / 'results.json'} gives {key} {value:g}, but it must be a fraction from 0 to 1"
-            )
     run = Run(
         directory=directory,
         label=_label(record),
@@ -231,6 +229,7 @@ def _unfinished(directory: Path, structure: Mapping[str, Any], recipe: str | Non
     method = settings.get("method")
     if isinstance(method, Mapping):
         method = method.get("name") or str(method.get("class_path", "")).rpartition(".")[2].lower()
+    method = method if isinstance(method, str) else None
     label = structure.get("label") or (named.group(1) if named else None) or method or directory.name
     seeds = (structure.get("seed"), int(named.group(2)) if named else None, settings.get("seed"))
     seed = next((_whole(seed) for seed in seeds if _whole(seed) is not None), None)
@@ -252,11 +251,11 @@ def _last(metrics: Sequence[Metric], key: str) -> float | None:
 
 
 def _settings(recipe: str | None) -> Mapping[str, Any]:
-    import yaml
+    from regrow.training.recipe_layers import parse_yaml
 
     try:
-        settings = yaml.safe_load(recipe or "")
-    except yaml.YAMLError:  # the recipe is shown as text anyway; here it only helps to name an unfinished run
+        settings = parse_yaml(recipe or "", "the recipe")
+    except UserError:  # the recipe is shown as text anyway; here it only helps to name an unfinished run
         return {}
     return settings if isinstance(settings, Mapping) else {}
 
@@ -290,11 +289,7 @@ def _object(path: Path) -> Mapping[str, Any]:
     text = _text(path)
     if text is None:
         return {}
-    try:
-        value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        where = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"{path} is not valid JSON{where}, perhaps cut short; restore it or delete it") from None
+    value = schema.parse_json(text, path, _WAY_OUT)
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a regrow file: it holds a {type(value).__name__}, not an object")
     return value
@@ -304,16 +299,10 @@ def _results(path: Path) -> tuple[str | None, list[Mapping[str, Any]]]:
     value = _object(path)
     if not value:
         return None, []
-    records = value.get("runs")
-    good = isinstance(records, list) and all(
-        isinstance(r, dict) and isinstance(r.get("method"), str) and _whole(r.get("seed")) is not None for r in records
-    )
-    if not good or not isinstance(records, list):
-        raise UserError(
-            f'{path} is not a regrow file: it needs a list "runs" whose entries have a "method" and a "seed"'
-        )
-    version = value.get("regrow")
-    return (str(version) if version else None), records
+    if not isinstance(value.get("runs"), list):
+        raise UserError(f'{path} is not a regrow file: it needs a list "runs"')
+    schema.check(ResultsForm, value, path, _WAY_OUT)
+    return value.get("regrow"), value["runs"]
 
 
 def _metrics(path: Path) -> tuple[Metric, ...]:
@@ -324,31 +313,26 @@ def _metrics(path: Path) -> tuple[Metric, ...]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             if number == len(lines):  # a killed run leaves half a line
                 break
             raise UserError(f"{path} is damaged: line {number} is not valid JSON; delete that line") from None
-        step = _whole(row.get("step")) if isinstance(row, dict) else None
-        if step is None:
-            raise UserError(f'{path} is not a regrow file: line {number} is not an object with a "step"')
-        while rows and rows[-1].step > step:  # resumed from an earlier checkpoint: the new lines replace the old
+        if not isinstance(row, dict):
+            raise UserError(f"{path} is not a regrow file: its line {number} is not an object")
+        form = schema.check(MetricForm, row, f"line {number} of {path}", "delete that line")
+        while rows and rows[-1].step > form.step:  # resumed from an earlier checkpoint: the new lines replace the old
             rows.pop()
-        rows.append(_metric(step, row))
+        rows.append(Metric(**{**form.model_dump(), "loss": _loss(form.loss)}))
     return tuple(rows)
 
 
-def _metric(step: int, row: Mapping[str, Any]) -> Metric:
-    numbers = {key: _number(row.get(key)) for key in ("loss", "density", "accuracy", "cost")}
-    words = {key: str(row[key]) if row.get(key) is not None else None for key in ("phase", "split")}
-    return Metric(step=step, **numbers, **words)  # type: ignore[arg-type]
+def _loss(found: float | None) -> float | None:
+    return found if found is not None and abs(found) <= _MOST else None
 
 
 def _structure(path: Path) -> Mapping[str, Any]:
     value = _object(path)
-    for key in ("layers", "history", "widths"):
-        entries = value.get(key, [])
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise UserError(f'{path} is not a regrow file: "{key}" must be a list of objects')
+    schema.check(StructureForm, value, path, _WAY_OUT)
     return value
 
 

@@ -4,7 +4,6 @@ comparison that was interrupted goes on where it was: finished runs are kept, ot
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from regrow.training import fields, rundir
 from regrow.training.optimizers import POINTS
 from regrow.training.pool import Job, run_jobs
 from regrow.training.recipe import Recipe, Tree, differences, parse, with_method
-from regrow.training.results import results
+from regrow.training.results import result_of, results
 
 if TYPE_CHECKING:
     from regrow.latency.table import LatencyTable
@@ -356,9 +355,9 @@ def _gather(
                 failures[name] = f"the run {name} failed: {jobs[name].last_words()}"
                 continue
             try:
-                run = json.loads(path.read_text(encoding="utf-8"))["runs"][0]
-            except (ValueError, KeyError, IndexError, TypeError):
-                failures[name] = f"{path} is damaged: delete {path.parent} and run the comparison again"
+                run = result_of(path)
+            except UserError as error:
+                failures[name] = str(error)
                 continue
             runs.append({**run, "run": f"runs/{name}"})
     return runs, failures

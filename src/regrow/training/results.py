@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regrow import names
 from regrow.cost import dense_gradient_cost
+from regrow.errors import UserError
 from regrow.training import facts
 from regrow.training.recipe import Recipe
 
@@ -54,6 +56,27 @@ def results(recipe: Recipe, runs: Sequence[Mapping[str, Any]], reference: str | 
         "runs": [dict(run) for run in runs],
         "summary": summarise(runs, reference),
     }
+
+
+def result_of(path: Path) -> dict[str, Any]:
+    """The run in a ``results.json`` that `regrow.training.loop.train` wrote.
+
+    Raises:
+        UserError: if it cannot be read, is damaged, or of something else.
+    """
+    from regrow import schema
+    from regrow.report.forms import ResultsForm
+
+    way_out = f"delete {path.parent} and run the comparison again"
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): {way_out}") from error
+    content = schema.parse_json(text, path, way_out)
+    if len(schema.check(ResultsForm, content, path, way_out).runs) != 1:
+        raise UserError(f"{path} is not of one run: {way_out}")
+    run: dict[str, Any] = content["runs"][0]
+    return run
 
 
 def structure(run: Run, cost: Mapping[str, float]) -> dict[str, Any]:

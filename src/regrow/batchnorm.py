@@ -41,6 +41,12 @@ class HeldStatistics:
         if self._held is None:
             self._held = {name: b.detach().clone() for name, b in norm_buffers(self._model).items()}
 
+    def adopt(self) -> None:
+        """Keeps them as they are now instead of those that are held, if any are."""
+        if self._held is not None:
+            self._held = None
+            self.hold()
+
     def restore(self) -> None:
         """Puts back what is held, and holds nothing any more."""
         if self._held is not None:

@@ -23,7 +23,8 @@ class Shadow:
     """How the memory m of an entry that is out of use moves, every n steps: m ← (1 − n·r·wd)·m − √n·speed·r·g.
 
     r is the step that the optimizer takes per unit of a steady gradient: lr/(1 − momentum), for Adam and its kin
-    lr / (√v + eps) with v the mean second moment of the layer; wd is the weight decay; g the dense gradient. Memory
+    lr / (√v + eps) with v the mean second moment of the layer; wd is the weight decay; g the dense gradient (negated
+    where the optimizer maximizes). Memory
     starts at zero for what was never in use, and at the value it had for what was pruned.
 
     With √n, the noise that memory gathers from single batches is the same for every n. With n, as for the decay, the
@@ -74,8 +75,10 @@ class Shadow:
             grad, group = state.param.grad, groups[name]
             assert grad is not None
             rate = group["lr"] / (1 - group.get("momentum", 0.0))
+            uphill = -1 if group.get("maximize", False) else 1
             divisor = optim_state.typical_step(state.optimizer_state(), grad, group.get("eps", 0.0))
-            change = _Change(-self.speed * math.sqrt(self.every) * rate, unscale, divisor, None if on_host else ~finite)
+            factor = -uphill * self.speed * math.sqrt(self.every) * rate
+            change = _Change(factor, unscale, divisor, None if on_host else ~finite)
             decay = 1 - self.every * rate * group.get("weight_decay", 0.0)
             state.evolve_memory(decay, None if on_host and not finite else change)
 

@@ -199,17 +199,23 @@ class Sparsifier:
 
     def _prepare(self, optimizer: Optimizer, unscale: Tensor | None, again: bool) -> None:
         if self._loads.unsettled:
-            for state in self._states.values():
-                state.settle()
-            self._loads.unsettled = False
-            shadow = self.method.shadow
-            if self.step_count == 0 and shadow is not None and shadow.fresh:
-                for state in self._states.values():
-                    state.memory.zero_()  # what was never in use starts its preview from nothing
+            self._settle()
         span = self._timeline.phase_at(self.step_count)
         due = [] if self._finished else self._saliency.due(span, self.step_count)
         shadow = None if self._finished else self.method.shadow_at(span, self.step_count)
         self._gradients.prepare(optimizer, due, shadow, self._freezes, unscale, again)
+
+    def _settle(self) -> None:
+        """Makes what has been loaded stand: it is what is frozen now, and zero where the structure is."""
+        if any([state.adopt() for state in self._states.values()]):  # noqa: C419 (all of them)
+            self._statistics.adopt()
+        for state in self._states.values():
+            state.settle()
+        self._loads.unsettled = False
+        shadow = self.method.shadow
+        if self.step_count == 0 and shadow is not None and shadow.fresh:
+            for state in self._states.values():
+                state.memory.zero_()  # what was never in use starts its preview from nothing
 
     @property
     def _freezes(self) -> bool:

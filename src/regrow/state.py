@@ -25,6 +25,8 @@ _PREVIOUS = 4  # was in the active structure
 _GROWN = 8  # was grown by it
 
 _PIECE = 1 << 17  # entries that stay in a core's cache
+_PROBED = 1024  # entries of a parameter that are looked at after every step
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of a number → integers as wide
 
 Init = Literal["mru", "explored", "zero"]
 
@@ -45,14 +47,39 @@ class WeightState:
         self.name = name
         self.param = param
         self.holds_zero = holds_zero
-        self.memory = torch.zeros_like(param, requires_grad=False)
-        self.flags = torch.full_like(param, TRAINABLE, dtype=torch.uint8, requires_grad=False)
+        self._memory = torch.zeros_like(param, requires_grad=False)
+        self._flags = torch.full_like(param, TRAINABLE, dtype=torch.uint8, requires_grad=False)
         self.held: dict[str, Tensor] = {}  # parameter-like optimizer state while entries are frozen
         self.at_rest = False  # while the parameter holds only what is active, in another shape: nothing to enforce
         self._optimizer_state = optimizer_state
         self._has_frozen = False
         self._has_pruned = False
         self._settled = False
+        self._probe = 0  # where the next one begins
+        self._version = -1  # of the parameter, when this has last written it
+        self._written = False  # by somebody else since
+
+    @property
+    def memory(self) -> Tensor:
+        """The value that each entry last had, in the parameter's shape, on its device and of its type (which follows
+        where the model has been cast or moved)."""
+        self._follow()
+        return self._memory
+
+    @property
+    def flags(self) -> Tensor:
+        """uint8, the parameter's shape: codes and history."""
+        self._follow()
+        return self._flags
+
+    def _follow(self) -> None:
+        param = self.param
+        if self._memory.dtype is not param.dtype:
+            self._memory = self._memory.to(param.dtype)
+            self.holds_zero = False  # as what is added to denominators may be nothing in the new type
+        if self._memory.device != param.device:
+            self._memory, self._flags = self._memory.to(param.device), self._flags.to(param.device)
+            self.held = {name: value.to(param.device) for name, value in self.held.items()}
 
     @property
     def code(self) -> Tensor:
@@ -120,6 +147,9 @@ class WeightState:
         """Notes what the codes ask of every step, and holds parameter-like optimizer state of frozen entries."""
         self._has_frozen = bool((self.code == FROZEN).any())
         self._has_pruned = bool((self.code == PRUNED).any())
+        self._hold()
+
+    def _hold(self) -> None:
         self.held = {
             name: value.detach().clone()
             for name, kind, value in optim_state.tensors(self.optimizer_state(), self.param)
@@ -149,12 +179,30 @@ class WeightState:
 
     @torch.no_grad()
     def mask_gradient(self) -> None:
-        """Zeroes the gradient of entries that do not train; no synchronisation."""
+        """Zeroes the gradient of entries that do not train, whatever it holds; no synchronisation.
+
+        Comes before the optimizer's step, and notes whether somebody has written the parameter since the last one.
+        """
         grad = self.param.grad
         if grad is None or self.at_rest:
             return
-        for part, flags in _pieces(grad, self.flags):
-            part.mul_(flags & 1)
+        self._written = self.param._version != self._version
+        bits = grad.view(_BITS[grad.element_size()])
+        for part, flags in _pieces(bits, self.flags):  # 0 · inf would be NaN, and masked_fill_ takes four times as long
+            part.bitwise_and_((flags & 1).neg_().view(torch.int8))
+
+    @torch.no_grad()
+    def adopt(self) -> bool:
+        """Holds frozen entries at the values, of weights and optimizer state, that have been loaded from outside.
+        Returns whether they are others."""
+        self._settled = True
+        if not self._has_frozen or self.at_rest:
+            return False
+        frozen = self.code == FROZEN
+        changed = not torch.equal(self.param[frozen], self.memory[frozen])
+        self.memory.copy_(torch.where(frozen, self.param, self.memory))
+        self._hold()
+        return changed
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -174,13 +222,34 @@ class WeightState:
 
     @torch.no_grad()
     def enforce(self) -> None:
-        """Puts pruned and frozen entries back to their values after a step, bit for bit; no synchronisation."""
-        if self.at_rest or (not self._has_frozen and (self.holds_zero or not self._has_pruned)):
+        """Puts pruned and frozen entries back to their values after a step, bit for bit; no synchronisation.
+
+        Where the optimizer holds zeros by itself, they are written again only where others have written them: into the
+        parameter before the step, or by its data or its gradient past all notice, which a probe finds.
+        """
+        if self.at_rest or not (self._has_frozen or self._has_pruned):
             return
-        self._restore(self.param, self.memory)
-        for name, kind, value in optim_state.tensors(self.optimizer_state(), self.param):
-            if kind == "parameter":
-                self._restore(value, self.held.get(name, value))
+        self._follow()
+        if self._has_frozen or not self.holds_zero:
+            self._restore(self.param, self._memory)
+            for name, kind, value in optim_state.tensors(self.optimizer_state(), self.param):
+                if kind == "parameter":
+                    self._restore(value, self.held.get(name, value))
+        elif self.param.device.type != "cpu":  # where it costs less than to wait for an answer
+            self.write_zeros()
+        elif self._written or self._probe_finds():
+            self.settle()
+        self._version = self.param._version
+
+    def _probe_finds(self) -> bool:
+        """Whether some pruned entries are not zero: other ones every time, in turn all of them."""
+        values, flags = self.param.detach(), self._flags
+        stride = max(1, values.numel() // _PROBED)
+        self._probe = (self._probe + 1) % stride
+        if values.stride() == flags.stride():  # in the order of memory, without a copy
+            values, flags = (t.as_strided((t.numel(),), (1,), t.storage_offset()) for t in (values, flags))
+        values, flags = (t.reshape(-1)[self._probe :: stride] for t in (values, flags))
+        return bool(((values != 0) & ((flags & _CODE) == PRUNED)).any())
 
     def _restore(self, tensor: Tensor, frozen: Tensor) -> None:
         if self._has_frozen:

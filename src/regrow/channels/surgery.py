@@ -102,7 +102,8 @@ def shrink(model: nn.Module, coupling: Coupling, keep: Mapping[str, Tensor], opt
 @torch.no_grad()
 def expand(model: nn.Module, remainder: Remainder, optimizer: Optimizers = None) -> None:
     """Puts a thin model back to its full size, in place: what stayed has its present values, everything else the values
-    from before `shrink`, bit for bit. Gradients and optimizer state that came up meanwhile are zero elsewhere.
+    from before `shrink`, bit for bit (cast and moved where the thin ones have been). Gradients and optimizer state that
+    came up meanwhile are zero elsewhere.
 
     Args:
         model: as `shrink` has left it, trained or not.
@@ -122,19 +123,22 @@ def expand(model: nn.Module, remainder: Remainder, optimizer: Optimizers = None)
             )
     for name, index in remainder.index.items():
         tensor, full = tensors[name], remainder.tensors.pop(name)
+        index = tuple((dim, stays.to(tensor.device)) for dim, stays in index)
         thin_gradient, thin_shape = tensor.grad, tensor.shape
         tensor.grad = None
-        scatter(full, tensor.data, index)
+        full = scatter(full.to(tensor.data), tensor.data, index)
         put(tensor, full)
         if thin_gradient is not None:
             gradient = remainder.gradients.get(name)
-            tensor.grad = scatter(torch.zeros_like(full) if gradient is None else gradient, thin_gradient, index)
+            gradient = torch.zeros_like(full) if gradient is None else gradient.to(thin_gradient)
+            tensor.grad = scatter(gradient, thin_gradient, index)
         state = _state_of(optimizers, name, tensor)
         waiting = remainder.states.get(name, {})
         for key, value in state.items():
             if isinstance(value, Tensor) and (mine := _fitting(index, value, thin_shape)):
                 whole = waiting.get(key)
-                state[key] = scatter(_widened(value, mine, full.shape) if whole is None else whole, value, mine)
+                whole = _widened(value, mine, full.shape) if whole is None else whole.to(value)
+                state[key] = scatter(whole, value, mine)
     modules = names.modules(model, every_name=True)
     for (module, attribute), value in remainder.attributes.items():
         setattr(modules[module], attribute, value)

@@ -15,6 +15,7 @@ from regrow.accounts import Accounts
 from regrow.batchnorm import HeldStatistics, write
 from regrow.cost import PhaseSteps
 from regrow.criteria import Criterion
+from regrow.ema import SparseAverage
 from regrow.errors import UserError
 from regrow.methods import Method
 from regrow.optim_state import keeper, keeps_zero
@@ -293,6 +294,23 @@ class Sparsifier:
         finally:
             write({name: state.param for name, state in self._states.items()}, weights)
             self._shown_sparse = False
+
+    def average(self, averaged: Any) -> SparseAverage:
+        """Keeps a moving average of the weights as sparse, and as thin, as the model: call its ``update()`` after each
+        step instead of the average's own, and evaluate and save inside its ``shown()``.
+
+        Args:
+            averaged: torch's `AveragedModel`, timm's `ModelEmaV3` or the like, made of the model before attaching.
+
+        Raises:
+            UserError: where it is no average of this model at full width.
+        """
+        return SparseAverage(self.model, self._units, averaged, self.sparse, self._stood_still)
+
+    def _stood_still(self) -> bool:
+        """Whether the active structure was frozen in the step just done."""
+        done = self._timeline.phase_at(max(0, self.step_count - 1)).phase
+        return self.method.explores and done == "explore" and not self._finished
 
     def finalize(self) -> None:
         """Ends updates at the exact target, also in the middle of one; the structure stays fixed and enforced."""

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,10 @@ from regrow.criteria import CRITERIA, Criterion
 from regrow.errors import UserError
 from regrow.patterns.base import Attached, Binding, EntryPattern
 from regrow.saliency import Role, Saliency, generator
-from regrow.state import Init
+from regrow.state import Init, WeightState
+
+if TYPE_CHECKING:
+    from regrow.channels.surgery import Index
 
 Start = Literal["random", "criterion"]
 
@@ -56,12 +59,14 @@ class Units(ABC):
     """The sparsified units of one model, and the transitions that methods take with them.
 
     Attributes:
+        states: of the sparsified parameters.
         target: the sparsity that the run ends at.
         saliency: the scores.
         step: at which the coming transitions happen.
         tally: counts of the update under way.
     """
 
+    states: Mapping[str, WeightState]
     target: float
     saliency: Saliency
 
@@ -143,6 +148,14 @@ class Units(ABC):
     def full_width(self) -> AbstractContextManager[None]:
         """Inside it, the model has all its units, also where the others have been taken out of it meanwhile."""
         return nullcontext()
+
+    def index(self) -> Mapping[str, Index]:
+        """Tensor name → what a thin model has of it; empty at full width."""
+        return {}
+
+    def active_of(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Name → bool, what is active of these tensors (of the model or a copy, at full width); no others."""
+        return {name: state.active for name, state in self.states.items() if name in tensors}
 
     def widths(self) -> dict[str, tuple[int, int]]:
         """Group of channels → (active, all)."""

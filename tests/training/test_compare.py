@@ -336,7 +336,7 @@ def test_channels_that_cannot_be_compared(tmp_path):
         (["--compare.rigl.interval", "4"], ["iee", "rigl"], "^rigl: rigl grows by the gradients of what", "steps"),
         (["--method.shadow_speed", "1"], ["iee"], "^iee: iee grows by the gradients of what was removed", "steps"),
         (["--pattern.flops", "0.001"], ["dense", "iee"], "^iee: flops=0.001 cannot be met", "steps"),
-        (["--train.ema", "0.9"], ["dense", "iee"], "^iee: train.ema cannot average", "steps"),
+        (["--train.compile", "true"], ["dense", "iee"], "^iee: train.compile would compile anew", "steps"),
         (
             ["--compare.halp.recipe.model.weights", "x"],
             ["iee", "halp"],
@@ -344,7 +344,7 @@ def test_channels_that_cannot_be_compared(tmp_path):
             "steps",
         ),
         (["--compare.halp.interval", "20"], ["iee", "halp"], "^halp: total_steps=30 is too short for 3", "steps"),
-        ([], ["iee", "oneshot"], "^oneshot: ", "steps"),  # taylor at once, without steps to score
+        (["--compare.oneshot.h", "0"], ["iee", "oneshot"], "^oneshot: criterion 'taylor' needs gradients", "steps"),
         ([], ["iee", "halp"], "^--match cost cannot be planned for channels", "cost"),
     ):
         recipe = load(path, [*tiny.CHANNELS, *words])

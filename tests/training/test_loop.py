@@ -18,7 +18,6 @@ import tiny_recipe as tiny
 from regrow import UserError, storage
 from regrow.training import loop
 from regrow.training import run as run_module
-from regrow.training.evaluation import Ema
 from regrow.training.models import DigitsCNN, build
 from regrow.training.recipe import differences, load, shipped
 
@@ -197,20 +196,6 @@ def test_clipping_sees_only_what_trains(tmp_path):
     assert torch.stack(norms).numpy() == pytest.approx([0.001] * 8, rel=1e-2)
 
 
-def test_the_average_is_evaluated_inside_the_structure():
-    model = nn.Linear(4, 4, bias=False)
-    ema = Ema(model, 0.5)
-    mask = torch.zeros(4, 4, dtype=torch.bool)
-    mask[0] = True
-    ema.update(model)
-    with torch.no_grad():
-        model.weight.mul_(mask)
-    ema.update(model)
-    averaged = ema.model({"weight": mask})
-    assert torch.equal(averaged.weight != 0, mask)
-    assert not torch.equal(ema.model({}).weight != 0, mask)  # what was pruned fades only slowly
-
-
 @pytest.mark.parametrize("freeze", [True, False])
 def test_the_average_takes_in_every_step_that_trains_the_structure(tmp_path, freeze):
     """A step of frozen exploration leaves it as it was; all others are in it, as the active structure."""
@@ -223,9 +208,11 @@ def test_the_average_takes_in_every_step_that_trains_the_structure(tmp_path, fre
         trainer._step(stream)
         if not (freeze and step in (6, 7, 8, 14, 15, 16)):
             with part.sparsifier.sparse():
-                now = {name: p.clone() for name, p in part.model.named_parameters()}
-            average = now if average is None else {n: 0.5 * a + 0.5 * now[n] for n, a in average.items()}
-        for name, p in part.ema._average.module.named_parameters():
+                now = {name: p.detach().clone() for name, p in part.model.named_parameters()}
+            average = now if average is None else {
+                n: torch.where((a == 0) | (now[n] == 0), now[n], 0.5 * a + 0.5 * now[n]) for n, a in average.items()
+            }  # fmt: skip
+        for name, p in part.ema.module.named_parameters():
             torch.testing.assert_close(p.data, average[name].data, rtol=1e-5, atol=1e-7, msg=f"{name}, step {step}")
 
 
@@ -460,11 +447,22 @@ def test_dense_beside_channels(tmp_path):
     assert found["summary"][0]["train_ratio"] == 1.0
 
 
-@pytest.mark.parametrize(("key", "value"), [("ema", "0.9"), ("compile", "true")])
-def test_what_cannot_follow_widths_is_refused(tmp_path, key, value):
-    with pytest.raises(UserError, match=rf"^train.{key} .*: set pattern.thin=false, which masks channels instead$"):
-        run(tmp_path, *tiny.CHANNELS, f"--train.{key}", value)
+def test_what_cannot_follow_widths_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"^train.compile .*: set pattern.thin=false, which masks channels instead$"):
+        run(tmp_path, *tiny.CHANNELS, "--train.compile", "true")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_average_of_a_thin_model_is_saved_thin(tmp_path):
+    saved = []
+    for thin in ("true", "false"):
+        (tmp_path / thin).mkdir()
+        out, _ = run(tmp_path / thin, *tiny.CHANNELS, "--pattern.thin", thin, "--train.ema", "0.8")
+        saved.append(channel_model(out).state_dict())
+    last = channel_model(run(tmp_path, *tiny.CHANNELS)[0]).state_dict()
+    for name, value in saved[0].items():
+        torch.testing.assert_close(value, saved[1][name], rtol=1e-4, atol=1e-5)
+    assert any(not torch.equal(value, last[name]) for name, value in saved[0].items())
 
 
 def test_weights_to_start_from(tmp_path):

@@ -33,6 +33,7 @@ VARIANTS = {
     "channels": CHANNELS,
     "channels, adamw": f"{CHANNELS} --optimizer.name adamw --pattern.solver grouped --train.clip_norm 1",
     "channels, masked": f"{CHANNELS} --pattern.thin false --train.ema 0.9 --train.recalibrate 2",
+    "channels, averaged": f"{CHANNELS} --train.ema 0.9",
     "channels, halp": f"{CHANNELS} --method.name halp --method.prunings 4 --method.interval 4",
 }
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from regrow import state as codes
 from regrow.channels.allocation import allocate, uniform
 from regrow.channels.saliency import ChannelSaliency
+from regrow.channels.surgery import Index
 from regrow.channels.width import Masked, Thin, Width, active_entries
 from regrow.criteria import CRITERIA
 from regrow.latency.table import LatencyTable
@@ -190,6 +191,14 @@ class ChannelUnits(Units):
     def density(self) -> float:
         total = sum(state.flags.numel() for state in self.states.values())
         return sum(int(state.active.sum()) for state in self.states.values()) / total
+
+    def index(self) -> Mapping[str, Index]:
+        return self._width.index
+
+    def active_of(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        cut = {part.name for group in self.bound.coupling.groups for part in group.slices}
+        found = {name: tensor for name, tensor in tensors.items() if name in cut}
+        return active_entries(self.bound.coupling, self.active, found)
 
     def widths(self) -> dict[str, tuple[int, int]]:
         return {name: (int(mask.sum()), self.sizes[name]) for name, mask in self.active.items()}

@@ -26,6 +26,10 @@ class Width(Protocol):
 
     version: int
 
+    @property
+    def index(self) -> Mapping[str, surgery.Index]:
+        """Tensor name → what of it is left in a thin model; empty for a whole one."""
+
     def widen(self) -> None:
         """Makes the model whole, with everything that was removed as it was when it was."""
 
@@ -66,9 +70,12 @@ class Thin:
             state.at_rest = at_rest
         self.version += 1
 
+    @property
+    def index(self) -> Mapping[str, surgery.Index]:
+        return {} if self._remainder is None else self._remainder.index
+
     def channel_of(self, part: Slice) -> Tensor:
-        index = self._remainder.index.get(part.name, ()) if self._remainder is not None else ()
-        for dim, stays in index:
+        for dim, stays in self.index.get(part.name, ()):
             if dim == part.dim:
                 return part.channel[stays.cpu()]
         return part.channel
@@ -88,6 +95,7 @@ class Masked:
     ) -> None:
         self._model, self._coupling, self._states, self._optimizers = model, coupling, states, optimizers
         self.version = 0
+        self.index: Mapping[str, surgery.Index] = {}
         self._removed: dict[str, Tensor] = {}  # of buffers: name → bool
         self._saved: dict[tuple[str, str], Tensor] = {}
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow import names
 from regrow.quiet import evaluating
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -55,37 +52,13 @@ def accuracy(
     return float(correct / total) if total else 0.0
 
 
-class Ema:
-    """An exponential moving average of a sparse model's weights and buffers.
+def moving_average(model: nn.Module, decay: float) -> nn.Module:
+    """An exponential moving average of a model's weights and buffers, to begin with the first that it takes in.
 
     Args:
-        model: the model that trains, not wrapped
+        model: the model that trains, dense and not wrapped
         decay: share of the average that a step keeps
     """
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
-        self._average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-
-    def update(self, model: nn.Module) -> None:
-        """Take in the model's values after a step."""
-        self._average.update_parameters(model)
-
-    def model(self, masks: Mapping[str, Tensor]) -> nn.Module:
-        """A copy of the average as the active structure: what a weight was before it was pruned fades only slowly
-        from an average, so all that is outside the structure is left out."""
-        averaged: nn.Module = copy.deepcopy(self._average.module)
-        parameters = names.parameters(averaged)
-        with torch.no_grad():
-            for name, mask in masks.items():
-                parameters[name].masked_fill_(~mask, 0.0)
-        return averaged
-
-    def state_dict(self) -> dict[str, Any]:
-        """The average, as tensors."""
-        return self._average.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`."""
-        self._average.load_state_dict(state)
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)

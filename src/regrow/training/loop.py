@@ -135,7 +135,6 @@ class Trainer:
     def _step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
         run, settings = self.run, self.settings
         run.wrap()
-        frozen = run.sparsifier.method.explores and run.sparsifier.phase == "explore"
         seed_step(run.recipe.seed, run.step, run.accelerator.process_index)
         factor = run.recipe.schedule.factor(run.step, run.total_steps, run.steps_per_epoch)
         for group, peak in zip(run.optimizer.param_groups, run.peak_lr, strict=True):
@@ -158,9 +157,8 @@ class Trainer:
                 run.optimizer.step()
                 run.optimizer.zero_grad()
         run.step += 1
-        if run.ema is not None and not frozen:  # a frozen structure has nothing new to average
-            with run.sparsifier.sparse():  # this step may have reactivated what is explored next
-                run.ema.update(run.model)
+        if run.ema is not None:
+            run.ema.update()
         self.progress.step(run.step)
 
     def _log(self) -> None:
@@ -226,8 +224,9 @@ class Trainer:
     def _evaluated_model(self) -> Iterator[nn.Module]:
         """The model whose accuracy counts, as its active structure: the average of the weights where there is one."""
         run = self.run
-        with averaged_weights(run.optimizer.optimizer), run.sparsifier.sparse():
-            yield run.ema.model(run.sparsifier.masks) if run.ema is not None else run.model
+        shown = run.sparsifier.sparse() if run.ema is None else run.ema.shown()
+        with averaged_weights(run.optimizer.optimizer), shown:
+            yield run.model
 
     @contextmanager
     def _final_model(self) -> Iterator[nn.Module]:
@@ -239,7 +238,7 @@ class Trainer:
             return
         with averaged_weights(run.optimizer.optimizer, back=False):
             if run.ema is not None:
-                run.model.load_state_dict(run.ema.model(run.sparsifier.masks).state_dict())
+                run.ema.apply()
             yield run.sparsifier.compact()
 
     def _accuracy(self, model: nn.Module, source: BatchSource) -> float:

@@ -37,7 +37,7 @@ def check(run: Run, state: Mapping[str, Any]) -> None:
     if (state["ema"] is None) != (run.ema is None):
         raise UserError("ema is there in only one of checkpoint and recipe")
     if run.ema is not None:
-        _check_tensors("ema", state["ema"], run.ema.state_dict())
+        _check_tensors("ema", state["ema"], run.ema.averaged.state_dict())
     for key, own in (("start_active", run.start_active), ("start_widths", run.start_widths)):
         if state.get(key, {}).keys() != own.keys():
             raise UserError(f"{key} has other names than the model")

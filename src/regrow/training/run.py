@@ -22,7 +22,7 @@ from regrow.sparsifier import Sparsifier
 from regrow.training import facts, resume
 from regrow.training.data import BatchSource, DataSet
 from regrow.training.data import load as load_data
-from regrow.training.evaluation import Ema
+from regrow.training.evaluation import moving_average
 from regrow.training.latency import check_batch, is_channels, needs_table, table_of
 from regrow.training.models import GIVEN, build_with, example_input, import_callable
 from regrow.training.recipe import Recipe
@@ -69,7 +69,7 @@ class Run:
         _check_output(self.model, self.example, self.data.num_classes, recipe.model.name)
         optimizer = recipe.optimizer.build(self.model.named_parameters())
         self.peak_lr = [group["lr"] for group in optimizer.param_groups]
-        self.ema = Ema(self.model, settings.ema) if settings.ema is not None else None
+        averaged = moving_average(self.model, settings.ema) if settings.ema is not None else None
         self.table = table or table_of(recipe, self.model, self.data.shape, progress=not quiet)
         check_batch(recipe, self.model, self.data.shape, self.table)
         self._wrapped_for_other_shapes = False
@@ -77,6 +77,7 @@ class Run:
             self.model, optimizer, pattern=pattern_of(recipe, self.table), method=recipe.method, criterion=criterion,
             total_steps=self.total_steps, seed=recipe.seed, example_inputs=self.example, on_resize=self._resized,
         )  # fmt: skip
+        self.ema = self.sparsifier.average(averaged) if averaged is not None else None
         self.timeline = self.sparsifier.method.timeline(self.total_steps)
         self.start_active = {name: int(mask.sum()) for name, mask in self.sparsifier.masks.items()}
         self.start_widths = {group: kept for group, (kept, _) in self.sparsifier.widths().items()}
@@ -127,7 +128,7 @@ class Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "sparsifier": self.sparsifier.state_dict(),
-            "ema": self.ema.state_dict() if self.ema is not None else None,
+            "ema": self.ema.averaged.state_dict() if self.ema is not None else None,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "start_active": self.start_active,
             **({"start_widths": self.start_widths} if self.start_widths else {}),
@@ -149,7 +150,7 @@ class Run:
                 )
                 self.sparsifier.load_state_dict(state["sparsifier"])
             if self.ema is not None:
-                self.ema.load_state_dict(state["ema"])
+                self.ema.averaged.load_state_dict(state["ema"])
             if self.accelerator.scaler is not None and state["scaler"] is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             self.start_active = dict(state["start_active"])
@@ -257,11 +258,11 @@ def check_thin(recipe: Recipe) -> None:
     """
     if not (is_channels(recipe) and recipe.method.sparsifies and recipe.pattern.thin):
         return
-    way_out = "set pattern.thin=false, which masks channels instead"
-    if recipe.train.ema is not None:
-        raise UserError(f"train.ema cannot average a model whose layers change their widths: {way_out}")
     if recipe.train.compile:
-        raise UserError(f"train.compile would compile anew whenever layers change their widths: {way_out}")
+        raise UserError(
+            "train.compile would compile anew whenever layers change their widths: set pattern.thin=false, which masks "
+            "channels instead"
+        )
 
 
 def criterion_of(recipe: Recipe) -> Criterion:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 import tiny_recipe as tiny
-from attack import VALUES, changed, flip, garble, inside, places
+from attack import VALUES, changed, crash_points, flip, garble, inside, places
 from regrow import UserError, storage
-from regrow.training import checkpoint, loop
+from regrow.training import checkpoint, loop, rundir
 from regrow.training.progress import Interrupted
 from regrow.training.recipe import load
 
@@ -133,3 +133,32 @@ def attack(count: int, kind: str, place: Path, spare: Sequence[str] = ()) -> lis
             if said is not None:
                 wrong.append(f"{name} {i} {how}: {what}: {said}")
     return wrong
+
+
+def kills(place: Path, every: int = 1) -> tuple[int, list[str]]:
+    """Kills a run at each operation of the file system (or at each so manieth), errors at it, and goes on from what is
+    left: to the same outcome."""
+    recipe = load(tiny.write(place), [*SHORT, "--train.checkpoint_steps", "5"])
+
+    def train(out: Path) -> list[Any]:
+        loop.train(recipe, out, resume=True, quiet=True)
+        weights = (out / "model" / storage.WEIGHTS).read_bytes()
+        lines = [json.loads(line) for line in (out / rundir.METRICS).read_text().splitlines()]
+        losses = [(line["step"], line.get("loss"), line.get("accuracy")) for line in lines]
+        return [weights, losses, json.loads((out / rundir.RESULTS).read_text())["runs"][0]["accuracy"]]
+
+    home, copies = place / "home", place / "copies"
+    home.mkdir()
+    points = crash_points(lambda: train(home / "run"), home, copies)
+    right, wrong = train(home / "again"), []
+    for number, (operation, left) in enumerate(points):
+        if number % every == 0:
+            try:
+                said = None if train(left / "run") == right else "another outcome"
+                if leftovers := [str(path) for path in (left / "run").rglob(".*") if path.name != ".lock"]:
+                    said = f"left {leftovers}"
+            except Exception as error:
+                said = f"{type(error).__name__}: {error!s:.200}"
+            wrong += [] if said is None else [f"killed before {operation} {number}: {said}"]
+        shutil.rmtree(left)
+    return (len(points) + every - 1) // every, wrong

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
+import threading
 
 import pytest
 import torch
@@ -225,6 +227,20 @@ def test_the_command_refuses_bad_input_with_exit_code_2(words, message, tmp_path
     assert message.format(dir=tmp_path) in error
     assert error.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_the_command_writes_into_a_pipe(tmp_path, monkeypatch):
+    table, _ = profile(Small(), EXAMPLE, time_limit=0.5, check=1, progress=False)
+    monkeypatch.setattr(profiling, "run", lambda *_, **__: profiling.Profile(table, (), "made up"))
+    monkeypatch.setattr(profiling, "_print", lambda *_: None)
+    os.mkfifo(tmp_path / "pipe")
+    got = []
+    reader = threading.Thread(target=lambda: got.append((tmp_path / "pipe").read_text()))
+    reader.start()
+    assert cli.main(["profile", "test_profiling:Small", *TINY, "--out", str(tmp_path / "pipe")]) == 0
+    reader.join(timeout=600)
+    assert LatencyTable.from_json(json.loads(got[0])).to_json() == table.to_json()
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_the_command_needs_out(capsys):

@@ -45,6 +45,7 @@ ATTACKS: dict[str, Attack] = {
     "damaged saved models": counted(2365, lambda n, place: saves.attack(n, saves.damaged, place)),
     "flipped bits in saved models": counted(120, lambda n, place: saves.attack(n, saves.flipped, place, True)),
     "kills and errors while saving over a save": saves.crashes,
+    "kills at each operation of a run": checkpoints.kills,
     "edited checkpoints": counted(800, lambda n, place: checkpoints.attack(n, "edited", place)),
     "flipped bits in checkpoints": counted(60, lambda n, place: checkpoints.attack(n, "flipped", place)),
     "damaged latency tables": counted(4500, lambda n, place: tables.attack(n, "damaged", place)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from fake_runs import write_compare
 
+from regrow.cli import main
 from regrow.errors import UserError
 from regrow.report.page import inert, write
 
@@ -157,6 +159,19 @@ def test_out_that_cannot_be_written(make_run: Make, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         write([run], tmp_path / "file" / "r.html")
+
+
+def test_a_pipe_takes_the_page_and_stays_a_pipe(
+    make_run: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, pipe, got = make_run(tmp_path / "run", "static", 0, steps=50), tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()))
+    reader.start()
+    assert main(["report", str(run), "--out", str(pipe)]) == 0
+    reader.join(timeout=600)
+    assert got == [write([run], tmp_path / "r.html").read_bytes()]
+    assert pipe.is_fifo()
 
 
 def test_a_failed_write_leaves_the_old_page(make_run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

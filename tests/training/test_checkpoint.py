@@ -133,6 +133,12 @@ def test_random_damage_is_refused(tmp_path, kind, count):
     assert attack.attack(count, kind, tmp_path, spare=["sparsifier"]) == []
 
 
+def test_a_run_goes_on_from_what_a_kill_at_any_operation_leaves(tmp_path):
+    tried, wrong = attack.kills(tmp_path, every=23)
+    assert wrong == []
+    assert tried > 4
+
+
 @pytest.mark.parametrize(
     ("content", "line"),
     [(b'{"step": 4}\n\xff\n', 2), (b"[]\n" * 9, 1), (b'{"step": 4}\n{"step": "5"}\n', 2), (b"{" * 5000 + b"\n", 1)],
@@ -148,20 +154,35 @@ def test_damaged_metrics_are_noticed_before_a_run_goes_on(tmp_path, content, lin
 
 
 @pytest.mark.parametrize(
-    ("begun", "here", "sentence"),
+    ("begun", "here", "device", "sentence"),
     [
-        (1, 2, "was begun by one process, and 2 processes would train another model: continue it with `regrow train "),
-        (2, 1, "begun by 2 processes, and one process would .* `torchrun --nproc-per-node 2 -m regrow train --out "),
-        (4, 8, "begun by 4 processes, and 8 processes would .* `torchrun --nproc-per-node 4 -m regrow train --out "),
+        (
+            1,
+            2,
+            "cpu",
+            "was begun by one process, and 2 processes would train another model: continue it with `regrow train ",
+        ),
+        (
+            2,
+            1,
+            "cpu",
+            "by 2 processes, and one process would .* `ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 -m regrow train --out ",
+        ),
+        (
+            4,
+            8,
+            "cuda",
+            "begun by 4 processes, and 8 processes would .* `torchrun --nproc-per-node 4 -m regrow train --out ",
+        ),
     ],
 )
-def test_another_number_of_processes_is_refused(tmp_path, begun, here, sentence):
+def test_another_number_of_processes_is_refused(tmp_path, begun, here, device, sentence):
     from regrow.training.resume import check_processes
 
-    check_processes(begun, begun, tmp_path)
-    check_processes(None, here, tmp_path)
+    check_processes(begun, begun, torch.device(device), tmp_path)
+    check_processes(None, here, torch.device(device), tmp_path)
     with pytest.raises(UserError, match=sentence):
-        check_processes(begun, here, tmp_path)
+        check_processes(begun, here, torch.device(device), tmp_path)
 
 
 def test_a_checkpoint_knows_its_processes(stopped):

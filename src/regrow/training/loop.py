@@ -65,7 +65,7 @@ def train(
     table = read_table(out / rundir.LATENCY) if is_channels(recipe) else None
     run = Run(recipe, label or (saved or {}).get("label") or recipe.method_name, table, quiet)
     if saved is not None:
-        resume_checks.check_processes(saved.get("processes"), run.accelerator.num_processes, out)
+        resume_checks.check_processes(saved.get("processes"), run.accelerator.num_processes, run.device, out)
         run.load_state(saved)
     if not run.accelerator.is_main_process:
         return Trainer(run, None, None, quiet=True).train()

@@ -49,14 +49,22 @@ def check(run: Run, state: Mapping[str, Any]) -> None:
     _check_optimizer(run, state["optimizer"], step)
 
 
-def check_processes(begun: int | None, here: int, directory: Path) -> None:
+def check_processes(begun: int | None, here: int, device: torch.device, directory: Path) -> None:
     """Refuses to go on with another number of processes than before, which would mean batches of another size.
+
+    Args:
+        begun: processes that began the run; None where its checkpoint is too old to know.
+        here: processes that would go on.
+        device: of this one.
+        directory: of the run.
 
     Raises:
         UserError: saying how to start the right number.
     """
     if begun is not None and begun != here:
         way = f"torchrun --nproc-per-node {begun} -m regrow" if begun > 1 else "regrow"
+        if begun > 1 and device.type == "cpu":
+            way = f"ACCELERATE_USE_CPU=true {way}"  # without it, Accelerate takes each process for the only one
         raise UserError(
             f"the run in {directory} was begun by {_processes(begun)}, and {_processes(here)} would train another "
             f"model: continue it with `{way} train --out {directory} --resume`, or start anew with another --out"

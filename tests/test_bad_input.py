@@ -237,7 +237,8 @@ CHECKPOINTS = [
     (
         _edited(processes=2),
         "was begun by 2 processes, and one process would train another model: continue it with "
-        "`ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 -m regrow train --out run --resume`, or start anew with another --out",
+        "`ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 -m regrow train --out run --resume`, "
+        "or start anew with another --out",
     ),
     (lambda path: (path.parents[1] / "recipe.yaml").write_text("a: [\n"), "recipe.yaml cannot be read"),
     (lambda path: (path.parents[1] / "recipe.yaml").write_text("a: 1\n"), "a differs from the recipe"),

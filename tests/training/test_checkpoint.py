@@ -166,7 +166,8 @@ def test_damaged_metrics_are_noticed_before_a_run_goes_on(tmp_path, content, lin
             2,
             1,
             "cpu",
-            "by 2 processes, and one process would .* `ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 -m regrow train --out ",
+            "by 2 processes, and one process would .* "
+            "`ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 -m regrow train --out ",
         ),
         (
             4,

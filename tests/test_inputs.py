@@ -113,6 +113,22 @@ def test_batch(example, batch):
     assert Inputs.of(example).batch == batch
 
 
+@pytest.mark.parametrize(
+    ("example", "shapes"),
+    [
+        (torch.ones(3, 2), [(1, 2)]),
+        ({"x": torch.ones(5, 2), "mask": torch.ones(5, 7), "places": torch.ones(7)}, [(1, 2), (1, 7), (7,)]),
+        (([torch.ones(3, 8, 8)] * 4, [{"boxes": torch.ones(9, 4)}] * 4), [(3, 8, 8), (9, 4)]),
+        ([torch.ones(2, 5), torch.ones(2, 6)], [(1, 5), (1, 6)]),
+        (((torch.ones(2, 5),), {"deep": {"y": [torch.ones(2, 3), 1.0]}}), [(1, 5), (1, 3)]),
+    ],
+)
+def test_the_first_example(example, shapes):
+    first = Inputs.of(example).first()
+    assert [tuple(t.shape) for t in first.tensors] == shapes
+    assert first.batch == 1
+
+
 class Slots:
     __slots__ = ("first", "rest")
 

@@ -152,7 +152,7 @@ def test_the_median_error_is_without_signs():
         ({"check": 0}, "check must be at least 1, not 0"),
         ({"time_limit": 0.0}, "time_limit must be a positive number of seconds, not 0"),
         ({"time_limit": float("nan")}, "time_limit must be a positive number of seconds, not nan"),
-        ({"example": (EXAMPLE, EXAMPLE)}, "latency can be measured only of models that take one tensor"),
+        ({"example": (EXAMPLE, EXAMPLE)}, r"does not run on inputs of shapes \(2, 3, 12, 12\), \(2, 3, 12, 12\)"),
         ({"example": EXAMPLE[:0]}, r"the example has the shape \(0, 3, 12, 12\)"),
         ({"example": EXAMPLE[:, :2]}, r"does not run on inputs of shape \(2, 2, 12, 12\)"),
         ({"model": nn.Softmax(1)}, "no layers whose latency could be measured"),

@@ -78,6 +78,26 @@ class Inputs:
         """All tensors in it, in order."""
         return [leaf for leaf in tree_leaves((self.args, dict(self.kwargs))) if isinstance(leaf, Tensor)]
 
+    def first(self) -> Inputs:
+        """The same call with the first example alone: the first entry of what has one for each example."""
+        batch = self.batch
+
+        def one(t: Tensor) -> Tensor:
+            return t[:1] if t.dim() and t.shape[0] == batch else t
+
+        def entry(value: Any) -> Any:
+            return value[:1] if _lists_examples(value, batch) else tree_map_only(Tensor, one, value)
+
+        return Inputs(
+            tuple(map(entry, self.args)), {key: entry(value) for key, value in self.kwargs.items()}, self.hint
+        )
+
+    @property
+    def shapes(self) -> str:
+        """Of all tensors, in words."""
+        found = [str(tuple(t.shape)) for t in self.tensors]
+        return f"shape {found[0]}" if len(found) == 1 else f"shapes {', '.join(found)}" if found else "no tensor"
+
     @property
     def batch(self) -> int:
         """The number of examples: the first dimension of the first tensor, or the length of a list of images."""
@@ -121,13 +141,18 @@ def two_examples(inputs: Inputs, other: bool) -> Inputs:
         return torch.cat([t[:1], another(t[:1])])
 
     def entry(value: Any) -> Any:
-        if isinstance(value, list) and value and len(value) == batch and not _is_batch(value[0], batch):
+        if _lists_examples(value, batch):
             return [value[0], tree_map(lambda x: another(x) if isinstance(x, Tensor) else copy.deepcopy(x), value[0])]
         return tree_map_only(Tensor, two, value)
 
     return Inputs(
         tuple(map(entry, inputs.args)), {key: entry(value) for key, value in inputs.kwargs.items()}, inputs.hint
     )
+
+
+def _lists_examples(value: Any, batch: int) -> bool:
+    """Whether it is a list with an entry for each example (images, targets), not of whole batches."""
+    return isinstance(value, list) and bool(value) and len(value) == batch and not _is_batch(value[0], batch)
 
 
 def _is_batch(value: Any, batch: int) -> bool:

@@ -20,6 +20,7 @@ from regrow.channels.coupling import Coupling, couple
 from regrow.channels.surgery import compact
 from regrow.channels.tracing import replica_of
 from regrow.errors import UserError
+from regrow.inputs import Inputs
 from regrow.latency.measure import make_runtime, measure, verify
 from regrow.latency.table import LatencyTable, known_key
 from regrow.latency.trace import Network, trace
@@ -72,7 +73,7 @@ class Profile:
 
 def profile(
     model: nn.Module,
-    example: Tensor | tuple[Tensor],
+    example: Any,
     *,
     runtime: str = "eager",
     threads: int = 1,
@@ -86,8 +87,9 @@ def profile(
     Copies are measured: the model, its mode, gradients, the random state and the number of threads stay as they are.
 
     Args:
-        model: on any device, in any mode; takes one tensor
-        example: a batch of inputs; the table holds for its batch and image size
+        model: on any device, in any mode; takes tensors
+        example: a batch of inputs, in any form that `regrow.inputs.Inputs.of` takes; the table holds for its batch and
+            image size
         runtime: "eager" (PyTorch) or "onnxruntime"
         threads: for the runtime
         time_limit: seconds that all of it should take; a large model takes what visiting each point once takes
@@ -113,14 +115,14 @@ def profile(
 
 
 def run(
-    model: nn.Module, example: Tensor | tuple[Tensor], *, runtime: str, threads: int, time_limit: float, check: int,
+    model: nn.Module, example: Any, *, runtime: str, threads: int, time_limit: float, check: int,
     progress: bool, seed: int,
 ) -> Profile:  # fmt: skip
     """As `profile`, with all that there is to tell."""
     start = time.monotonic()
     _check_numbers(threads=threads, check=check, time_limit=time_limit)
-    x = _one_tensor(example)
-    make_runtime(runtime, len(x), threads)  # whether there is one comes before anything that takes time
+    x = _inputs(example)
+    make_runtime(runtime, x.batch, threads)  # whether there is one comes before anything that takes time
     with (
         torch.random.fork_rng(devices=[]),
         torch.inference_mode(False),
@@ -128,7 +130,7 @@ def run(
         torch.autocast("cpu", enabled=False),
     ):
         dense = replica_of(model)
-        x = x.clone()
+        x = x.map(torch.clone)
         levels = _FITTED + tuple(0.15 + 0.8 * (i + 0.5) / check for i in range(check))
         copies, note = thin_copies(dense, x, levels, seed=seed)
         fitted, checked = copies[: len(_FITTED)], copies[len(_FITTED) :]
@@ -146,33 +148,35 @@ def run(
 
 
 def thin_copies(
-    model: nn.Module, example: Tensor, levels: Sequence[float], *, seed: int = 0
+    model: nn.Module, example: Any, levels: Sequence[float], *, seed: int = 0
 ) -> tuple[list[nn.Module], str]:
     """Copies of a model with fewer channels, chosen at random.
 
     Args:
         model: on the CPU; left as it is
+        example: a batch of inputs, in any form that `regrow.inputs.Inputs.of` takes
         levels: for each copy about which share of its channels stays; the groups of a copy lie up to 0.25 off
         seed: of the random choice
 
     Returns:
         The copies, and "". Where none can be made: none, and a sentence that says why.
     """
+    inputs = Inputs.of(example)
     try:
-        coupling = couple(model, example[:1])
+        coupling = couple(model, inputs.first())
     except UserError as error:
         return [], f"no thin copies could be made to check the table with: {error}"
     if not coupling.groups:
         why = next(iter(coupling.dense.values()), "it has no layers with channels")
         return [], f"no thin copies could be made to check the table with, as nothing in the model can go: {why}"
     generator = torch.Generator().manual_seed(seed)
-    network = trace(model, example)
+    network = trace(model, inputs)
     units = {unit.name: unit for unit in network.units}
     keys = {unit.key for unit in network.units}
     copies = []
     for level in levels:
         copy = compact(replica_of(model), coupling, _keep(coupling, level, generator))
-        for unit in trace(copy, example).units:
+        for unit in trace(copy, inputs).units:
             if known_key(unit, units, keys) not in keys:
                 return [], f"the table cannot be checked with thin copies: {unit.name} is another kind of unit in them"
         copies.append(copy)
@@ -195,14 +199,13 @@ def _channels(network: Network) -> int:
     return sum(unit.c_out for unit in network.units if unit.key.kind in {"conv", "linear"} and not unit.fixed)
 
 
-def _one_tensor(example: Any) -> Tensor:
-    if isinstance(example, tuple) and len(example) == 1:
-        example = example[0]
-    if not isinstance(example, Tensor):
-        raise UserError("latency can be measured only of models that take one tensor")
-    if example.dim() < 2 or len(example) == 0:
-        raise UserError(f"latency needs a batch of inputs, but the example has the shape {tuple(example.shape)}")
-    return example.detach().cpu()
+def _inputs(example: Any) -> Inputs:
+    inputs = Inputs.of(example)
+    if not inputs.tensors:
+        raise UserError("latency needs a batch of inputs, but there is no tensor in the example")
+    if inputs.tensors[0].dim() < 2 or any(t.numel() == 0 for t in inputs.tensors):
+        raise UserError(f"latency needs a batch of inputs, but the example has the {inputs.shapes}")
+    return inputs.map(lambda t: t.detach().cpu())
 
 
 def _check_numbers(prefix: str = "", **numbers: float) -> None:

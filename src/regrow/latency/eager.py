@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from regrow.inputs import Inputs
 from regrow.latency.clock import Clock
 from regrow.latency.trace import Key
 
@@ -58,13 +59,13 @@ class Eager:
                 samples.append(self.clock.seconds(work))
         return samples[1:]
 
-    def whole(self, model: nn.Module, example: Tensor) -> Work:
+    def whole(self, model: nn.Module, inputs: Inputs) -> Work:
         """One forward pass of a model in eval mode, to be called within `torch_threads`."""
         model.eval()
 
         def run() -> None:
             with torch.no_grad():
-                model(example)
+                inputs(model)
 
         return run
 

@@ -7,11 +7,13 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from regrow.errors import UserError, nearest
+from regrow.inputs import Inputs
 from regrow.latency.clock import torch_threads, typical
 from regrow.latency.eager import Eager
 from regrow.latency.onnxruntime import OnnxRuntime
@@ -57,7 +59,7 @@ class _Plan:
 
 def measure(
     model: nn.Module,
-    example: Tensor,
+    example: Any,
     *,
     runtime: str = "eager",
     threads: int = 1,
@@ -72,8 +74,9 @@ def measure(
     slows all of them alike. The dense model itself is measured in between.
 
     Args:
-        model: takes one tensor; measured in eval mode, left as it was
-        example: a batch of inputs on the CPU; its shape says batch and image size
+        model: takes tensors; measured in eval mode, left as it was
+        example: a batch of inputs on the CPU, in any form that `regrow.inputs.Inputs.of` takes; its shapes say
+            batch and image size
         runtime: "eager" (PyTorch) or "onnxruntime"
         threads: for the runtime
         thin: thin copies of the model, at best from hardly to strongly thinned, which show how units run among others
@@ -86,14 +89,15 @@ def measure(
         UserError: for an unknown runtime, one that is not installed, or a model that cannot be run.
     """
     start = time.monotonic()
-    if example.device.type != "cpu":
-        raise UserError(f"latency is measured on the CPU, but the example is on {example.device}")
-    runner = make_runtime(runtime, len(example), threads)
-    network = trace(model, example)
+    inputs = Inputs.of(example)
+    if elsewhere := [t.device for t in inputs.tensors if t.device.type != "cpu"]:
+        raise UserError(f"latency is measured on the CPU, but the example is on {elsewhere[0]}")
+    runner = make_runtime(runtime, inputs.batch, threads)
+    network = trace(model, inputs)
     if not network.units:
         raise UserError("the model has no layers whose latency could be measured: no convolution, linear layer or pool")
     with torch_threads(threads), evaluating(model):
-        wholes = prepared(runner, (model, *thin), example, progress)
+        wholes = prepared(runner, (model, *thin), inputs, progress)
         warming = time.monotonic()
         for whole in wholes:
             whole()
@@ -103,8 +107,8 @@ def measure(
         shuffle = random.Random(seed)
         measured = [typical(times) for times in _run(plan, runner, wholes, start + time_limit, shuffle, progress)]
     grids = {key: _grid(plan, key) for key in plan.axes}
-    table = LatencyTable(Machine.here(runtime), len(example), threads, network, grids, measured=measured[0])
-    summed = [table.model(), *(table.predict(trace(net, example)) for net in thin)]
+    table = LatencyTable(Machine.here(runtime), inputs.batch, threads, network, grids, measured=measured[0])
+    summed = [table.model(), *(table.predict(trace(net, inputs)) for net in thin)]
     return _fitted(table, summed, measured)
 
 
@@ -120,30 +124,31 @@ def make_runtime(name: str, batch: int, threads: int) -> Runtime:
 
 
 def verify(
-    table: LatencyTable, models: Iterable[nn.Module], example: Tensor, *, rounds: int = 9, progress: bool = False
+    table: LatencyTable, models: Iterable[nn.Module], example: Any, *, rounds: int = 9, progress: bool = False
 ) -> list[tuple[float, float]]:
     """Predicted and measured latency of whole models, in seconds per batch.
 
     Args:
         table: measured on this machine; its batch size and threads are used
         models: made of the kinds of units that the table knows; measured in turns, in eval mode, and left as they were
-        example: a batch of inputs of the table's batch size
+        example: a batch of inputs of the table's batch size, in any form that `regrow.inputs.Inputs.of` takes
         rounds: how often each is measured; the lower quartile counts
         progress: show a progress bar on a terminal
 
     Raises:
         UserError: if a model has a unit that the table does not know, or the batch is another.
     """
-    if len(example) != table.batch:
-        raise UserError(f"the table holds for batches of {table.batch}, the example has {len(example)}")
+    inputs = Inputs.of(example)
+    if inputs.batch != table.batch:
+        raise UserError(f"the table holds for batches of {table.batch}, the example has {inputs.batch}")
     listed = list(models)
-    predicted = [table.predict(trace(model, example)) for model in listed]
+    predicted = [table.predict(trace(model, inputs)) for model in listed]
     runner = make_runtime(table.machine.runtime, table.batch, table.threads)
-    measured = in_turns(runner, listed, example, rounds=rounds, progress=progress)
+    measured = in_turns(runner, listed, inputs, rounds=rounds, progress=progress)
     return list(zip(predicted, measured, strict=True))
 
 
-def calibrate(table: LatencyTable, models: Iterable[nn.Module], example: Tensor, *, rounds: int = 9) -> LatencyTable:
+def calibrate(table: LatencyTable, models: Iterable[nn.Module], example: Any, *, rounds: int = 9) -> LatencyTable:
     """The table with its correction and constant part fitted to whole models, beside the dense one.
 
     Units run a little differently among others than by themselves, and every call has its own cost; a few thin models

@@ -7,12 +7,13 @@ the runtime's own times of the unit's nodes count.
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from math import prod
 from pathlib import Path
@@ -20,8 +21,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from regrow.errors import UserError
+from regrow.inputs import Inputs
 from regrow.latency.clock import Clock
 from regrow.latency.trace import Key
 
@@ -91,14 +94,19 @@ class OnnxRuntime:
             samples.append(min(unit, rest) if rest > 0.0 else unit)
         return samples
 
-    def whole(self, model: Any, example: Any) -> Callable[[], object]:
-        """One forward pass of a PyTorch model in eval mode, exported to ONNX."""
+    def whole(self, model: Any, inputs: Inputs) -> Callable[[], object]:
+        """One forward pass of a PyTorch model in eval mode, exported to ONNX.
+
+        Raises:
+            UserError: if it cannot be exported or run, or its graph does not take the tensors that it was called with.
+        """
         import torch
 
         model.eval()
+        call = _in_order(model, inputs)
         try:
             with _silence(), torch.no_grad():
-                program = torch.onnx.export(model, (example,), dynamo=True, verbose=False)
+                program = torch.onnx.export(model, call.args, kwargs=dict(call.kwargs), dynamo=True, verbose=False)
                 assert program is not None
             session = self._session(program.model_proto.SerializeToString())
         except Exception as error:
@@ -106,7 +114,7 @@ class OnnxRuntime:
             raise UserError(
                 f"the model cannot be run in ONNX Runtime: {reason}; --runtime eager (runtime='eager') takes any model"
             ) from error
-        feeds = {session.get_inputs()[0].name: example.numpy()}
+        feeds = _feeds(session.get_inputs(), call.tensors)
         return lambda: session.run(None, feeds)
 
     def _session(self, model: bytes, profile: str = "") -> Any:
@@ -123,6 +131,27 @@ class OnnxRuntime:
 
     def _numbers(self, shape: tuple[int, ...]) -> Array:
         return self._random.standard_normal(shape, dtype=np.float32)
+
+
+def _in_order(model: Any, inputs: Inputs) -> Inputs:
+    """The same call, positional where it can be: graphs have their inputs in this order."""
+    try:
+        bound = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
+    except (TypeError, ValueError):  # the exporter says what is wrong
+        return inputs
+    return Inputs(bound.args, bound.kwargs)
+
+
+def _feeds(wanted: Sequence[Any], tensors: Sequence[Tensor]) -> dict[str, Any]:
+    """What the inputs of a graph are, by their names; shapes say whether tensors are taken for one another."""
+    found = {one.name: tensor.numpy() for one, tensor in zip(wanted, tensors, strict=False)}
+    shapes = [tuple(t.shape) for t in tensors]
+    if shapes != [tuple(one.shape) for one in wanted]:
+        raise UserError(
+            f"the model cannot be run in ONNX Runtime: its graph takes {len(wanted)} tensors, and it was called with "
+            f"{len(tensors)} of shapes {', '.join(map(str, shapes))}; runtime='eager' takes any model"
+        )
+    return found
 
 
 @contextmanager

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
+from regrow.inputs import Inputs
 from regrow.latency.clock import Clock
 
 if TYPE_CHECKING:
@@ -23,5 +24,5 @@ class Runtime(Protocol):
     def sample(self, key: Key, c_in: int, c_out: int, repeats: int) -> list[float]:
         """Seconds of so many executions of a unit."""
 
-    def whole(self, model: nn.Module, example: Tensor) -> Callable[[], object]:
+    def whole(self, model: nn.Module, inputs: Inputs) -> Callable[[], object]:
         """A forward pass of a model."""

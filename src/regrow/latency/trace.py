@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from regrow import names
 from regrow.errors import UserError
+from regrow.inputs import Inputs
 from regrow.quiet import evaluating
 
 aten = torch.ops.aten
@@ -110,25 +111,26 @@ class Network:
     unpriced: dict[str, int]
 
 
-def trace(model: nn.Module, example: Tensor) -> Network:
+def trace(model: nn.Module, example: Any) -> Network:
     """The units of a model in eval mode; the model's mode is left as it was.
 
     Args:
-        model: any module that takes one tensor
-        example: one batch; only the shape of its first example matters
+        model: any module that takes tensors
+        example: one batch, in any form that `regrow.inputs.Inputs.of` takes; only its first example matters
 
     Raises:
         UserError: if the model does not run on the example.
     """
     recorder = _Recorder(model)
-    first = example[:1]
-    recorder.keep(first, _Value())
+    inputs = Inputs.of(example)
+    first = inputs.first()
+    for tensor in first.tensors:
+        recorder.keep(tensor, _Value())
     try:
         with evaluating(model), torch.no_grad(), recorder:
-            model(first)
+            first(model)
     except Exception as error:  # models assert, index and raise whatever they like
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(f"the model does not run on inputs of shape {tuple(example.shape)}: {reason}") from error
+        raise UserError(f"the model does not run on inputs of {inputs.shapes}: {inputs.failure(error)}") from error
     return Network(tuple(_units(recorder.ops)), dict(recorder.unpriced))
 
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from regrow.inputs import Inputs
 from regrow.latency.clock import Clock, torch_threads, typical
 from regrow.latency.runtime import Runtime
 from regrow.quiet import evaluating
@@ -20,7 +21,7 @@ _LEAST = 5  # turns, whatever they take
 def in_turns(
     runner: Runtime,
     models: Sequence[nn.Module],
-    example: Tensor,
+    example: Any,
     *,
     rounds: int,
     time_limit: float | None = None,
@@ -34,7 +35,7 @@ def in_turns(
     Args:
         runner: executes the models
         models: on the CPU; measured in eval mode, and left as they were
-        example: a batch of inputs on the CPU
+        example: a batch of inputs on the CPU, in any form that `regrow.inputs.Inputs.of` takes
         rounds: how often each is timed, after a first turn that warms up
         time_limit: seconds after which there are no more rounds, once there are 5
         progress: show a progress bar on a terminal
@@ -43,7 +44,7 @@ def in_turns(
         stack.enter_context(torch_threads(runner.threads))
         for model in models:
             stack.enter_context(evaluating(model))
-        runs = prepared(runner, models, example, progress)
+        runs = prepared(runner, models, Inputs.of(example), progress)
         advance = stack.enter_context(bar(progress, (rounds + 1) * len(runs), "checking"))
         samples: list[list[float]] = [[] for _ in runs]
         start = time.monotonic()
@@ -68,13 +69,13 @@ def settled(clock: Clock, whole: Callable[[], object]) -> float:
 
 
 def prepared(
-    runner: Runtime, models: Sequence[nn.Module], example: Tensor, progress: bool
+    runner: Runtime, models: Sequence[nn.Module], inputs: Inputs, progress: bool
 ) -> list[Callable[[], object]]:
     """A forward pass of each model; exporting them takes seconds."""
     found = []
     with bar(progress, len(models), "preparing") as advance:
         for model in models:
-            found.append(runner.whole(model, example))
+            found.append(runner.whole(model, inputs))
             advance()
     return found
 

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from regrow import names
 from regrow.errors import UserError, nearest
@@ -168,11 +168,8 @@ class ChannelBinding(Binding):
             raise UserError("several processes cannot measure latency at once; run `regrow profile` and give table=")
         from regrow.profiling import profile
 
-        example = example_inputs[0] if isinstance(example_inputs, tuple) else example_inputs
-        if not isinstance(example, Tensor):
-            raise UserError("latency can only be measured of a model that takes one tensor; give table=, or use flops=")
         threads = torch.get_num_threads()
-        return profile(self.model, example.cpu(), threads=threads, time_limit=_PROFILE_SECONDS, check=1)[0]
+        return profile(self.model, example_inputs, threads=threads, time_limit=_PROFILE_SECONDS, check=1)[0]
 
     def _check_budgets(self) -> None:
         floor = {group.id: self.pattern.floor_of(group.id, group.size) for group in self.coupling.groups}

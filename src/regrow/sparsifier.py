@@ -23,6 +23,7 @@ from regrow.patterns.base import Attached, Pattern
 from regrow.saliency import Saliency
 from regrow.schedule import START, Boundary, PhaseName
 from regrow.state import WeightState
+from regrow.undo import Scope, all_or_nothing
 from regrow.units import Units
 
 FORMAT = 1  # of state_dict
@@ -100,6 +101,7 @@ class Sparsifier:
         self._target = self._units.target if self._units else 0.0
         self._saliency = self._units.saliency if self._units else Saliency({}, self.criterion, {}, seed)
         self._gradients = gradients.Gradients(self._by_optimizer, self._saliency)
+        self._on_resize = on_resize
         self._finished = self._compacted = False
         self._skipped = False
         self._shown_sparse = False
@@ -229,13 +231,20 @@ class Sparsifier:
             state.enforce()
         self._gradients.used(optimizer)
         if optimizer is self._optimizers[-1]:
-            self.step_count += 1
             self._saliency.close_step()
-            if not self._finished:
-                for boundary in self._timeline.ended_at(self.step_count):
+            ended = [] if self._finished else self._timeline.ended_at(self.step_count + 1)
+            with self._all_or_nothing() if ended else nullcontext():  # a step whose update fails is not counted
+                self.step_count += 1
+                for boundary in ended:
                     self._cross(boundary)
 
     # -- between phases ----------------------------------------------------------------------------------------------
+
+    def _all_or_nothing(self) -> AbstractContextManager[None]:
+        parts = [self, *self._states.values(), self._statistics, self._accounts]
+        parts += self._units.parts() if self._units else []
+        keepers = [keeper(one) for one in self._optimizers]
+        return all_or_nothing(Scope(self.model, keepers, parts, self._on_resize))
 
     def _start(self, units: Units) -> None:
         """Takes the first structure, or leaves the model dense until it has been scored."""
@@ -317,15 +326,16 @@ class Sparsifier:
         self._account()
         if self._finished:
             return
-        with self.full_width():
-            self._statistics.restore()
-            if self._units and self.step_count < self._timeline.end:
-                self._units.aim(self._target, 0.0, self.step_count)
-                self._units.settle()
-                self._saliency.forget()
-        self._finished = True
-        for state in self._states.values():
-            state.write_zeros()
+        with self._all_or_nothing():
+            with self.full_width():
+                self._statistics.restore()
+                if self._units and self.step_count < self._timeline.end:
+                    self._units.aim(self._target, 0.0, self.step_count)
+                    self._units.settle()
+                    self._saliency.forget()
+            self._finished = True
+            for state in self._states.values():
+                state.write_zeros()
 
     def full_width(self) -> AbstractContextManager[None]:
         """Inside it, a model that trains thin has its full width: for saving and loading checkpoints of model and

@@ -165,6 +165,15 @@ class Units(ABC):
         """Takes what is removed out of the model for good."""
         raise NotImplementedError
 
+    def parts(self) -> list[object]:
+        """The objects whose attributes transitions change, beside the states of the parameters."""
+        return [self, self.saliency]
+
+    @property
+    def resized(self) -> bool:
+        """Whether parameters have other shapes than in the dense model."""
+        return False
+
     def state_dict(self) -> dict[str, Any]:
         """What resuming needs beside the states of the parameters: tensors, numbers and texts."""
         return {"tally": dict(self.tally)}

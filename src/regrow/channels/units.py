@@ -231,6 +231,13 @@ class ChannelUnits(Units):
         for state in self.states.values():
             state.at_rest = True
 
+    def parts(self) -> list[object]:
+        return [*super().parts(), self._width, self.bound]
+
+    @property
+    def resized(self) -> bool:
+        return bool(self._width.index) and not self._compacted
+
     def state_dict(self) -> dict[str, Any]:
         masks = {"active": self.active, "previous": self.previous, "grown": self.grown}
         return {

@@ -1,0 +1,104 @@
+"""All or nothing: what an update changes is put back if it does not come to its end."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from regrow.channels import surgery
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What an update may change.
+
+    Attributes:
+        model: its parameters, gradients, buffers, and the numbers among the attributes of its modules.
+        optimizers: their states.
+        parts: objects whose attributes may change.
+        on_resize: called where parameters got other shapes and have them back.
+    """
+
+    model: nn.Module
+    optimizers: Iterable[Optimizer]
+    parts: Iterable[object]
+    on_resize: Callable[[], None] | None = None
+
+
+@contextmanager
+def all_or_nothing(scope: Scope) -> Iterator[None]:
+    """Inside it, an exception of any kind (Ctrl-C, too) puts everything in the scope back to what it was, and goes on.
+
+    It holds a copy of everything meanwhile.
+    """
+    restore = _snapshot(scope)
+    try:
+        yield
+    except BaseException:
+        restore()
+        raise
+
+
+def _snapshot(scope: Scope) -> Callable[[], None]:
+    """Copies everything in the scope; returns what puts it back."""
+    tensors = [(t, t.data, t.data.clone()) for t in (*scope.model.parameters(), *scope.model.buffers())]
+    gradients = [(p, p.grad, None if p.grad is None else p.grad.clone()) for p in scope.model.parameters()]
+    numbers = [(m, {k: v for k, v in vars(m).items() if type(v) in (int, tuple)}) for m in scope.model.modules()]
+    note = copy.deepcopy(vars(scope.model).get(surgery.NOTE))
+    states = [(one, {p: _copy(state) for p, state in one.state.items()}) for one in scope.optimizers]
+    parts = [(part, {name: _copy(value) for name, value in vars(part).items()}) for part in scope.parts]
+
+    @torch.no_grad()
+    def restore() -> None:
+        resized = False
+        for tensor, data, values in tensors:
+            if tensor.shape != data.shape:
+                resized = True
+                tensor.grad = None
+                surgery.put(tensor, data)
+            tensor.data = data
+            data.copy_(values)
+        for p, gradient, kept in gradients:
+            p.grad = gradient
+            if gradient is not None and kept is not None:
+                gradient.copy_(kept)
+        for module, attributes in numbers:
+            vars(module).update(attributes)
+        vars(scope.model).pop(surgery.NOTE, None)
+        if note is not None:
+            setattr(scope.model, surgery.NOTE, note)
+        for optimizer, by_parameter in states:
+            for other in set(optimizer.state) - set(by_parameter):
+                del optimizer.state[other]
+            optimizer.state.update(by_parameter)
+        for part, attributes in parts:
+            vars(part).clear()
+            vars(part).update(attributes)
+        if resized and scope.on_resize is not None:
+            scope.on_resize()
+
+    return restore
+
+
+def _copy(value: Any) -> Any:
+    """Tensors and containers anew, parameters and everything else as they are."""
+    if isinstance(value, nn.Parameter):
+        return value
+    if isinstance(value, Tensor):
+        return value.clone()
+    if type(value) in (dict, list, tuple):
+        if isinstance(value, Mapping):
+            return {key: _copy(one) for key, one in value.items()}
+        return type(value)(_copy(one) for one in value)
+    if is_dataclass(value) and not isinstance(value, type) and not value.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        twin = copy.copy(value)
+        vars(twin).update({name: _copy(one) for name, one in vars(value).items()})
+        return twin
+    return value

@@ -1,0 +1,179 @@
+"""Interrupts an optimizer's step while it crosses an update, at any Python call in regrow."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+import regrow
+from engine import batches, loss_of, network
+
+SOURCES = str(Path(regrow.__file__).parent)
+STEPS = 14
+IEE = regrow.IEE(h=3, j=2, q=2, update_end=1.0, shadow_speed=0.0)
+
+UNDOING = ("restore", "put")
+
+Made = tuple[nn.Module, torch.optim.Optimizer, regrow.Sparsifier]
+
+
+def _attached(pattern: Any, method: Any, criterion: str) -> Made:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=1e-3)
+    sparsifier = regrow.Sparsifier(
+        model, optimizer, pattern=pattern, method=method, criterion=criterion, total_steps=STEPS,
+        example_inputs=batches(1)[0][0],
+    )  # fmt: skip
+    return model, optimizer, sparsifier
+
+
+def weights() -> Made:
+    return _attached(regrow.Weights(0.7, "erk"), regrow.RigL(interval=3, update_end=1.0), "magnitude")
+
+
+def weights_explored() -> Made:
+    return _attached(regrow.Weights(0.7, "erk"), IEE, "magnitude")
+
+
+def channels_masked() -> Made:
+    return _attached(regrow.Channels(params=0.6, round_to=1, thin=False), IEE, "taylor")
+
+
+def channels_thin() -> Made:
+    return _attached(regrow.Channels(params=0.6, round_to=1), IEE, "taylor")
+
+
+KINDS: dict[str, Callable[[], Made]] = {
+    "weights": weights, "weights explored": weights_explored, "channels": channels_masked, "thin": channels_thin,
+}  # fmt: skip
+
+
+class Interrupted(BaseException):
+    """Ctrl-C, as it were."""
+
+
+@contextmanager
+def interrupted_at(call: int) -> Iterator[list[int]]:
+    """Raises at the given call of a function of regrow; the list counts the calls."""
+    seen = [0]
+
+    def trace(frame: FrameType, event: str, arg: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(SOURCES):
+            if frame.f_code.co_name in UNDOING:  # a second Ctrl-C while the first is dealt with may do harm
+                return
+            seen[0] += 1
+            if seen[0] == call:
+                raise Interrupted
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield seen
+    finally:
+        sys.settrace(before)
+
+
+def backward(made: Made, batch: Any) -> None:
+    model, optimizer, _ = made
+    optimizer.zero_grad()
+    loss_of(model, batch).backward()
+
+
+def image(made: Made) -> dict[str, torch.Tensor]:
+    """All that an update may change, in one dictionary."""
+    model, optimizer, sparsifier = made
+    found = {name: t.detach().clone() for name, t in model.state_dict().items()}
+    for name, p in model.named_parameters():
+        found |= {f"{name}/{k}": v.clone() for k, v in optimizer.state[p].items() if isinstance(v, torch.Tensor)}
+    found |= {f"{name}/mask": mask for name, mask in sparsifier.masks.items()}
+    return found | {"step": torch.tensor(sparsifier.step_count), "updates": torch.tensor(len(sparsifier.history))}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def boundaries(kind: str) -> list[int]:
+    """The steps that end with a change of the structure."""
+    timeline = KINDS[kind]()[2]._timeline
+    return [step for step in range(1, STEPS + 1) if timeline.ended_at(step)]
+
+
+def reference(kind: str) -> dict[str, Any]:
+    """Counts at the end of an uninterrupted run."""
+    made = KINDS[kind]()
+    for batch in batches(STEPS):
+        backward(made, batch)
+        made[1].step()
+    made[2].finalize()
+    return counts(made)
+
+
+def counts(made: Made) -> dict[str, Any]:
+    return {name: int(mask.sum()) for name, mask in made[2].masks.items()}
+
+
+def interrupt(kind: str, step: int, share: float, expected: dict[str, Any]) -> str:
+    """One run that is interrupted in the step with this number (from 1) after this share of its calls.
+
+    Returns:
+        What went wrong; "" for nothing.
+    """
+    data = batches(STEPS + 1)
+    calls = 0
+    for rehearsal in (True, False):
+        made = KINDS[kind]()
+        for batch in data[: step - 1]:
+            backward(made, batch)
+            made[1].step()
+        backward(made, data[step - 1])
+        before = image(made)
+        try:
+            with interrupted_at(0 if rehearsal else 1 + int(share * calls)) as seen:
+                made[1].step()
+            after = image(made)
+            calls = seen[0]
+        except Interrupted:
+            break
+    else:
+        return ""  # it came to its end before
+    left = image(made)
+    structure = {name for name in before if name.endswith("/mask")}
+    old, new = (all(torch.equal(left[n], state[n]) for n in structure) for state in (before, after))
+    if not (old or new):
+        return f"{kind}, step {step}, call at {share:.3f}: the structure is neither the old nor the new one"
+    try:
+        for batch in data[made[2].step_count :]:
+            if made[2].step_count == STEPS:
+                break
+            backward(made, batch)
+            made[1].step()
+        made[2].finalize()
+    except Exception as error:
+        return f"{kind}, step {step}, call at {share:.3f}: then {type(error).__name__}: {error}"
+    for name, mask in made[2].masks.items():
+        with made[2].full_width():
+            if bool((made[0].get_parameter(name)[~mask] != 0).any()):
+                return f"{kind}, step {step}, call at {share:.3f}: {name} is not zero where it is pruned"
+    if not kind.startswith("weights"):
+        cost = made[2]._units.prices.cost({n: kept for n, (kept, _) in made[2].widths().items()})  # type: ignore[union-attr]
+        within = all(cost[k] <= budget for k, budget in made[2]._units.bound.budgets.items())  # type: ignore[union-attr]
+        return "" if within else f"{kind}, step {step}, call at {share:.3f}: over budget"
+    found = counts(made)
+    return "" if found == expected else f"{kind}, step {step}, call at {share:.3f}: {found} instead of {expected}"
+
+
+def attack(kind: str, count: int, seed: int = 0) -> list[str]:
+    """So many interruptions; returns what went wrong."""
+    source = random.Random(f"{kind} {seed}")
+    steps, expected = boundaries(kind), reference(kind)
+    tries = [(source.choice(steps), source.random()) for _ in range(count)]
+    return [said for step, share in tries if (said := interrupt(kind, step, share, expected))]

@@ -27,7 +27,7 @@ REFUSED = [
     ("--train.accumulate 65536", "train.accumulate must be at most 4096, not 65536"),
     ("--train.latency_batch 1000000", "train.latency_batch must be at most 4096, not 1000000"),
     ("--steps 10000000000000", "steps must be at most 1000000000000"),
-    ("--seed 99999999999999999999", "seed must be a number between ±1e+18, not 99999999999999999999"),
+    ("--seed 99999999999999999999", "seed must be between 0 and 2147483647, not 99999999999999999999"),
     ("--method.budget.start nan", "method.budget.start must be a number, not 'nan'"),
     ("--data.name generated:99999999999999999999", "is not generated:N or generated:CxHxW:CLASSES:N"),
     ("--data.name generated:1x8x8:4:999999999", "too large to keep in memory: at most 8,589,934,592 pixels"),

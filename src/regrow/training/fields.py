@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from regrow.errors import UserError
@@ -36,13 +37,27 @@ def check(path: str, section: Any) -> None:
         UserError: naming the key, its bounds and the value, for the first field that is out of bounds.
     """
     for field in dataclasses.fields(section):
-        value = getattr(section, field.name)
-        key = f"{path}.{field.name}" if path else field.name
-        if dataclasses.is_dataclass(value):
-            check(key, value)
-        for item in value if isinstance(value, tuple) else (value,):
-            if isinstance(item, int | float) and not isinstance(item, bool):
-                _check_number(key, item, **field.metadata)
+        check_value(f"{path}.{field.name}" if path else field.name, getattr(section, field.name), field.metadata)
+
+
+def check_value(key: str, value: Any, bounds: Mapping[str, Any]) -> None:
+    """Check one value, or all that it holds.
+
+    Args:
+        key: its place in the recipe
+        value: of a field
+        bounds: metadata of that field (see `number`)
+
+    Raises:
+        UserError: naming the key, its bounds and the value.
+    """
+    if dataclasses.is_dataclass(value):
+        check(key, value)
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            check_value(key, item, bounds)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        _check_number(key, value, **bounds)
 
 
 def _check_number(
@@ -60,14 +75,14 @@ def _check_number(
         return
     if low is not None and high is not None:
         bounds = f"between {low} and {high}"
-    elif value > cap and high is None:
+    elif value > cap and high is None and cap != LARGEST:
         bounds = f"at most {cap}"
-    elif above is not None:
+    elif above is not None and (value <= cap or high is not None):
         bounds = f"greater than {above}" + (f" and at most {high}" if high is not None else "")
-    elif low is not None:
+    elif low is not None and value <= cap:
         bounds = f"at least {low}"
     else:
-        bounds = f"a number between {-cap} and {cap}"
+        bounds = f"a number between ±{cap:.0e}"
     raise UserError(f"{key} must be {bounds}, not {shown(value)}")
 
 

@@ -33,11 +33,9 @@ def typed(cls: type[T], options: object, path: str = "") -> T:
     """
     values = _known(options, dict(leaves(cls)), path)
     try:
-        built = _instance(cls, values, path)
+        return _instance(cls, values, path)
     except UserError as error:
         raise UserError(str(error) if str(error).startswith(path) else f"{path}: {error}") from error
-    fields.check(path, built)
-    return built
 
 
 def _instance(cls: type[T], values: Mapping[str, Any], path: str, default: T | None = None) -> T:
@@ -50,6 +48,7 @@ def _instance(cls: type[T], values: Mapping[str, Any], path: str, default: T | N
             inner = None if field.default is dataclasses.MISSING else field.default
             arguments[field.name] = _instance(typing.cast("type[Any]", hint), values[field.name], place, inner)
         elif field.name in values:
+            fields.check_value(place, values[field.name], field.metadata)
             arguments[field.name] = values[field.name]
         elif field.default is field.default_factory is dataclasses.MISSING:
             raise UserError(f"{place} is missing: give {describe(hint)}")
@@ -154,7 +153,6 @@ def _converted(value: Any, hint: Any, path: str) -> Any:
             found = _adapter(option).validate_python(_prepared(value, option))
         except (ValueError, OverflowError):  # pydantic's ValidationError is one of the former
             continue
-        _check_size(found, path)
         return tuple(found) if isinstance(found, list) and _is_list(option) else found
     word = nearest(str(value), typing.get_args(hint)) if _is_literal(hint) else ""
     near = word if word.startswith("; did") else ""
@@ -214,15 +212,6 @@ def _adapter(hint: Any) -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(hint)
-
-
-def _check_size(value: Any, path: str) -> None:
-    """Refuse numbers that nothing can count with, before they are looked at, or even written into a message."""
-    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    for item in items:
-        _check_size(item, path)
-    if isinstance(value, int | float) and not -fields.LARGEST <= value <= fields.LARGEST:
-        raise UserError(f"{path} must be a number between ±{fields.LARGEST:.0e}, not {fields.shown(value)}")
 
 
 def _is_list(hint: Any) -> bool:

@@ -157,6 +157,20 @@ def check_weights(sparsified: Mapping[str, Tensor], groups: Groups | None = None
             )
 
 
+def check_shadow(how: Method, sparsified: Mapping[str, Tensor], groups: Groups) -> None:
+    """Refuses an optimizer whose speed, which what evolves in memory is to have a share of, has no end.
+
+    Raises:
+        UserError: naming a parameter of a group whose momentum never fades.
+    """
+    for name, param in sparsified.items() if how.shadow is not None else ():
+        momentum = groups[id(param)][1].get("momentum", 0.0)
+        if momentum >= 1:
+            raise UserError(
+                f"the optimizer's momentum for {name} is {momentum}, at which steps grow without end; use one below 1"
+            )
+
+
 def check_unwrapped(model: nn.Module) -> None:
     """Refuses a model in a wrapper that cannot follow changes of shape.
 

@@ -84,6 +84,7 @@ class Sparsifier:
         bound = attach.bind(self.pattern, self.method, scorings, model, example_inputs, on_resize)
         params = bound.parameters if bound else {}
         attach.check_weights(params, groups)
+        attach.check_shadow(self.method, params, groups)
 
         self._states = {name: _state(name, param, groups.get(id(param))) for name, param in params.items()}
         self._by_optimizer = {

@@ -9,7 +9,8 @@ after the whole training.
 
     python benchmarks/reliability/recipes.py [--only WORD] [--jobs N]
 
-Takes about five minutes on two cores. Nothing is random. Prints a line for each failure, and the counts; ends with 1 if there are failures.
+Takes about five minutes on two cores. Nothing is random. Prints a line for each failure, and the counts; ends with 1
+if there are failures.
 """
 
 from __future__ import annotations
@@ -245,10 +246,24 @@ ALLOWED = ("ran", "refused", "diverged", "long")
 def _warm_up() -> None:
     """Imports here, once, what every child would import."""
     for module in (
-        "accelerate", "jsonargparse", "schedulefree", "sklearn.datasets", "timm.optim", "torch._dynamo", "regrow.inspection",
-        "regrow.profiling", "regrow.training.compare", "regrow.training.loop", "regrow.training.trust", "rich.progress",
-        "rich.table", "regrow.report.statistics", "regrow.channels.coupling", "regrow.channels.allocation", "regrow.plan",
-    ):  # fmt: skip
+        "accelerate",
+        "jsonargparse",
+        "schedulefree",
+        "sklearn.datasets",
+        "timm.optim",
+        "torch._dynamo",
+        "regrow.inspection",
+        "regrow.profiling",
+        "regrow.training.compare",
+        "regrow.training.loop",
+        "regrow.training.trust",
+        "rich.progress",
+        "rich.table",
+        "regrow.report.statistics",
+        "regrow.channels.coupling",
+        "regrow.channels.allocation",
+        "regrow.plan",
+    ):
         importlib.import_module(module)
     import torch
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import attack_states
 import regrow
 from engine import IEE, attach, batches, loss_of, network, same, snapshot, train
 from regrow.errors import UserError
@@ -313,3 +314,9 @@ def test_a_step_with_nan_or_inf_adds_nothing() -> None:
             optimizer.zero_grad() if i == 3 else optimizer.step()
         scores.append({n: sparsifier._saliency.scores("prune", n, 0) for n in sparsifier.masks})
     assert same(*scores)
+
+
+@pytest.mark.filterwarnings("ignore:.*updates fit")
+@pytest.mark.parametrize("kind", attack_states.attack_updates.KINDS)
+def test_damaged_states_change_nothing(kind):
+    assert attack_states.attack(kind, 25) == []

@@ -47,6 +47,9 @@ def check(state: Any, version: int, expected: Mapping[str, str], shapes: Mapping
     missing = [key for key in KEYS if key not in state]
     if missing:
         raise UserError(f"the state is damaged: it lacks {missing[0]!r}")
+    for key in ("config", "weights"):
+        if not isinstance(state[key], dict):
+            raise UserError(f"the state is damaged: {key} is a {type(state[key]).__name__}, not a dict")
     for key, value in expected.items():
         found = state["config"].get(key)
         if found != value:
@@ -55,6 +58,8 @@ def check(state: Any, version: int, expected: Mapping[str, str], shapes: Mapping
         other = next(iter(set(state["weights"]) ^ set(shapes)), "the order of the parameters")
         raise UserError(f"the state is of another model: {other!r} does not match")
     for name, shape in shapes.items():
+        if not isinstance(state["weights"][name], dict):
+            raise UserError(f"the state is damaged: weights.{name} is a {type(state['weights'][name]).__name__}")
         found = tuple(state["weights"][name]["flags"].shape)
         if found != shape:
             raise UserError(f"the state has {name!r} of shape {found}, but the model's is {shape}")

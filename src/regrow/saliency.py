@@ -122,6 +122,11 @@ class Saliency:
         self._sums.clear()
         self._steps.clear()
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """What scores are summed for, and in which shapes."""
+        return {name: tuple(state.flags.shape) for name, state in self.states.items()}
+
     def state_dict(self) -> dict[str, Any]:
         """The sums so far."""
         return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow import attach, fingerprint, gradients, names
+from regrow import attach, fingerprint, gradients, names, restoring
 from regrow.accounts import Accounts
-from regrow.batchnorm import HeldStatistics, write
+from regrow.batchnorm import HeldStatistics, norm_buffers, write
 from regrow.cost import PhaseSteps
 from regrow.criteria import Criterion
 from regrow.ema import SparseAverage
 from regrow.errors import UserError
+from regrow.inputs import first_line
 from regrow.methods import Method
 from regrow.optim_state import keeper, keeps_zero
 from regrow.patterns.base import Attached, Pattern
@@ -401,15 +402,26 @@ class Sparsifier:
             UserError: where it is of another model, method, pattern or run; nothing is changed then.
         """
         shapes = {name: tuple(one.flags.shape) for name, one in self._states.items()}
-        fingerprint.check(state, FORMAT, self._fingerprint(), shapes)
-        with self.full_width():
-            for name, one in self._states.items():
-                if self.step_count == 0:
-                    one.undo_start()  # the model may have been loaded before attaching pruned it
-                one.load_state_dict(state["weights"][name])
-            self._saliency.load_state_dict(state["saliency"])
-            if self._units:
-                self._units.load_state_dict(state["units"])
+        try:
+            fingerprint.check(state, FORMAT, self._fingerprint(), shapes)
+            with self._all_or_nothing(), self.full_width():
+                units = self._units.state_dict() if self._units else {}
+                example = {"units": units}
+                restoring.check(state, example, self._states, self._saliency.shapes, norm_buffers(self.model))
+                self._load(state)
+        except UserError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+            raise UserError(f"the state is damaged: {first_line(error)}") from error
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        for name, one in self._states.items():
+            if self.step_count == 0:
+                one.undo_start()  # the model may have been loaded before attaching pruned it
+            one.load_state_dict(state["weights"][name])
+        self._saliency.load_state_dict(state["saliency"])
+        if self._units:
+            self._units.load_state_dict(state["units"])
         self.step_count = state["step"]
         self._finished = state["finished"]
         self._loads.unsettled = True

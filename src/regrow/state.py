@@ -23,6 +23,7 @@ EXPLORED = 3  # in the exploration space, training for a preview
 _CODE = 3
 _PREVIOUS = 4  # was in the active structure
 _GROWN = 8  # was grown by it
+ALL_FLAGS = _CODE | _PREVIOUS | _GROWN
 
 _PIECE = 1 << 17  # entries that stay in a core's cache
 _PROBED = 1024  # entries of a parameter that are looked at after every step

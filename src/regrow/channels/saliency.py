@@ -139,6 +139,10 @@ class ChannelSaliency(Saliency):
             total.index_add_(0, part.channel[mine], score[mine])
         return _even(total)
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {_ALL: (self._channels,)}
+
     def forget(self) -> None:
         super().forget()
         self._pending.clear()

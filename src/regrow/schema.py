@@ -51,10 +51,21 @@ def check(form: type[F], value: object, what: object, way_out: str) -> F:
         return form.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        if first["type"] == "string_unicode":  # a name in it is not UTF-8, which pydantic cannot hold
+            return check(form, _utf8(value), what, way_out)
         key = ".".join(str(part) for part in first["loc"])
         said = _SAID.get(first["type"]) or first["msg"].removeprefix("Value error, ").removeprefix("Input ")
         place = f"{shown(key)} {said[:1].lower()}{said[1:]}" if key else said
         raise UserError(f"{what} is damaged: {place}: {way_out}") from error
+
+
+def _utf8(value: Any) -> Any:
+    """The same, with marks in the place of what is not UTF-8."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, Mapping):
+        return {_utf8(key): _utf8(item) for key, item in value.items()}
+    return [_utf8(item) for item in value] if isinstance(value, list) else value
 
 
 def shown(text: str, length: int = 100) -> str:

@@ -37,9 +37,6 @@ def optimizers(given: Any, owner: type) -> list[Optimizer]:
     for one in found:
         if not isinstance(one, Optimizer):
             raise UserError(f"optimizer must be a torch.optim.Optimizer (or a list of them), not {type(one).__name__}")
-        for kind in type(one).__mro__:
-            if kind.__name__ in optim_state.REFUSED:
-                raise UserError(f"{kind.__name__} does not work with regrow: {optim_state.REFUSED[kind.__name__]}")
         hooks = one._optimizer_step_post_hooks.values()
         if any(isinstance(getattr(hook, "__self__", None), owner) for hook in hooks):
             raise UserError("this optimizer already has a sparsifier attached; call its detach() first")
@@ -146,7 +143,13 @@ def check_weights(sparsified: Mapping[str, Tensor], groups: Groups | None = None
     for name, param in sparsified.items():
         if groups is not None and id(param) not in groups and param.requires_grad:
             raise UserError(f"{name} is to be sparsified but in no optimizer; give it to one, or exclude it")
-        if type(param.data).__name__ == "DTensor":
+        for kind in type(groups[id(param)][0]).__mro__ if groups and id(param) in groups else ():
+            if kind.__name__ in optim_state.REFUSED:
+                raise UserError(
+                    f"{kind.__name__} does not work with regrow, and it trains {name}, which is to be sparsified: "
+                    f"{optim_state.REFUSED[kind.__name__]}"
+                )
+        if any(kind.__name__ == "DTensor" for kind in (*type(param).__mro__, *type(param.data).__mro__)):
             raise UserError(
                 f"{name} is a sharded DTensor, which this version cannot sparsify; use DistributedDataParallel"
             )

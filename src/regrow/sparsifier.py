@@ -26,6 +26,7 @@ from regrow.schedule import START, Boundary, PhaseName
 from regrow.state import WeightState
 from regrow.undo import Scope, all_or_nothing
 from regrow.units import Units
+from regrow.watch import Watch, WidthGuard
 
 FORMAT = 1  # of state_dict
 
@@ -106,13 +107,15 @@ class Sparsifier:
         self._on_resize = on_resize
         self._finished = self._compacted = False
         self._skipped = False
-        self._shown_sparse = False
+        self._shown_sparse = self._inside_sparse = False
         self._statistics = HeldStatistics(self.model)  # of norms, as they were when exploration began
         self._accounts = Accounts(self.model, bound.flops if bound else None)
         if self._units is not None:
             with self._units.full_width():
                 self._start(self._units)
         self._loads = attach.LoadListener()
+        self._watch = Watch(self.model, params, self._optimizers)
+        self._guard = WidthGuard(lambda: self._units is not None and self._units.resized)
         self._handles = self._register()
 
     def _register(self) -> list[Any]:
@@ -120,8 +123,11 @@ class Sparsifier:
         handles: list[Any] = [
             self.model.register_forward_pre_hook(self._accounts.recorder, with_kwargs=True),
             self.model.register_load_state_dict_post_hook(self._loads),
+            self.model.register_load_state_dict_pre_hook(self._guard),
+            self._watch.hook(),
         ]
         for one in self._optimizers:
+            handles.append(keeper(one).register_load_state_dict_pre_hook(self._guard))
             handles.append(keeper(one).register_load_state_dict_post_hook(self._loads))
             handles.append(one.register_step_pre_hook(self._before_step))
             handles.append(one.register_step_post_hook(self._after_step))
@@ -184,6 +190,10 @@ class Sparsifier:
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if self._inside_sparse:
+            raise UserError("optimizer.step() inside sparse() would train what is only shown; step outside of it")
+        self._watch.check()
+        self._watch.stepping = True
         closure = gradients.closure_of(args, kwargs)
         if closure is not None:  # gradients come into being inside the step
             return gradients.with_closure(args, kwargs, lambda: self._prepare_after(closure))
@@ -227,6 +237,7 @@ class Sparsifier:
         return self.method.explores and self.phase == "explore"
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._watch.stepping = False
         if self._skipped:
             return
         for state in self._by_optimizer[id(optimizer)].values():
@@ -294,9 +305,15 @@ class Sparsifier:
         saving. Afterwards everything is as it was, bit for bit."""
         for state in self._states.values():
             state.write_zeros()
-        if self.phase != "explore" or self._shown_sparse:
-            yield
-            return
+        outermost, self._inside_sparse = not self._inside_sparse, True
+        try:
+            with self._active_only() if self.phase == "explore" and outermost else nullcontext():
+                yield
+        finally:
+            self._inside_sparse = not outermost
+
+    @contextmanager
+    def _active_only(self) -> Iterator[None]:
         weights = {name: state.hide_explored() for name, state in self._states.items()}
         self._shown_sparse = True
         try:
@@ -369,6 +386,7 @@ class Sparsifier:
         """All that resuming needs beside model and optimizer: tensors, numbers, strings, lists and dicts only."""
         if self._shown_sparse:
             raise UserError("state_dict() inside sparse() would lose what is being explored; take it outside")
+        self._guard.check()
         self._account()
         return {
             "format": FORMAT,

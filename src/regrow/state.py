@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from regrow import optim_state
+from regrow.errors import UserError
 
 # Two bits of code. The lower one says that an entry trains: it is what gradients are masked with.
 PRUNED = 0  # out of use: zero, its last value in memory
@@ -187,6 +188,10 @@ class WeightState:
         grad = self.param.grad
         if grad is None or self.at_rest:
             return
+        if grad.layout is not torch.strided:
+            raise UserError(
+                f"{self.name} gets sparse gradients, which cannot be masked; exclude it, or use sparse=False"
+            )
         self._written = self.param._version != self._version
         bits = grad.view(_BITS[grad.element_size()])
         for part, flags in _pieces(bits, self.flags):  # 0 · inf would be NaN, and masked_fill_ takes four times as long

@@ -1,0 +1,125 @@
+"""Notices when a sparsifier loses hold of its parameters, instead of letting a model train dense in silence."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
+
+from regrow import names
+from regrow.errors import UserError
+from regrow.optim_state import keeper
+
+
+class Watch:
+    """Looks whether the parameters still are the model's, and are trained by nobody else.
+
+    Args:
+        model: that holds them.
+        parameters: the sparsified ones, by canonical name.
+        optimizers: that may train them.
+    """
+
+    def __init__(
+        self, model: nn.Module, parameters: Mapping[str, nn.Parameter], optimizers: Sequence[Optimizer]
+    ) -> None:
+        modules = names.modules(model)
+        self._places = []
+        for name, param in parameters.items():
+            owner, _, key = name.rpartition(".")
+            self._places.append((name, modules[owner]._parameters, key, param))
+        self._names = {id(param): name for name, param in parameters.items()}
+        self._known = {id(one) for one in optimizers} | {id(keeper(one)) for one in optimizers}
+        self.stepping = False  # inside the step of a known optimizer, which may hand over to others
+
+    def check(self) -> None:
+        """Refuses to go on with parameters that are no longer the model's.
+
+        Raises:
+            UserError: naming the first.
+        """
+        for name, holder, key, param in self._places:
+            if holder.get(key) is not param:
+                raise UserError(
+                    f"{name} is not the parameter any more that regrow was attached to (the model was sharded, or its "
+                    "parameters were replaced): attach after that, or detach() this sparsifier"
+                )
+
+    def hook(self) -> RemovableHandle:
+        """Looks at the steps of all optimizers, as another than the known ones has no hook of its own."""
+        seen = weakref.ref(self)
+
+        def before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            watch = seen()
+            if watch is not None:
+                watch._check_optimizer(optimizer)
+
+        handle = register_optimizer_step_pre_hook(before_step)
+        weakref.finalize(self, handle.remove)
+        return handle
+
+    def _check_optimizer(self, optimizer: Optimizer) -> None:
+        if self.stepping or id(optimizer) in self._known:
+            return
+        for group in optimizer.param_groups:
+            for param in group["params"]:
+                if id(param) in self._names and param.grad is not None:
+                    raise UserError(
+                        f"{self._names[id(param)]} would be trained by an optimizer that regrow is not attached to: "
+                        "detach() the sparsifier and attach to the new optimizer (or to a list of both)"
+                    )
+
+
+class WidthGuard:
+    """A hook on loading into model or optimizer that refuses while the model is thin: shapes that agree by chance would
+    be taken for others. What is there already may be loaded again, as Accelerate does; copies of it let all pass.
+
+    Args:
+        resized: says whether the model is thin now.
+    """
+
+    SENTENCE = (
+        "the model trains thin, so its shapes depend on when: save and load model, optimizer and sparsifier inside "
+        "`with sparsifier.full_width():`"
+    )
+
+    def __init__(self, resized: Callable[[], bool] | None = None) -> None:
+        self._resized = resized
+
+    def __call__(self, owner: nn.Module | Optimizer, state: Any, *args: object) -> None:
+        """Refuses; called by a model or an optimizer that is about to load.
+
+        Raises:
+            UserError: saying what to do.
+        """
+        if self._resized is not None and self._resized():
+            held = owner.state.values() if isinstance(owner, Optimizer) else [*owner.parameters(), *owner.buffers()]
+            if not _places(state) <= _places(list(held)):
+                raise UserError(self.SENTENCE)
+
+    def check(self) -> None:
+        """Refuses to save.
+
+        Raises:
+            UserError: saying what to do.
+        """
+        if self._resized is not None and self._resized():
+            raise UserError(self.SENTENCE)
+
+    def __deepcopy__(self, memo: object) -> WidthGuard:
+        return WidthGuard()
+
+    def __reduce__(self) -> tuple[type[WidthGuard], tuple[()]]:
+        return WidthGuard, ()
+
+
+def _places(value: Any) -> set[tuple[int, torch.Size]]:
+    """Where the tensors of a structure lie in memory."""
+    return {(t.data_ptr(), t.shape) for t in tree_leaves(value) if isinstance(t, Tensor) and t.numel() > 1}

@@ -1,6 +1,8 @@
 """IEE in a plain PyTorch loop: the statement that makes a network sparse, and what can be asked of it.
 
     python examples/own_loop.py
+
+Takes some seconds, and needs no network.
 """
 
 import torch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import os
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from regrow import attach
 from regrow.cost import count_flops, training_cost
 from regrow.criteria import Criterion
 from regrow.errors import UserError
+from regrow.inputs import first_line
 from regrow.quiet import evaluating
 from regrow.sparsifier import Sparsifier
 from regrow.training import facts, resume
@@ -212,6 +214,7 @@ def _accelerator(recipe: Recipe) -> Any:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
 
+    _check_device(os.environ.get("ACCELERATE_TORCH_DEVICE"))
     # one process may train several recipes in turn, but Accelerate keeps the settings of the first
     if not PartialState().use_distributed:
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -223,6 +226,19 @@ def _accelerator(recipe: Recipe) -> Any:
     if recipe.train.precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("train.precision fp16 needs a GPU: use bf16 or fp32")
     return accelerator
+
+
+def _check_device(named: str | None) -> None:
+    """Refuses a device that the environment names, where nothing can be computed on it."""
+    if named is None:
+        return
+    try:
+        torch.zeros((), device=named).item()
+    except (RuntimeError, AssertionError, ImportError) as error:  # as torch says it of what it was built without
+        raise UserError(
+            f"ACCELERATE_TORCH_DEVICE is {named!r}, but nothing can be computed there ({first_line(error)}); "
+            "name another device, such as cpu or cuda:0, or leave it out"
+        ) from error
 
 
 def model_of(recipe: Recipe, data: DataSet) -> nn.Module:

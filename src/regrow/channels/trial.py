@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from regrow import names
 from regrow.batchnorm import norm_buffers
 from regrow.channels import surgery, tracing
 from regrow.channels.table import Coupling, Group
@@ -28,7 +29,9 @@ Mode = Literal["eval", "training"]
 # Largest difference, relative to the largest number of the same output, that rounding explains. What is above it in
 # single precision is computed again in double precision: two images that a norm brings to the same scale, or a decision
 # between equal numbers, can make rounding large.
-SINGLE, DOUBLE = 1e-5, 1e-6
+SINGLE, DOUBLE = 5e-5, 1e-6
+
+_NOISE = 1_000_003  # numbers that are drawn; large parameters take them again and again
 
 
 @dataclass(frozen=True)
@@ -118,59 +121,65 @@ class Trial:
             TimeLimit: the deadline has passed.
         """
         exact = [group for group in groups if group.exact]
-        for mode in self._calls:
-            if exact and (found := self._compare(mode, exact)) is not None:
-                return found
-            if len(exact) < len(groups):
-                found = self._thin(mode, groups, None)[1]
-                if found is not None:
-                    return found
+        if exact:
+            off = self._difference(exact, None)
+            if isinstance(off, Failure):
+                return off
+            if off > SINGLE:
+                precise = self._difference(exact, torch.float64)
+                # it may run in single precision only
+                if isinstance(precise, Failure) or precise > DOUBLE:
+                    return Failure(
+                        f"computes something else with fewer channels ({_percent(off)} of its output), so its code "
+                        "depends on their number in a way that cannot be followed"
+                    )
+        if len(exact) < len(groups):
+            thin = self._thin(groups, None)
+            return thin if isinstance(thin, Failure) else None
         return None
 
-    def _compare(self, mode: Mode, groups: Sequence[Group]) -> Failure | None:
-        call, off = self._calls[mode], 0.0
-        for kind, bound in ((None, SINGLE), (torch.float64, DOUBLE)):
-            thin, found = self._thin(mode, groups, kind)
-            if found is not None and kind is None:
-                return found
-            masked = self._copy(kind)
-            surgery.zero(masked, Coupling(tuple(groups)), about_half(groups))
+    def _difference(self, groups: Sequence[Group], kind: torch.dtype | None) -> float | Failure:
+        """How far the thin model is from the masked one, over all modes; or why it does not run."""
+        thin = self._thin(groups, kind)
+        if isinstance(thin, Failure):
+            return thin
+        masked, off = self._masked(groups, kind), 0.0
+        for mode, call in self._calls.items():
             try:
-                off = difference(self._outputs(masked, mode, call, kind), thin, same_shapes=not call.inner)
+                outputs = self._outputs(masked, mode, call, kind)
             except tracing.TimeLimit:
                 raise
             except Exception as error:
-                if kind is None:
-                    raise UserError(f"the model does not run with channels at zero: {first_line(error)}") from error
-                break  # it does not run in double precision
-            if off <= bound:
-                return None
-        return Failure(
-            f"computes something else with fewer channels ({_percent(off)} of its output in {mode} mode), so its code "
-            "depends on their number in a way that cannot be followed"
-        )
+                return Failure(f"does not run with channels at zero: {first_line(error)}", "")
+            off = max(off, difference(outputs, thin[mode], same_shapes=not call.inner))
+        return off
 
-    def _thin(
-        self, mode: Mode, groups: Sequence[Group], kind: torch.dtype | None
-    ) -> tuple[list[Tensor], Failure | None]:
-        """What the model returns without channels, or why it does not."""
+    def _thin(self, groups: Sequence[Group], kind: torch.dtype | None) -> dict[Mode, list[Tensor]] | Failure:
+        """What the model returns without channels in each mode, or why it does not."""
         model = self._copy(kind)
         stack = tracing.Stack(model)
         try:
             surgery.compact(model, Coupling(tuple(groups)), about_half(groups))
-            return self._outputs(model, mode, self._calls[mode], kind, stack), None
+            return {mode: self._outputs(model, mode, call, kind, stack) for mode, call in self._calls.items()}
         except tracing.TimeLimit:
             raise
         except Exception as error:
             where = (stack.failed or [""])[0]
-            return [], Failure(f"does not run with fewer channels: {first_line(error)}", where)
+            return Failure(f"does not run with fewer channels: {first_line(error)}", where)
 
     def _copy(self, kind: torch.dtype | None = None) -> nn.Module:
-        """The model, with values of its own."""
+        """The model, with buffers of its own; parameters share their values with it."""
         replica = tracing.replica_of(self._base)
-        for p in replica.parameters():
-            p.data = p.data.clone()
         return replica if kind is None else replica.double()
+
+    def _masked(self, groups: Sequence[Group], kind: torch.dtype | None) -> nn.Module:
+        """The model with channels at zero."""
+        model, coupling, keep = self._copy(kind), Coupling(tuple(groups)), about_half(groups)
+        tensors = names.tensors(model)
+        for name in coupling.kept(keep):
+            tensors[name].data = tensors[name].data.clone()
+        surgery.zero(model, coupling, keep)
+        return model
 
     def _outputs(
         self,
@@ -281,11 +290,14 @@ def _shake(model: nn.Module) -> None:
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters()):
         model.float()
     generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(_NOISE, generator=generator)
     for p in model.parameters():
-        if p.is_floating_point():
+        if p.is_floating_point() and p.numel():
             fan = p[0].numel() if p.dim() > 1 else 0
             size = max(0.1 * float(p.std()), 0.1 / fan**0.5) if fan and p.numel() > 1 else 0.1
-            p.data = p.data + (size * torch.randn(p.shape, generator=generator)).to(p.dtype)
+            begin = int(torch.randint(_NOISE, (), generator=generator))
+            mine = noise.roll(begin).repeat(-(-p.numel() // _NOISE))[: p.numel()].view(p.shape)
+            p.data = torch.add(p.data, mine.to(p.dtype), alpha=size)
     for name, buffer in norm_buffers(model).items():
         if name.endswith("running_mean"):
             buffer.add_(torch.randn(buffer.shape, generator=generator), alpha=0.1)

@@ -1,0 +1,90 @@
+"""The Python of the documents runs as it is written: each page from top to bottom, like a session of a reader's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+import fixed_latency
+import regrow
+
+ROOT = Path(__file__).parent.parent
+STEPS = 700  # of the reader's run: enough for an update of the longest cycle that a page names
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def network() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten(),
+        nn.Linear(64, 4)
+    )  # fmt: skip
+
+
+def readers_own() -> dict[str, Any]:
+    """What the blocks of docs/ take for granted: a model and a loop around it."""
+    torch.manual_seed(0)
+    model = network()
+    batch = (torch.randn(2, 1, 6, 6), torch.tensor([0, 1]))
+    return {
+        "torch": torch,
+        "timm": timm,
+        "regrow": regrow,
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9),
+        "loader": [batch] * STEPS,
+        "epochs": 1,
+        "loss_fn": nn.functional.cross_entropy,
+        "evaluate": lambda model: model(batch[0]),
+        "build_dense_model": network,
+        "scaler": torch.amp.GradScaler("cpu"),
+        "path": "checkpoint.pt",
+    }
+
+
+def before_channels(names: dict[str, Any]) -> None:
+    fixed_latency.table_of(names["model"], names["loader"][0][0]).save("table.json")
+
+
+def before_latency(names: dict[str, Any]) -> None:
+    fixed_latency.table_of(torchvision.models.resnet18(), torch.randn(1, 3, 32, 32)).save("latency.json")
+
+
+def before_clipping(names: dict[str, Any]) -> None:
+    """The loop into which the block about clipping goes: its loss is there, a sparsifier is attached."""
+    x, y = names["loader"][0]
+    names["loss"] = names["loss_fn"](names["model"](x), y)
+
+
+BEFORE: dict[tuple[str, int], Callable[[dict[str, Any]], None]] = {
+    ("docs/channels.md", 0): before_channels,
+    ("docs/latency.md", 0): before_latency,
+    ("docs/own-loop.md", 1): before_clipping,
+}
+PAGES = [str(path.relative_to(ROOT)) for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
+def test_python_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {} if page == "README.md" else readers_own()
+    for number, block in enumerate(blocks(page)):
+        BEFORE.get((page, number), lambda names: None)(names)
+        exec(compile(block, f"{page}, block {number}", "exec"), names)
+    if page == "README.md":
+        dense, thin = (sum(p.numel() for p in each.parameters()) for each in (names["build"](), names["again"]))
+        assert thin < 0.7 * dense
+
+
+def test_pages_with_python_are_found() -> None:
+    assert {page for page in PAGES if blocks(page)} >= {"README.md", "docs/channels.md", "docs/own-loop.md"}

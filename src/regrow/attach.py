@@ -36,11 +36,48 @@ def optimizers(given: Any, owner: type) -> list[Optimizer]:
         raise UserError("optimizer is an empty list; pass the optimizer (or all of them) that trains the model")
     for one in found:
         if not isinstance(one, Optimizer):
-            raise UserError(f"optimizer must be a torch.optim.Optimizer (or a list of them), not {type(one).__name__}")
+            raise UserError(f"optimizer must be a torch.optim.Optimizer (or a list of them), not {_kind(one)}")
         hooks = one._optimizer_step_post_hooks.values()
         if any(isinstance(getattr(hook, "__self__", None), owner) for hook in hooks):
             raise UserError("this optimizer already has a sparsifier attached; call its detach() first")
     return found
+
+
+def model_of(given: Any) -> nn.Module:
+    """The model inside of its wrappers.
+
+    Raises:
+        UserError: it is no model.
+    """
+    if not isinstance(given, nn.Module):
+        hint = "; the model comes first, then its optimizer" if isinstance(given, Optimizer) else ""
+        raise UserError(f"model must be a torch.nn.Module, not {_kind(given)}{hint}")
+    return names.unwrap(given)
+
+
+def check_pattern(given: Any) -> None:
+    """Refuses what is no pattern.
+
+    Raises:
+        UserError: saying what a pattern is.
+    """
+    if given is None or isinstance(given, Pattern):
+        return
+    share = isinstance(given, int | float) and not isinstance(given, bool) and 0 < given < 1
+    example = f"regrow.Weights({given:g})" if share else "regrow.Weights(0.9)"
+    if isinstance(given, type) and issubclass(given, Pattern):
+        example = f"{given.__name__}(...) with its options"
+    raise UserError(
+        f"pattern is {_kind(given)}, but must say what to sparsify and how far: pass {example}, or "
+        "regrow.Channels(flops=0.5) for whole channels"
+    )
+
+
+def _kind(given: Any) -> str:
+    """What something is, in a few words."""
+    if given is None or isinstance(given, bool | int | float | str):
+        return repr(given)[:40]
+    return f"the class {given.__name__}" if isinstance(given, type) else f"of type {type(given).__name__}"
 
 
 def method(value: Method | str | None, pattern: Pattern | None, criterion: Criterion) -> tuple[Method, Criterion]:
@@ -63,7 +100,10 @@ def named(value: Method | str | None) -> Method:
             raise UserError(f"method {value!r} is unknown{nearest(value, METHODS)}")
         return METHODS[value]()
     if not isinstance(value, Method):
-        raise UserError(f"method must be a name or an instance such as regrow.RigL(), not {value!r}")
+        example = "regrow.RigL"
+        if isinstance(value, type) and issubclass(value, Method):
+            example = f"{value.__name__}"
+        raise UserError(f"method must be a name or an instance such as {example}(), not {_kind(value)}")
     return value
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from regrow.errors import UserError
+from regrow.errors import UserError, percent
 
 PhaseName = Literal["estimate", "improve", "explore", "fixed"]
 START = -1  # the update that takes the first structure
@@ -44,7 +44,10 @@ class Budget:
         if self.shape not in _DECAY:
             raise UserError(f"budget shape {self.shape!r} is unknown; use one of {', '.join(_DECAY)}")
         if not 0 < self.start < 1:
-            raise UserError(f"budget start is {self.start}, but must lie between 0 and 1 (a share of the active units)")
+            raise UserError(
+                f"budget start is {self.start}, but must lie between 0 and 1 (a share of the active "
+                f"units){percent(self.start)}"
+            )
 
     def fraction(self, step: int, end: int) -> float:
         """The share at `step`, where updates end at step `end`."""
@@ -205,6 +208,7 @@ def steps_of(name: str, value: float, total_steps: int) -> int:
     counts = isinstance(value, int) and not isinstance(value, bool)
     if not 0 <= value <= (total_steps if counts else 1):
         raise UserError(
-            f"{name}={value} lies outside the run of {total_steps} steps; give a share (0.75) or a number of steps"
+            f"{name}={value} lies outside the run of {total_steps} steps; give a share (0.75) or a number of "
+            f"steps{percent(value)}"
         )
     return int(value) if counts else int(value * total_steps)

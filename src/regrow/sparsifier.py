@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow import attach, fingerprint, gradients, names, restoring
+from regrow import attach, fingerprint, gradients, restoring
 from regrow.accounts import Accounts
 from regrow.batchnorm import HeldStatistics, norm_buffers, write
 from regrow.cost import PhaseSteps
@@ -71,7 +71,8 @@ class Sparsifier:
         example_inputs: Any = None,
         on_resize: Callable[[], None] | None = None,
     ) -> None:
-        self.model = names.unwrap(model)
+        self.model = attach.model_of(model)
+        attach.check_pattern(pattern)
         self.pattern = pattern
         self.method, self.criterion = attach.method(method, pattern, Criterion.of(criterion))
         self.seed = seed

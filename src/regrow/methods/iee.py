@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from regrow import shadow as shadows
 from regrow.criteria import Criterion
-from regrow.errors import UserError
+from regrow.errors import UserError, percent
 from regrow.methods.base import Method, check_start, check_steps, register
 from regrow.patterns.base import Pattern
 from regrow.saliency import Scoring
@@ -95,7 +95,7 @@ class IEE(Method):
         if self.reactivate not in ("mru", "zero"):
             raise UserError(f"reactivate {self.reactivate!r} is unknown; use 'mru' or 'zero'")
         if self.ramp is not None and not 0 <= self.ramp < 1:
-            raise UserError(f"ramp is {self.ramp}, but must be a sparsity in [0, 1) to start with")
+            raise UserError(f"ramp is {self.ramp}, but must be a sparsity in [0, 1) to start with{percent(self.ramp)}")
         shadows.of(self.speed, self.shadow_every)
         if self.q == 0:
             self._check_nothing_explored()

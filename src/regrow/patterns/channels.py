@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from regrow import names
-from regrow.errors import UserError, nearest
+from regrow.errors import UserError, nearest, percent
 from regrow.patterns.base import Attached, Binding, Pattern, register
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _UNITS: dict[str, dict[str, float]] = {
     "flops": {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12},
     "params": {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9},
 }
-_AMOUNT = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-zµ]*)\s*", re.IGNORECASE)
+_AMOUNT = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-zµ]*|%)\s*", re.IGNORECASE)
 _PROFILE_SECONDS = 60.0
 
 
@@ -37,8 +37,9 @@ class Channels(Pattern):
     """Whole channels of the groups that a model couples (`regrow.channels.coupling`), within one or several budgets.
 
     Args:
-        latency: of a forward pass: a share of the dense model's (a number up to 1) or an amount (``"12 ms"`` a batch).
-        flops: likewise, of one example, 2 for each multiply-add (``"1.1 G"``, or a number above 1).
+        latency: of a forward pass: a share of the dense model's (a number up to 1, or ``"50%"``) or an amount
+            (``"12 ms"`` a batch).
+        flops: likewise, of one example, 2 for each multiply-add (``"1.1 G"``, or a number above 100).
         params: likewise, the number of parameters (``"5 M"``).
         table: latency table of the model on the machine that counts: a path (`regrow profile` writes one) or a
             `LatencyTable`. None measures this machine when attaching, for the batch of the example inputs.
@@ -227,27 +228,35 @@ def amount(kind: str, value: float | str, dense: float) -> float:
     units = _UNITS[kind]
     example = {"latency": "'12 ms'", "flops": "'1.1 G'", "params": "'5 M'"}[kind]
     shown = value[:40] if isinstance(value, str) else value
-    wrong = UserError(f"{kind} is {shown!r}, but must be a share of dense in (0, 1] or an amount such as {example}")
+    wrong = f"{kind} is {shown!r}, but must be a share of dense in (0, 1] or an amount such as {example}"
     if isinstance(value, str):
         match = _AMOUNT.fullmatch(value)
         if match is None:
-            raise wrong
+            raise UserError(wrong)
         try:
             number = float(match[1])
         except ValueError as error:
-            raise wrong from error
+            raise UserError(wrong) from error
         unit = match[2].lower()
+        if unit in ("", "%"):
+            return _amount(kind, number / 100 if unit else number, dense, wrong)
         if unit not in units:
-            if unit:
-                raise UserError(f"{kind} is {value!r}, but {match[2]!r} is no unit of it{nearest(unit, units)}")
-            return amount(kind, number, dense)
+            raise UserError(f"{kind} is {value!r}, but {match[2]!r} is no unit of it{nearest(unit, units)}")
         if not 0 < number < math.inf:
-            raise wrong
-        return number * units[unit] if unit or number > 1 else number * dense
-    if isinstance(value, bool) or not value > 0 or not math.isfinite(value):
-        raise wrong
-    if value <= 1:
-        return value * dense
-    if kind == "latency":
-        raise wrong
-    return float(value)
+            raise UserError(wrong)
+        return number * units[unit]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(wrong)
+    return _amount(kind, value, dense, wrong)
+
+
+def _amount(kind: str, number: float, dense: float, wrong: str) -> float:
+    """The same, of a plain number."""
+    if not 0 < number < math.inf:
+        raise UserError(wrong)
+    if number <= 1:
+        return number * dense
+    # no network has so few operations or parameters: per cent are meant
+    if kind == "latency" or number <= 100:
+        raise UserError(f"{wrong}{percent(number)}")
+    return float(number)

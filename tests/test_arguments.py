@@ -1,0 +1,81 @@
+"""What is passed to the constructors in a wrong form is answered with the right one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import regrow
+from engine import batches, network
+from regrow.errors import UserError, percent
+
+PER_CENT: dict[str, Any] = {
+    "flops": lambda: bound(flops=50),
+    "params": lambda: bound(params=30),
+    "latency": lambda: bound(latency=70),
+    "flops as text": lambda: bound(flops="50"),
+    "sparsity": lambda: regrow.Weights(90),
+    "density": lambda: regrow.Weights(0.9, {"0": 25}),
+    "initial sparsity": lambda: regrow.GMP(initial_sparsity=20),
+    "ramp": lambda: regrow.IEE(ramp=50),
+    "budget": lambda: regrow.Budget("cosine", 30),
+    "until": lambda: regrow.IEE(update_end=75.0).timeline(1000),
+}
+
+
+def bound(**budget: Any) -> object:
+    return regrow.Channels(round_to=1, **budget).bind(network(), batches(1)[0][0])
+
+
+@pytest.mark.parametrize("option", PER_CENT)
+def test_per_cent_are_recognised(option: str) -> None:
+    with pytest.raises(UserError, match=r"; did you mean 0\.\d+ \(\d+%\)\?$"):
+        PER_CENT[option]()
+
+
+def test_a_share_may_be_given_in_per_cent_with_the_sign() -> None:
+    half, share = bound(params="50%"), bound(params=0.5)
+    assert half.budgets == share.budgets  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("number", [0.5, 1, 101, 1e9, True, "50", None])
+def test_other_numbers_get_no_hint(number: object) -> None:
+    assert percent(number) == ""
+
+
+MODEL = network()
+SGD = torch.optim.SGD(MODEL.parameters(), 0.1)
+RIGHT: dict[str, Any] = {
+    "model": MODEL, "optimizer": SGD, "pattern": regrow.Weights(0.5), "method": "static", "criterion": "magnitude",
+    "total_steps": 9,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "said"),
+    [
+        ("pattern", 0.9, r"pattern is 0\.9, but must say what to sparsify.*pass regrow\.Weights\(0\.9\)"),
+        ("pattern", "erk", r"pattern is 'erk', but must say"),
+        ("pattern", regrow.Weights, r"pattern is the class Weights.*pass Weights\(\.\.\.\) with its options"),
+        ("pattern", {"sparsity": 0.9}, "pattern is of type dict"),
+        ("method", regrow.RigL, r"such as RigL\(\), not the class RigL"),
+        ("method", 3, r"such as regrow\.RigL\(\), not 3"),
+        ("method", "rigel", "method 'rigel' is unknown; did you mean 'rigl'"),
+        ("criterion", 3, r"criterion must be a name or a function of \(weight\)"),
+        ("criterion", "taylr", "did you mean 'taylor'"),
+        ("optimizer", MODEL, "optimizer must be a torch.optim.Optimizer .*, not of type Sequential"),
+        ("optimizer", torch.optim.SGD, "not the class SGD"),
+        ("optimizer", None, "not None"),
+        ("model", SGD, "model must be a torch.nn.Module, not of type SGD; the model comes first, then its optimizer"),
+        ("model", nn.Linear, "not the class Linear"),
+        ("model", list(MODEL.parameters()), "not of type list"),
+        ("total_steps", "9", "total_steps is '9'"),
+    ],
+)
+def test_wrong_types_are_named_with_the_way_out(argument: str, value: object, said: str) -> None:
+    options = {**RIGHT, argument: value}
+    with pytest.raises(UserError, match=said):
+        regrow.Sparsifier(options.pop("model"), options.pop("optimizer"), **options)

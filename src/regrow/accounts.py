@@ -41,15 +41,16 @@ class Accounts:
         self.ledger.setdefault(phase, PhaseSteps()).add(until - self.until, dense_gradient_steps, densities)
         self.until = until
 
+    def flops(self) -> ModelFlops | None:
+        """Of the dense model, at the inputs that are known; None before any are."""
+        if self._flops is None and self.recorder.inputs is not None:
+            self._flops = count_flops(self._model, self.recorder.inputs)
+        return self._flops
+
     def training_cost(self, example_inputs: Any) -> dict[str, float]:
         """As `Sparsifier.training_cost`, of all that is booked."""
-        if example_inputs is not None:
-            flops = count_flops(self._model, example_inputs)
-        elif self._flops is not None:
-            flops = self._flops
-        elif self.recorder.inputs is not None:
-            flops = self._flops = count_flops(self._model, self.recorder.inputs)
-        else:
+        flops = self.flops() if example_inputs is None else count_flops(self._model, example_inputs)
+        if flops is None:
             raise UserError("training_cost() has not seen the model run uncompiled; pass example_inputs=one batch")
         cost = training_cost(flops, self.ledger)
         phases: tuple[PhaseName, ...] = ("estimate", "improve", "explore", "fixed")

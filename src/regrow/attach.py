@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,9 @@ from regrow.errors import UserError, nearest
 from regrow.methods import IEE, METHODS, Method
 from regrow.patterns.base import Binding, Pattern
 from regrow.saliency import Scoring
-from regrow.schedule import PhaseName
+from regrow.schedule import PhaseName, Timeline
+
+FEW = 5  # updates
 
 Scorings = Mapping[PhaseName, tuple[Scoring, ...]]
 Groups = dict[int, tuple[Optimizer, dict[str, Any]]]  # id of a parameter → its optimizer and group
@@ -105,6 +108,24 @@ def named(value: Method | str | None) -> Method:
             example = f"{value.__name__}"
         raise UserError(f"method must be a name or an instance such as {example}(), not {_kind(value)}")
     return value
+
+
+def warn_of_few_updates(how: Method, timeline: Timeline) -> None:
+    """Warns where a method that changes its mind has hardly a chance to.
+
+    Warns:
+        UserWarning: fewer than `FEW` updates fit, with the options that make ten fit.
+    """
+    if not how.repeats or not 0 < timeline.updates < FEW:
+        return
+    scale = (timeline.until - timeline.begin) / (10 * timeline.length)
+    shorter = {name: max(1, int(steps * scale)) for name, steps in how.phase_lengths().items() if steps}
+    options = ", ".join(f"{name}={steps}" for name, steps in shorter.items())
+    warnings.warn(
+        f"only {timeline.updates} updates fit into total_steps={timeline.total_steps}, as one takes {timeline.length} "
+        f"steps: the structure hardly changes; {how.name} with {options} has about ten",
+        stacklevel=5,
+    )
 
 
 def total_steps(value: int | None) -> int:

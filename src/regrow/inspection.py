@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from regrow import summary
 from regrow.errors import UserError
+
+SHOWN = 8  # layers for each reason
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,6 +45,7 @@ def show(
     pattern = Weights(sparsity, distribution, exclude=tuple(exclude), include=tuple(include))
     model, shape = _model(spec, shape, classes)
     flops = count_flops(model, example_input(model, shape))
+    found = pattern.select(model).dense
     counts = pattern.counts(model)
     parameters = dict(model.named_parameters())
     rows = [(name, tuple(parameters[name].shape), *counts[name], flops.by_parameter[name]) for name in counts]
@@ -50,8 +54,8 @@ def show(
     _print(spec, shape, rows, flops.total, flops.inference(densities), sum(p.numel() for p in parameters.values()))
     from rich import print as say
 
-    if dense:
-        say(f"stay dense: {', '.join(dense)}")
+    for sentence in _left({name: found.get(name, "") for name in dense}, {n: p.numel() for n, p in parameters.items()}):
+        say(sentence)
     if flops.uncounted:
         ops = ", ".join(f"{name} ({calls}×)" for name, calls in sorted(flops.uncounted.items()))
         say(f"not counted, as no rule is known for them: {ops}")
@@ -115,6 +119,17 @@ def _model(spec: str, shape: Sequence[int] | None, classes: int | None) -> tuple
     return build(spec, classes or (1000 if shape[-1] >= 200 else 10), shape[0]), shape
 
 
+def _left(dense: Mapping[str, str], sizes: Mapping[str, int]) -> list[str]:
+    """What stays dense: a line for each reason, each layer once, the most first."""
+    lines = []
+    for reason in summary.reasons(dense, sizes):
+        layers = dict.fromkeys(name.rpartition(".")[0] or name for name in reason.names)
+        shown = ", ".join(list(layers)[:SHOWN]) + (f" and {len(layers) - SHOWN} more" if len(layers) > SHOWN else "")
+        why = f", as {reason.why}" if reason.why else ""
+        lines.append(f"stay dense: {reason.entries / sum(sizes.values()):.1%} of the parameters{why}: {shown}")
+    return lines
+
+
 def _print_channels(
     spec: str, shape: tuple[int, ...], model: nn.Module, coupling: Coupling, kept: Mapping[str, int],
     shares: Mapping[str, float],
@@ -145,10 +160,9 @@ def _print_channels(
     if kept:
         costs = ", ".join(f"{share:.1%} of the {kind}" for kind, share in shares.items())
         say.append(f"kept: the same share of every group, {sum(kept.values()):,} channels in all, {costs}")
-    reasons: dict[str, list[str]] = {}
-    for name, why in coupling.dense.items():
-        reasons.setdefault(why, []).append(name)
-    say += [f"stay dense: {', '.join(names)} ({why})" for why, names in reasons.items()]
+    say += _left(coupling.dense, {name: p.numel() for name, p in parameters.items()})
+    if coupling.untrained:
+        say.append(f"not tried in training mode: {coupling.untrained}")
     for sentence in say:
         console.print(sentence, highlight=False, soft_wrap=True, markup=False)
 

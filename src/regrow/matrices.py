@@ -37,6 +37,7 @@ _NO_MATRIX = (
 )  # fmt: skip
 
 EMBEDDING = "a token embedding, of which rows are looked up"
+NOT_REAL = "only real floating-point weights can be sparsified"
 FROZEN = "does not train (requires_grad=False)"
 PARAMETRIZED = "is a part of a parametrization (weight_norm, spectral_norm, ...), which computes the weight from it"
 NO_PRODUCT = "takes part in no matrix product or convolution of the example's forward pass"
@@ -105,7 +106,7 @@ def find(model: nn.Module, flops: ModelFlops | None = None) -> Matrices:
 def _unfit(p: nn.Parameter) -> str | None:
     """Why a matrix cannot be sparsified."""
     if not p.is_floating_point():
-        return f"is {str(p.dtype).removeprefix('torch.')}, and only real floating-point weights can be sparsified"
+        return f"is {str(p.dtype).removeprefix('torch.')}, and {NOT_REAL}"
     return None if p.requires_grad else FROZEN
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -10,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow import attach, fingerprint, gradients, restoring
+from regrow import attach, fingerprint, gradients, names, restoring
+from regrow import summary as summaries
 from regrow.accounts import Accounts
 from regrow.batchnorm import HeldStatistics, norm_buffers, write
 from regrow.cost import PhaseSteps
@@ -24,6 +27,7 @@ from regrow.patterns.base import Attached, Pattern
 from regrow.saliency import Saliency
 from regrow.schedule import START, Boundary, PhaseName
 from regrow.state import WeightState
+from regrow.summary import Summary
 from regrow.undo import Scope, all_or_nothing
 from regrow.units import Units
 from regrow.watch import Watch, WidthGuard
@@ -86,6 +90,8 @@ class Sparsifier:
         scorings = self.method.scorings(self.criterion)
         bound = attach.bind(self.pattern, self.method, scorings, model, example_inputs, on_resize)
         params = bound.parameters if bound else {}
+        self._bound = bound
+        self._shapes = {name: tuple(p.shape) for name, p in names.parameters(self.model).items()}
         attach.check_weights(params, groups)
         attach.check_shadow(self.method, params, groups)
 
@@ -118,6 +124,17 @@ class Sparsifier:
         self._watch = Watch(self.model, params, self._optimizers)
         self._guard = WidthGuard(lambda: self._units is not None and self._units.resized)
         self._handles = self._register()
+        self._warn()
+
+    def _warn(self) -> None:
+        """Of what is allowed, and probably not meant."""
+        attach.warn_of_few_updates(self.method, self._timeline)
+        if self._bound is not None:
+            left = {n: why for n, why in self._bound.dense.items() if n not in self._states}
+            sizes = {name: math.prod(shape) for name, shape in self._shapes.items()}
+            said = summaries.unseen(summaries.reasons(left, sizes), sum(sizes.values()), self._bound.decided)
+            if said:
+                warnings.warn(said, stacklevel=4)
 
     def _register(self) -> list[Any]:
         """Hooks on the model and its optimizers; returns their handles."""
@@ -140,6 +157,18 @@ class Sparsifier:
     def phase(self) -> PhaseName:
         """The phase of the coming step; "fixed" once updates have ended."""
         return "fixed" if self._finished else self._timeline.phase_at(self.step_count).phase
+
+    def __repr__(self) -> str:
+        return f"Sparsifier: {self.summary().head()}"
+
+    def summary(self) -> Summary:
+        """What is sparsified and how far, what stays dense and why, when structures change, and what all of it costs:
+        ``print(sparsifier.summary())``. ``print(sparsifier)`` shows its first lines."""
+        return summaries.of(self)
+
+    def dense_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every parameter of the model at full width, by canonical name."""
+        return self._shapes
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -363,8 +392,8 @@ class Sparsifier:
         return self._units.full_width() if self._units else nullcontext()
 
     def compact(self) -> nn.Module:
-        """Finalizes, takes the removed channels out of the model for good, and detaches. Returns the model, for
-        evaluating, exporting or `regrow.save`; to train it on, make a new optimizer.
+        """Finalizes, takes the removed channels out of the model for good, and detaches. Returns the model (the same
+        object, changed in place), for evaluating, exporting or `regrow.save`; to train it on, make a new optimizer.
 
         Raises:
             UserError: where the pattern is not one of channels.

@@ -161,6 +161,10 @@ class Units(ABC):
         """Group of channels → (active, all)."""
         return {}
 
+    def costs(self) -> dict[str, tuple[float, float]]:
+        """Kind of budget → (what is spent of it now, what may be at the end), as shares of the dense model's cost."""
+        return {}
+
     def compact(self) -> None:
         """Takes what is removed out of the model for good."""
         raise NotImplementedError
@@ -189,7 +193,7 @@ class EntryBinding(Binding):
     def __init__(self, pattern: EntryPattern, model: nn.Module, example_inputs: Any = None) -> None:
         self.pattern = pattern
         selection = pattern.select(model, example_inputs)
-        self.parameters, self.dense = selection.parameters, selection.dense
+        self.parameters, self.dense, self.decided = selection.parameters, selection.dense, selection.decided
         self.flops, self.note = selection.flops, selection.note
         self.final = pattern.counts_of(self.parameters)
 

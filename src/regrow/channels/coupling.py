@@ -98,7 +98,7 @@ class Search:
         self._model, self._trace, self._trial = model, trace, trial
         self._forbid, self._force = forbid, force
         self._types = {name: type(module).__name__ for name, module in names.modules(model).items()}
-        self._rejected: dict[tuple[str, int], str] = {}
+        self._rejected: list[tuple[Group, str]] = []
         self._believed: frozenset[Guess] = frozenset()
         self._tries = 0
 
@@ -160,7 +160,7 @@ class Search:
         role = self._role(guilty)
         for group in groups:
             if group is guilty or (role is not None and self._role(group) == role):
-                self._rejected.update({(part.name, part.dim): reason for part in group.slices})
+                self._rejected.append((group, reason))
 
     def _role(self, group: Group) -> tuple[str, frozenset[tuple[str, int]]] | None:
         """The class of the smallest module that holds the whole group, and the places inside it."""

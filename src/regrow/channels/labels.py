@@ -13,6 +13,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+# reasons that are no shortcoming
+FORBIDDEN = "the user forbids it"
+OUTPUT = "it is the model's output"
+TOKENS = "rows of an embedding are tokens, not channels"
+
 
 @dataclass(frozen=True)
 class Layer:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow import names
-from regrow.channels.labels import Axis, Ledger
+from regrow.channels.labels import FORBIDDEN, Axis, Ledger
 from regrow.channels.rules_shape import COUNTS
 from regrow.channels.table import Group, Size, Slice
 from regrow.channels.tracing import Trace
@@ -84,7 +84,7 @@ class Resolved:
         trace: what the operations demand.
         forbid: names (or patterns) of parameters or modules whose outputs stay dense.
         force: names of parameters or modules whose outputs are used although removal changes the others.
-        rejected: (parameter, dimension) → reason, for those whose groups turned out not to work.
+        rejected: groups that turned out not to work, with the reason.
         believed: (class of a module, attribute): attributes that count channels, although their names are unknown.
 
     Attributes:
@@ -99,7 +99,7 @@ class Resolved:
         trace: Trace,
         forbid: Iterable[str] = (),
         force: Iterable[str] = (),
-        rejected: dict[tuple[str, int], str] | None = None,
+        rejected: Iterable[tuple[Group, str]] = (),
         believed: frozenset[Guess] = frozenset(),
     ) -> None:
         ledger = trace.ledger
@@ -108,9 +108,12 @@ class Resolved:
         of = self.classes.of
         self.reasons: dict[int, str] = {}
         self.insisted: set[int] = set()
-        made = np.unique(of[torch.cat([torch.zeros(0, dtype=torch.int64), *ledger.produced]).numpy()])
+        produced = torch.cat([torch.zeros(0, dtype=torch.int64), *ledger.produced]).numpy()
+        self._produces = np.zeros(trace.atoms.count, dtype=bool)  # atoms of outputs, in their own weight
+        self._produces[produced] = True
+        made = np.unique(of[produced])
         made = made[made != of[0]]
-        self._fix(ledger, set(made.tolist()), tuple(forbid), tuple(force), rejected or {})
+        self._fix(ledger, set(made.tolist()), tuple(forbid), tuple(force), rejected)
         eligible = np.zeros(of.max() + 1, dtype=bool)
         eligible[made] = True
         eligible[list(self.reasons)] = False
@@ -127,18 +130,21 @@ class Resolved:
         made: set[int],
         forbid: tuple[str, ...],
         force: tuple[str, ...],
-        rejected: dict[tuple[str, int], str],
+        rejected: Iterable[tuple[Group, str]],
     ) -> None:
         of = self.classes.of
+        begins = {(name, dim): first for name, dim, first, _ in self.leaves}
+        for group, reason in rejected:
+            for part in group.slices:
+                held = begins[part.name, part.dim] + (part.channel >= 0).nonzero().reshape(-1).numpy()
+                for c in np.unique(of[held]).tolist():
+                    self.reasons.setdefault(c, reason)
         for name, dim, first, length in self.leaves:
             mine = of[first : first + length]
-            reason = rejected.get((name, dim)) or (
-                "the user forbids it" if matches(name, forbid) and dim == 0 else None
-            )
-            if reason:
+            if dim == 0 and matches(name, forbid):
                 for c in np.unique(mine).tolist():
                     if c in made:
-                        self.reasons.setdefault(c, reason)
+                        self.reasons.setdefault(c, FORBIDDEN)
             if force and dim == 0 and matches(name, force):
                 self.insisted.update(np.unique(mine).tolist())
         for fixed, reason, soft in ledger.fixed:
@@ -242,8 +248,14 @@ class Resolved:
         parameters = set(names.parameters(model))
         made: Callable[[int], bool] = set(self._made.tolist()).__contains__
         dense = dict(unused)
+        outputs = {
+            (name, dim) for name, dim, first, length in self.leaves if self._produces[first : first + length].any()
+        }
+        producers = {name for name, _ in outputs}
         for name, dim, first, length in self.leaves:
             if name not in parameters or (name, dim) in grouped or name in dense:
+                continue
+            if name in producers and (name, dim) not in outputs:  # what it takes in is another's output
                 continue
             mine = dict.fromkeys(self.classes.of[first : first + length].tolist())
             reasons = [self.reasons[c] for c in sorted(mine, key=made, reverse=True) if c in self.reasons]

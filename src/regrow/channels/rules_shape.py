@@ -267,7 +267,7 @@ def _indexed(call: Call) -> set[int]:
 def embedding(call: Call) -> Sequence[Layers]:
     """Rows of a table."""
     weight, index = call.args[0], call.args[1]
-    reason = "rows of an embedding are tokens, not channels"
+    reason = labels.TOKENS
     left = call.ledger.collapse_all(get(weight), [0], reason)
     for layer in left:
         call.ledger.produced.append(layer.atoms.reshape(-1))

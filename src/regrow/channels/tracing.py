@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from regrow import names
 from regrow.channels import rules, rules_norm, rules_product, rules_shape
-from regrow.channels.labels import Layer, Ledger, axis
+from regrow.channels.labels import OUTPUT, Layer, Ledger, axis
 from regrow.errors import UserError
 from regrow.inputs import Inputs, first_line, output_tensors, two_examples
 from regrow.quiet import quiet
@@ -203,7 +203,7 @@ def run(
             raise error
     if ledger is not None:
         for t in output_tensors(out):
-            ledger.fix_all(rules.get(t), "it is the model's output")
+            ledger.fix_all(rules.get(t), OUTPUT)
     return out
 
 

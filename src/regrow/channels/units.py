@@ -203,6 +203,10 @@ class ChannelUnits(Units):
     def widths(self) -> dict[str, tuple[int, int]]:
         return {name: (int(mask.sum()), self.sizes[name]) for name, mask in self.active.items()}
 
+    def costs(self) -> dict[str, tuple[float, float]]:
+        cost = self.prices.cost({name: kept for name, (kept, _) in self.widths().items()})
+        return {kind: (cost[kind] / self.prices.dense[kind], share) for kind, share in self._shares.items()}
+
     # -- for the engine ----------------------------------------------------------------------------------------------
 
     @contextmanager

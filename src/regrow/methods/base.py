@@ -26,6 +26,7 @@ class Method(ABC):
     name: ClassVar[str]
     sparsifies: ClassVar[bool] = True
     channels_only: ClassVar[bool] = False
+    repeats: ClassVar[bool] = False  # whether it lives on many updates, each of them small
 
     start_steps: int | None = None  # an option of methods that may start from a trained model
 
@@ -36,6 +37,11 @@ class Method(ABC):
         Raises:
             UserError: where not a single update fits.
         """
+
+    def phase_lengths(self) -> dict[str, int]:
+        """The options that say how long an update takes, in steps."""
+        known = ("h", "j", "q", "interval")
+        return {name: steps for name in known if isinstance(steps := getattr(self, name, None), int)}
 
     def ranks_by(self, criterion: Criterion) -> Criterion:
         """The criterion that the method ranks by: the run's, unless it has one of its own."""

@@ -59,6 +59,7 @@ class IEE(Method):
     """
 
     name: ClassVar[str] = "iee"
+    repeats: ClassVar[bool] = True
 
     h: int = 50
     j: int = 0

@@ -28,6 +28,8 @@ class DropAndGrow(Method):
             takes 20 for criteria that use gradients and 0 for others, which choose when attaching.
     """
 
+    repeats: ClassVar[bool] = True
+
     interval: int = 100
     budget: Budget = Budget("cosine", 0.3)
     update_end: float | int = 0.75

@@ -53,12 +53,14 @@ class Selection:
         dense: name → why not, for all others of two or more dimensions.
         flops: of the model at the example; None without one, or where it does not run on it.
         note: what there is to say about how they were found, or "".
+        decided: which of the reasons somebody has decided for, in options or in what the model is for.
     """
 
     parameters: dict[str, nn.Parameter]
     dense: dict[str, str]
     flops: ModelFlops | None = None
     note: str = ""
+    decided: frozenset[str] = frozenset()
 
 
 class Binding(ABC):
@@ -67,12 +69,16 @@ class Binding(ABC):
     Attributes:
         parameters: what is sparsified, by canonical name, in the model's order.
         dense: parameter → why it stays dense, or why its outputs are in no group.
+        decided: which of these reasons somebody has decided for, in options or in what the model is for.
+        note: what there is to say about how all this was found, or "".
         flops: of the dense model, where binding has counted them.
         resizes: whether parameters change their shapes in training.
     """
 
     parameters: dict[str, nn.Parameter]
     dense: Mapping[str, str]
+    decided: frozenset[str] = frozenset()
+    note: str = ""
     flops: ModelFlops | None = None
     resizes: bool = False
 

@@ -124,6 +124,7 @@ class ChannelBinding(Binding):
 
     def __init__(self, pattern: Channels, model: nn.Module, example_inputs: Any) -> None:
         from regrow.channels.coupling import couple
+        from regrow.channels.labels import FORBIDDEN, OUTPUT, TOKENS
         from regrow.cost import count_flops
 
         if example_inputs is None:
@@ -135,6 +136,9 @@ class ChannelBinding(Binding):
         if not self.coupling.groups:
             raise UserError(f"no channels of this model can be removed: {self._left_dense() or 'it has no layers'}")
         self.dense = self.coupling.dense
+        self.decided = frozenset([FORBIDDEN, OUTPUT, TOKENS])
+        if self.coupling.untrained:
+            self.note = f"the channels were not tried in training mode: {self.coupling.untrained}"
         self.parameters = self._sliced(model)
         self.flops = count_flops(model, example_inputs)
         self.table = self._table(example_inputs) if pattern.latency is not None else None

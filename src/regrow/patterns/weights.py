@@ -110,7 +110,11 @@ class Weights(EntryPattern):
                 "nothing is left to sparsify: the model has no trainable convolution or linear weight, or other "
                 "matrix, that is not excluded; name parameters with include=[...]"
             )
-        return Selection(chosen, {name: dense[name] for name in everything if name in dense}, flops, note)
+        meant = {FIRST, EXCLUDED, NOT_INCLUDED, matrices.EMBEDDING, matrices.FROZEN} | {
+            why for why in dense.values() if matrices.NOT_REAL in why
+        }
+        left = {name: dense[name] for name in everything if name in dense}
+        return Selection(chosen, left, flops, note, frozenset(meant))
 
     def counts_of(self, parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
         shapes = {name: tuple(p.shape) for name, p in parameters.items()}

@@ -1,0 +1,184 @@
+"""Nobody has to guess what was skipped: the summary, its warnings, and what a print shows."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from importlib import resources
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import regrow
+from engine import attach, batches, network, train
+from regrow.summary import Reason, reasons, unseen
+
+
+def sgd(model: nn.Module) -> torch.optim.SGD:
+    return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.05)
+
+
+def test_of_weights() -> None:
+    model = network()
+    optimizer = sgd(model)
+    sparsifier = attach(model, optimizer, pattern=regrow.Weights(0.7, "erk", exclude=["0"]))
+    summary = sparsifier.summary()
+    assert summary.flops is None  # no batch has been seen
+    train(model, optimizer, batches(5))
+    summary = sparsifier.summary()
+    counts = {name: int(mask.sum()) for name, mask in sparsifier.masks.items()}
+    assert {one.name: one.active for one in summary.layers} == counts
+    assert summary.density == sparsifier.density()
+    assert summary.parameters == sum(p.numel() for p in model.parameters())
+    assert summary.dense == (Reason("excluded", ("0.weight",), 36),)
+    assert summary.steps == (5, 60)
+    assert summary.cycle == (("estimate", 5), ("improve", 4), ("explore", 3))
+    assert summary.flops is not None
+    assert summary.flops[0] < summary.flops[1] == sparsifier._accounts.flops().total
+    text = str(summary)
+    for said in ("IEE(h=5", "Weights(sparsity=0.7", "3.weight", "as excluded: 0.weight", "step 5 of 60", "FLOPs"):
+        assert said in text
+
+
+def test_of_channels_thin_and_masked() -> None:
+    for thin in (True, False):
+        model = network()
+        optimizer = sgd(model)
+        sparsifier = attach(
+            model, optimizer, pattern=regrow.Channels(params=0.6, round_to=1, thin=thin), criterion="taylor",
+            method=regrow.IEE(h=2, j=2, q=2), example_inputs=batches(1)[0][0],
+        )  # fmt: skip
+        train(model, optimizer, batches(9))
+        summary = sparsifier.summary()
+        assert summary.widths == sparsifier.widths()
+        ((now, end),) = summary.budgets.values()
+        assert end == 0.6
+        assert now <= 0.6
+        assert summary.parameters == sum(p.numel() for p in network().parameters())
+        assert {one.why for one in summary.dense} == {"it is the model's output"}
+        assert "keeps all outputs" in str(summary)
+        sparsifier.compact()
+        assert str(sparsifier.summary())
+
+
+def test_of_dense() -> None:
+    model = network()
+    sparsifier = regrow.Sparsifier(model, sgd(model), method="dense", total_steps=3)
+    assert sparsifier.summary().density == 1
+    assert "nothing" in str(sparsifier)
+
+
+def test_a_print_shows_the_head() -> None:
+    model = network()
+    sparsifier = attach(model, sgd(model))
+    text = str(sparsifier)
+    assert text == repr(sparsifier) == f"Sparsifier: {sparsifier.summary().head()}"
+    assert re.search(r"density 30\.\d+% now, \d+\.\d% to \d+\.\d% each", text)
+    assert "0x" not in text
+
+
+class Hidden(nn.Module):
+    """A matrix that is none of a layer's, and not named like one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pos_mix = nn.Parameter(torch.randn(64, 64))
+        self.out = nn.Linear(64, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(x @ self.pos_mix)
+
+
+def warned(model: nn.Module, example: Any = None, **options: Any) -> list[str]:
+    options = {"pattern": regrow.Weights(0.5, "erk"), "method": "static", "total_steps": 1000} | options
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        regrow.Sparsifier(model, sgd(model), example_inputs=example, **options)
+    return [str(one.message) for one in found]
+
+
+def conv_net() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten(), nn.Linear(16 * 16, 4))
+
+
+def normed() -> nn.Module:
+    return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(64, 64)), nn.Linear(64, 4))
+
+
+def frozen() -> nn.Module:
+    model = conv_net()
+    model[2].requires_grad_(False)
+    return model
+
+
+class TestUnseen:
+    @pytest.mark.parametrize(("build", "said"), [(Hidden, "pos_mix"), (normed, "parametrization")])
+    def test_much_that_no_pattern_sees_is_a_warning(self, build: Any, said: str) -> None:
+        (text,) = warned(build())
+        assert re.search(rf"\d\d% of the model's parameters stay dense although nobody has excluded them.*{said}", text)
+
+    def test_what_is_seen_by_its_use_is_no_warning(self) -> None:
+        assert warned(Hidden(), torch.randn(2, 64)) == []
+
+    @pytest.mark.parametrize(
+        "model", [conv_net(), frozen(), nn.Sequential(nn.Embedding(50, 64), nn.Linear(64, 4)), nn.LSTM(8, 16)]
+    )
+    def test_what_somebody_has_decided_is_none(self, model: nn.Module) -> None:
+        assert warned(model) == []
+
+    def test_excluded_is_none(self) -> None:
+        assert warned(conv_net(), pattern=regrow.Weights(0.5, "erk", exclude=["2"])) == []
+
+    def test_channels(self) -> None:
+        class Split(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.a, self.b, self.c = nn.Conv2d(3, 32, 3), nn.Conv2d(3, 8, 3), nn.Conv2d(40, 4, 1)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return self.c(torch.cat([nn.functional.group_norm(self.a(x), 4), self.b(x)], 1))
+
+        pattern = regrow.Channels(params=0.9, round_to=1)
+        (text,) = warned(Split(), torch.randn(2, 3, 8, 8), pattern=pattern, method=regrow.OneShot(), criterion="l2")
+        assert "a.weight" in text
+        assert warned(conv_net(), torch.randn(2, 3, 8, 8), pattern=pattern, method="uniform") == []
+
+    def test_by_hand(self) -> None:
+        found = reasons({"a": "x", "b": "y", "c": "x"}, {"a": 1, "b": 5, "c": 3})
+        assert found == (Reason("y", ("b",), 5), Reason("x", ("c", "a"), 4))
+        assert unseen(found, 100, {"y"}) == ""
+        assert unseen(found, 20, {"y"}).startswith("20% of the model's parameters")
+
+
+class TestFewUpdates:
+    @pytest.mark.parametrize(
+        ("method", "steps", "options"),
+        [
+            (regrow.IEE.paper(20), 120, "h=3, j=3, q=3"),
+            (regrow.RigL(interval=100), 400, "interval=30"),
+            (regrow.SET(interval=50), 100, "interval=7"),
+        ],
+    )
+    def test_are_a_warning_with_the_way_out(self, method: regrow.methods.Method, steps: int, options: str) -> None:
+        (text,) = warned(conv_net(), method=method, total_steps=steps)
+        assert re.match(rf"only \d updates? fit into total_steps={steps}, as one takes \d+ steps", text)
+        assert options in text
+
+    @pytest.mark.parametrize("method", ["static", "oneshot", "gmp", regrow.RigL(interval=100), regrow.IEE.paper(20)])
+    def test_are_none_where_there_are_many_or_none_are_meant(self, method: Any) -> None:
+        assert warned(conv_net(), method=method, total_steps=2000) == []
+
+    def test_no_shipped_recipe_is_warned_of(self) -> None:
+        from regrow.attach import FEW
+        from regrow.training.recipe import load
+
+        names = [one.name for one in (resources.files("regrow") / "recipes").iterdir() if one.name[0] not in "_."]
+        assert len(names) > 10
+        for name in names:
+            recipe = load(name.removesuffix(".yaml"))
+            images = {"digits": 1257, "cifar10": 45_000}.get(recipe.data.name, 1_281_167)
+            steps = recipe.total_steps(images / recipe.data.batch_size / recipe.train.accumulate)
+            timeline = recipe.method.timeline(steps)
+            assert not recipe.method.repeats or timeline.updates >= FEW, name

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
-import socket
+import time
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 from torch import nn
+from torch.distributed.algorithms.join import Join
 from torch.nn.parallel import DistributedDataParallel
 
 import regrow
@@ -35,11 +38,25 @@ def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(torch.randn(8, 1, 6, 6, generator=source), torch.randint(0, 5, (8,), generator=source)) for _ in range(40)]
 
 
-def worker(rank: int, port: int, out: str) -> None:
+def worker(rank: int, out: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    join_group(rank, out, timedelta(minutes=5))
+    assert torch.distributed.get_world_size() == 2
     for case in range(len(CASES)):
         trained(case, rank, f"{out}/{case}-{rank}.pt")
+    for name, options in JOINS.items():
+        Path(f"{out}/{name}-{rank}.txt").write_text(joined(rank, **options))
+    leave_group()
+    alone(rank, out)
+
+
+def join_group(rank: int, out: str, timeout: timedelta) -> None:
+    """Met at a file, as ports that are free now may be taken in a moment."""
+    meeting = f"file://{out}/meeting-{timeout.seconds}"
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=timeout)
+
+
+def leave_group() -> None:
     # a process that leaves while the other still talks to it, or with a wrapper alive, may abort on its way out
     gc.collect()
     torch.distributed.barrier()
@@ -65,13 +82,54 @@ def trained(case: int, rank: int, out: str) -> None:
     torch.save({"masks": sparsifier.masks, "weights": model.state_dict()}, out)
 
 
+JOINS = {  # batches of each process, Join's options, the pattern
+    "uneven": {"count": (6, 4), "after": True},
+    "uneven, wrapped first": {"count": (4, 6), "after": False},
+    "even": {"count": (6, 6), "after": True},
+    "uneven channels": {"count": (6, 4), "after": True, "pattern": regrow.Channels(flops=0.6, round_to=1, thin=False)},
+    "stops all, even": {"count": (12, 12), "after": True, "throw_on_early_termination": True},
+    "stops all, uneven": {"count": (12, 9), "after": True, "throw_on_early_termination": True},
+    "disabled": {"count": (12, 12), "after": False, "enable": False},
+}
+
+
+def joined(rank: int, count: tuple[int, int], after: bool, pattern: regrow.Weights = PATTERN, **options: bool) -> str:
+    """What comes of training inside Join: the error, or the number of steps."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    settings = {"pattern": pattern, "method": RigL(interval=3), "total_steps": 12}
+    if isinstance(pattern, regrow.Channels):
+        settings |= {"method": "iee", "example_inputs": batches()[0][0], "total_steps": 2000}
+    wrapped = None if after else DistributedDataParallel(model)
+    sparsifier = attach(wrapped or model, optimizer, **settings)
+    wrapped = wrapped or DistributedDataParallel(model)
+    try:
+        with Join([wrapped], **options):
+            train(wrapped, optimizer, batches()[: count[rank]])
+    except (regrow.UserError, RuntimeError) as error:
+        return f"{type(error).__name__} at {sparsifier.step_count}: {error}"
+    return f"{sparsifier.step_count} steps"
+
+
+def alone(rank: int, out: str) -> None:
+    """The second process attaches, the first never does."""
+    join_group(rank, out, timedelta(seconds=1))
+    said = Path(f"{out}/alone.txt")
+    if rank == 1:
+        model = network()
+        try:
+            attach(model, torch.optim.SGD(model.parameters(), 0.05), pattern=PATTERN, method="static", total_steps=9)
+        except regrow.UserError as error:
+            said.with_suffix(".tmp").write_text(str(error))
+            said.with_suffix(".tmp").rename(said)
+    while not said.exists():
+        time.sleep(0.05)
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     out = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(worker, args=(port, str(out)), nprocs=2)
+    mp.spawn(worker, args=(str(out),), nprocs=2)
     return out
 
 
@@ -90,3 +148,21 @@ def test_ranks_agree(case, results) -> None:
     train(model, optimizer, batches())
     for name, mask in alone.masks.items():
         assert (mask != a["masks"][name]).sum() <= 2
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("name", JOINS)
+def test_inputs_of_different_lengths(name, rank, results) -> None:
+    found = (results / f"{name}-{rank}.txt").read_text()
+    if name == "stops all, uneven":
+        assert found.startswith("RuntimeError at 9: ")
+    elif name in ("stops all, even", "disabled"):
+        assert found == "12 steps"
+    else:
+        assert found.startswith("UserError at 0: Join lets processes run out of batches at different steps")
+
+
+def test_a_process_without_a_sparsifier(results) -> None:
+    found = (results / "alone.txt").read_text()
+    assert found.startswith("the processes do not update the structure together: each must attach a sparsifier")
+    assert "\n" not in found

@@ -141,16 +141,24 @@ def _train(args: argparse.Namespace) -> int:
             recipe, out, resume=args.resume, label=args.label, report=not args.no_report, quiet=args.quiet
         )  # fmt: skip
     except Interrupted as stopped:
-        also = " --trust" if trust.foreign(recipe) else ""
-        print(f"regrow: {stopped}; continue with: regrow train --out {out} --resume{also}", file=sys.stderr)
+        if _speaks():
+            also = " --trust" if trust.foreign(recipe) else ""
+            print(f"regrow: {stopped}; continue with: regrow train --out {out} --resume{also}", file=sys.stderr)
         return 130
-    if not args.quiet:
+    if not args.quiet and _speaks():
         run = found["runs"][0]
         print(
             f"{run['label']}: test accuracy {run['accuracy']:.2%} at density {run['density']:.1%}, "
             f"training cost {run['training_cost']:.2f} x dense; see {out}"
         )
     return 0
+
+
+def _speaks() -> bool:
+    """Whether this is the one of several processes that train together which says what came of it."""
+    from accelerate.state import PartialState
+
+    return bool(PartialState().is_main_process)
 
 
 def _compare(args: argparse.Namespace) -> int:

@@ -81,7 +81,7 @@ def _add_train(group: argparse._SubParsersAction[Parser]) -> tuple[str, Parser]:
         "  regrow train digits-iee --method.h 40 --pattern.sparsity 0.95 --out runs/sparser\n"
         "  regrow train runs/sparser/recipe.yaml --out runs/sparser --resume\n"
         "  regrow train digits-rigl --help          lists every key of that recipe\n"
-        "  accelerate launch -m regrow train imagenet-resnet50-erk90-iee --out runs/imagenet"
+        "  torchrun --nproc_per_node 8 -m regrow train imagenet-resnet50-erk90-iee --out runs/imagenet"
     )
     usage = "RECIPE [--key value ...] [--out DIR] [--resume]"
     command = _command(group, "train", "run a recipe", examples, usage)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow import attach, fingerprint, gradients, names, restoring
+from regrow import attach, fingerprint, gradients, names, processes, restoring
 from regrow import summary as summaries
 from regrow.accounts import Accounts
 from regrow.batchnorm import HeldStatistics, norm_buffers, write
@@ -101,11 +101,11 @@ class Sparsifier:
             for one in self._optimizers
         }
         for state in self._states.values():
-            _agree(state.param.data)
+            processes.agree(state.param.data)
         self._units: Units | None = None
         if bound is not None:
             attached = Attached(
-                self._states, self._optimizers, self.criterion, scorings, _agree, seed, on_resize
+                self._states, self._optimizers, self.criterion, scorings, processes.agree, seed, on_resize
             )  # fmt: skip
             self._units = bound.units(attached)
         self._target = self._units.target if self._units else 0.0
@@ -143,6 +143,7 @@ class Sparsifier:
             self.model.register_load_state_dict_post_hook(self._loads),
             self.model.register_load_state_dict_pre_hook(self._guard),
             self._watch.hook(),
+            self.model.register_forward_pre_hook(processes.refuse_join),
         ]
         for one in self._optimizers:
             handles.append(keeper(one).register_load_state_dict_pre_hook(self._guard))
@@ -488,10 +489,3 @@ def _state(name: str, param: nn.Parameter, held: tuple[Optimizer, dict[str, Any]
         return keeper(optimizer).state.get(param, {})
 
     return WeightState(name, param, optimizer_state, keeps_zero(optimizer, group, param.dtype))
-
-
-def _agree(code: Tensor) -> Tensor:
-    """The codes of rank 0, on all ranks."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.broadcast(code, src=0)
-    return code

@@ -3,10 +3,7 @@
 import errno
 import json
 import os
-import socket
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -484,72 +481,3 @@ def test_weights_to_start_from(tmp_path):
 
 def load_and_build(tmp_path, weights, *words):
     return loop.Run(load(tiny.write(tmp_path), ["--model.weights", weights, *words]), "x")
-
-
-def channel_worker(rank, port, where, words):
-    """One of two processes that train together; leaves what it has before the end."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-                   "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}  # fmt: skip
-    torch.set_num_threads(1)
-    finish = loop.Trainer._finish
-
-    def noted(self):
-        part = self.run
-        assert type(part.prepared).__name__ == "DistributedDataParallel"
-        assert len(part.accelerator._models) == 1
-        state = {"masks": part.sparsifier.masks, "weights": dict(part.model.named_parameters())}
-        torch.save(state, f"{where}/{rank}.pt")
-        return finish(self)
-
-    loop.Trainer._finish = noted
-    loop.train(load(f"{where}/tiny.yaml", words), Path(where) / "run", report=False, quiet=True)
-    torch.distributed.barrier()  # a process that leaves while the other still talks to it may abort
-    torch.distributed.destroy_process_group()
-
-
-def test_channels_in_two_processes(tmp_path):
-    """Widths change on both at once, and the wrappers with them; checkpoints go to full width in between."""
-    tiny.write(tmp_path)
-    words = [*tiny.CHANNELS, "--data.batch_size", "8", "--train.accumulate", "2", "--train.checkpoint_steps", "4"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(channel_worker, args=(port, str(tmp_path), words), nprocs=2)
-    one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    for part in ("masks", "weights"):
-        assert one[part].keys() == two[part].keys()
-        assert all(torch.equal(value, two[part][name]) for name, value in one[part].items())
-    [entry] = json.loads((tmp_path / "run" / "results.json").read_text())["runs"]
-    assert entry["inference_flops"] <= 0.4 * entry["dense_flops"]
-
-
-def test_two_processes(tmp_path):
-    """The real thing, launched as on many GPUs: DistributedDataParallel, sharded data and one writer."""
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    command += [
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-        "--main_process_port",
-        "0",
-        "-m",
-        "regrow",
-        "train",
-    ]
-    command += [str(tiny.write(tmp_path)), "--data.batch_size", "8", "--train.accumulate", "2", "--train.ema", "0.9"]
-    done = subprocess.run([*command, "--out", str(tmp_path / "run")], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("test accuracy") == 2  # of one process: in its progress, and at the end
-    found = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert found["runs"][0]["density"] == pytest.approx(0.2, abs=1e-3)
-    assert len(metrics(tmp_path / "run")) == 11

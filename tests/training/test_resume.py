@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
 import tiny_recipe as tiny
-from regrow import UserError, storage
+from outcome import outcome
+from regrow import UserError
 from regrow.cli import main
 from regrow.training import checkpoint, loop
 from regrow.training.progress import Interrupted
@@ -38,36 +38,9 @@ VARIANTS = {
 }
 
 
-TIMES = {
-    "finished",
-    "seconds",
-    "train_seconds",
-    "train_ratio",
-    "latency",
-    "latency_ratio",
-    "dense_latency",
-    "throughput",
-}
-
-
 def words_of(text):
     """Split at blanks, but not inside {...}."""
     return re.findall(r"\{.*?\}|\S+", text)
-
-
-def without_time(value):
-    if isinstance(value, dict):
-        return {k: without_time(v) for k, v in value.items() if k not in TIMES}
-    return [without_time(v) for v in value] if isinstance(value, list) else value
-
-
-def outcome(out: Path):
-    """All that a run leaves behind, but for the time it took."""
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    results, structure = (json.loads((out / name).read_text()) for name in ("results.json", "structure.json"))
-    results["recipe"]["train"].pop("checkpoint_steps")
-    weights = (out / "model" / storage.WEIGHTS).read_bytes()
-    return without_time([results, structure, lines]), weights
 
 
 def train(recipe, out, stop_after=None, monkeypatch=None, **options):

@@ -43,6 +43,7 @@ class CheckpointForm(Form):
     start_active: dict[str, Count]
     start_widths: dict[str, Positive] = Field(default_factory=dict)
     loss: tuple[AnyFloat, Count, AnyFloat] | Annotated[list[AnyFloat | int], Field(min_length=3, max_length=3)]
+    loss_sums: list[AnyFloat] | None = None  # of each process
     processes: Positive | None = None
     checksum: str | None = None
 

@@ -7,6 +7,7 @@ run continues from its last checkpoint bit-identically: step s takes the batches
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -118,7 +119,7 @@ class Trainer:
             if self.writer is not None:
                 stack.callback(self.writer.close)
             stack.enter_context(self.progress)
-            stop = stack.enter_context(StopRequest())
+            stop = stack.enter_context(StopRequest(launched="LOCAL_RANK" in os.environ))
             batches = run.stream.starting_at(run.step * self.settings.accumulate)
             run.forward.train()
             while run.step < run.total_steps:
@@ -243,6 +244,7 @@ class Trainer:
 
     def _accuracy(self, model: nn.Module, source: BatchSource) -> float:
         accelerator = self.run.accelerator
+        self.run.share_buffers(model)
         with accelerator.autocast():
             return accuracy(model, source.epoch(0), self.run.device, lambda t: accelerator.reduce(t, "sum"))
 
@@ -265,17 +267,13 @@ class Trainer:
         if settings.checkpoint_steps and step % settings.checkpoint_steps == 0:
             return True
         waited = time.monotonic() - self.last_checkpoint
-        due = settings.checkpoint_minutes > 0 and waited >= 60 * settings.checkpoint_minutes
-        return self._any(due) if self.run.start_widths else due  # of channels all processes take part
+        return self._any(settings.checkpoint_minutes > 0 and waited >= 60 * settings.checkpoint_minutes)
 
     def _save_checkpoint(self) -> None:
-        if self.out is None or self.metrics is None:
-            if self.run.start_widths:
-                self.run.state()
-            self.last_checkpoint = time.monotonic()
-            return
-        spent = {"seconds": time.monotonic() - self.started, "train_seconds": self.training.seconds}
-        checkpoint.save(self.out, {**self.run.state(), **spent, "metrics_lines": self.metrics.lines})
+        state = self.run.state()  # all processes take part
+        if self.out is not None and self.metrics is not None:
+            spent = {"seconds": time.monotonic() - self.started, "train_seconds": self.training.seconds}
+            checkpoint.save(self.out, {**state, **spent, "metrics_lines": self.metrics.lines})
         self.last_checkpoint = time.monotonic()
 
     def _finish(self) -> dict[str, Any]:

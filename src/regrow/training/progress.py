@@ -89,10 +89,16 @@ class Stopwatch:
 
 
 class StopRequest:
-    """Turns the first SIGINT or SIGTERM into a wish to stop after this step; a second one acts as usual."""
+    """Turns the first SIGINT or SIGTERM into a wish to stop after this step; a second one acts as usual.
 
-    def __init__(self) -> None:
+    Args:
+        launched: a launcher has started this process: it passes signals on, so that Ctrl-C comes twice, and ends by
+            force what takes too long. So a second one is the same wish.
+    """
+
+    def __init__(self, launched: bool = False) -> None:
         self.wanted = False
+        self._launched = launched
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -108,7 +114,8 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.wanted = True
-        self._restore()
+        if not self._launched:
+            self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

@@ -111,7 +111,7 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         """All that `load_state` needs to go on from here; to be read back with ``weights_only=True``. Of channels it is
-        the state at full width, and all processes must call it."""
+        the state at full width. All processes must call it."""
         if not self.start_widths:
             return self._state()
         with self.sparsifier.full_width():
@@ -135,7 +135,23 @@ class Run:
             "start_active": self.start_active,
             **({"start_widths": self.start_widths} if self.start_widths else {}),
             "loss": [float(self.loss_sum), self.loss_count, self.last_loss],
+            **self._losses_of_processes(),
         }
+
+    def _losses_of_processes(self) -> dict[str, list[float]]:
+        """The sums of the losses since the last line of the metrics, which differ between several processes."""
+        if self.accelerator.num_processes == 1:
+            return {}
+        return {"loss_sums": self.accelerator.gather(self.loss_sum.reshape(1)).tolist()}
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Gives all processes the first one's buffers of ``model``, such as the statistics of batch norms: what is
+        evaluated is what is saved. All processes must call it."""
+        if self.accelerator.num_processes > 1:
+            from accelerate.utils import broadcast
+
+            for buffer in model.buffers():
+                buffer.copy_(broadcast(buffer.detach().clone()))
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`.
@@ -159,7 +175,9 @@ class Run:
             self.start_widths = dict(state.get("start_widths", {}))
             self.step = int(state["step"])
             total, self.loss_count, self.last_loss = state["loss"]
-            self.loss_sum.fill_(total)
+            sums = state.get("loss_sums") or []
+            own = self.accelerator.process_index
+            self.loss_sum.fill_(sums[own] if own < len(sums) else total)
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
@@ -222,7 +240,8 @@ def _accelerator(recipe: Recipe) -> Any:
     try:
         accelerator = Accelerator(mixed_precision=precision, gradient_accumulation_steps=recipe.train.accumulate)
     except ValueError as error:
-        raise UserError(f"train.precision {recipe.train.precision} does not work on this machine: {error}") from error
+        what = "training" if precision == "no" else f"train.precision {precision}"
+        raise UserError(f"{what} does not work on this machine: {error}") from error
     if recipe.train.precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("train.precision fp16 needs a GPU: use bf16 or fp32")
     return accelerator

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,9 @@ from regrow.summary import Summary
 from regrow.undo import Scope, all_or_nothing
 from regrow.units import Units
 from regrow.watch import Watch, WidthGuard
+
+if TYPE_CHECKING:
+    from regrow.latency.table import LatencyTable
 
 FORMAT = 1  # of state_dict
 
@@ -187,6 +190,12 @@ class Sparsifier:
     def widths(self) -> dict[str, tuple[int, int]]:
         """Group of channels → (how many are active, how many there are); empty for other patterns."""
         return self._units.widths() if self._units else {}
+
+    @property
+    def latency_table(self) -> LatencyTable | None:
+        """What prices the latency of channels, as given or as measured when attaching (`LatencyTable.save` keeps it);
+        None where there is no such budget."""
+        return self._bound.table if self._bound else None
 
     def training_cost(self, example_inputs: Any = None) -> dict[str, float]:
         """Training FLOPs so far × those of as many dense steps: by phase, and "total" (`paper` formulas in cost.py).

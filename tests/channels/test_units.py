@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -328,6 +329,38 @@ def test_a_wrapped_model_needs_a_way_to_be_wrapped_anew() -> None:
 
     with pytest.raises(UserError, match="on_resize"):
         attach(DistributedDataParallel(model), OPTIMIZERS["sgd"](model.parameters()))
+
+
+def test_a_measured_table_can_be_kept_and_its_user_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def profile(model: nn.Module, example: Any, **options: Any) -> Any:
+        asked.append(options)
+        return fixed_latency.profile(model, example)
+
+    monkeypatch.setattr("regrow.profiling.profile", profile)
+    path = tmp_path / "latency.json"
+    widths = []
+    for table in (None, path):
+        model = network(3)
+        pattern = regrow.Channels(latency=0.7, round_to=2, table=table)
+        sparsifier = attach(model, OPTIMIZERS["sgd"](model.parameters()), pattern=pattern)
+        assert sparsifier.latency_table is not None
+        sparsifier.latency_table.save(path)
+        widths.append(sparsifier.widths())
+    assert len(asked) == 1
+    assert "progress" not in asked[0]  # which a terminal gets by default
+    assert widths[0] == widths[1]
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1  # the second time nothing is measured
+    for said in ("sparsifier.latency_table.save('latency.json')", "table='latency.json'", "`regrow profile`"):
+        assert said in err
+    model = network(3)
+    sparsifier = attach(model, OPTIMIZERS["sgd"](model.parameters()), pattern=regrow.Channels(params=0.7, round_to=2))
+    assert sparsifier.latency_table is None
 
 
 def test_latency_is_measured_where_no_table_is_given_and_goes_along_in_the_state(

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 if TYPE_CHECKING:
     from regrow.cost import ModelFlops
     from regrow.criteria import Criterion
+    from regrow.latency.table import LatencyTable
     from regrow.saliency import Scoring
     from regrow.schedule import PhaseName
     from regrow.state import WeightState
@@ -73,6 +74,7 @@ class Binding(ABC):
         note: what there is to say about how all this was found, or "".
         flops: of the dense model, where binding has counted them.
         resizes: whether parameters change their shapes in training.
+        table: of latencies, where there is such a budget.
     """
 
     parameters: dict[str, nn.Parameter]
@@ -81,6 +83,7 @@ class Binding(ABC):
     note: str = ""
     flops: ModelFlops | None = None
     resizes: bool = False
+    table: LatencyTable | None = None
 
     @abstractmethod
     def units(self, attached: Attached) -> Units:

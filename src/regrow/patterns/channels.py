@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -29,6 +30,10 @@ _UNITS: dict[str, dict[str, float]] = {
 }
 _AMOUNT = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-zµ]*|%)\s*", re.IGNORECASE)
 _PROFILE_SECONDS = 60.0
+_MEASURED = (
+    "regrow has measured a latency table of this model and machine; sparsifier.latency_table.save('latency.json') "
+    "keeps it for Channels(table='latency.json'), and `regrow profile` measures one more finely"
+)
 
 
 @register
@@ -174,7 +179,9 @@ class ChannelBinding(Binding):
         from regrow.profiling import profile
 
         threads = torch.get_num_threads()
-        return profile(self.model, example_inputs, threads=threads, time_limit=_PROFILE_SECONDS, check=1)[0]
+        table, _ = profile(self.model, example_inputs, threads=threads, time_limit=_PROFILE_SECONDS, check=1)
+        print(_MEASURED, file=sys.stderr)
+        return table
 
     def _check_budgets(self) -> None:
         floor = {group.id: self.pattern.floor_of(group.id, group.size) for group in self.coupling.groups}

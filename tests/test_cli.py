@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -126,12 +127,15 @@ def test_inspect(capsys):
     assert "features.1.0.weight" in text
     assert "65,440" in text  # all sparsified weights
     assert "10.00%" in text
-    assert "stay dense: features.0.0.weight" in text
+    said = " ".join(text.split())
+    assert "stay dense: 1.4% of the parameters, as the distribution keeps it whole: head, features.0.0" in said
     assert "a multiply-add counts as 2 FLOPs" in text
     assert main(["inspect", "digits-cnn", "--data-shape", "3,16,16", "--classes", "7", "--exclude", "head"]) == 0
     text = capsys.readouterr().out
     assert "digits-cnn on images of 3×16×16" in text
-    assert text.splitlines()[-1] == "stay dense: features.0.0.weight, head.weight"
+    said = " ".join(text.split())
+    assert re.search(r"stay dense: \d\.\d% of the parameters, as the first layer, .*: features\.0\.0 stay dense", said)
+    assert re.search(r"stay dense: \d\.\d% of the parameters, as excluded: head$", said)
 
 
 def test_inspect_channels(capsys):
@@ -139,13 +143,13 @@ def test_inspect_channels(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "│ features.0.0 │ 32 │ 9,568 │ features.0.0, features.0.1, features.1.0 │" in text
     assert "192 channels in 4 groups" in text
-    assert text.endswith("stay dense: head.weight, head.bias (it is the model's output)")
+    assert text.endswith("stay dense: 1.0% of the parameters, as it is the model's output: head")
     words = ["inspect", "digits-cnn", "--channels", "--flops", "0.5", "--round-to", "4", "--exclude", "features.0"]
     assert main(words) == 0
     text = capsys.readouterr().out
     assert "kept" in text
     assert "of the flops" in text
-    assert "features.0.0.weight" in text[text.index("stay dense") :]
+    assert "as the user forbids it: features.0.0" in " ".join(text.split())
 
 
 def test_the_default_methods_fit_the_pattern(tmp_path, monkeypatch):

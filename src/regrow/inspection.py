@@ -54,7 +54,10 @@ def show(
     _print(spec, shape, rows, flops.total, flops.inference(densities), sum(p.numel() for p in parameters.values()))
     from rich import print as say
 
-    for sentence in _left({name: found.get(name, "") for name in dense}, {n: p.numel() for n, p in parameters.items()}):
+    for sentence in _left(
+        {name: found.get(name, "the distribution keeps it whole") for name in dense},
+        {n: p.numel() for n, p in parameters.items()},
+    ):
         say(sentence)
     if flops.uncounted:
         ops = ", ".join(f"{name} ({calls}×)" for name, calls in sorted(flops.uncounted.items()))
@@ -125,8 +128,8 @@ def _left(dense: Mapping[str, str], sizes: Mapping[str, int]) -> list[str]:
     for reason in summary.reasons(dense, sizes):
         layers = dict.fromkeys(name.rpartition(".")[0] or name for name in reason.names)
         shown = ", ".join(list(layers)[:SHOWN]) + (f" and {len(layers) - SHOWN} more" if len(layers) > SHOWN else "")
-        why = f", as {reason.why}" if reason.why else ""
-        lines.append(f"stay dense: {reason.entries / sum(sizes.values()):.1%} of the parameters{why}: {shown}")
+        share = reason.entries / sum(sizes.values())
+        lines.append(f"stay dense: {share:.1%} of the parameters, as {reason.why}: {shown}")
     return lines
 
 

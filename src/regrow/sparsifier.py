@@ -125,7 +125,7 @@ class Sparsifier:
                 self._start(self._units)
         self._loads = attach.LoadListener()
         self._watch = Watch(self.model, params, self._optimizers)
-        self._guard = WidthGuard(lambda: self._units is not None and self._units.resized)
+        self._guard = WidthGuard(self._units)
         self._handles = self._register()
         self._warn()
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from torch.utils.hooks import RemovableHandle
 from regrow import names
 from regrow.errors import UserError
 from regrow.optim_state import keeper
+
+if TYPE_CHECKING:
+    from regrow.units import Units
 
 
 class Watch:
@@ -58,23 +62,28 @@ class Watch:
 
         def before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             watch = seen()
-            if watch is not None:
-                watch._check_optimizer(optimizer)
+            said = watch._taken_by(optimizer) if watch is not None else ""
+            if said:
+                del watch
+                gc.collect()  # a sparsifier that only its own optimizer still holds has been given up
+                if seen() is not None:
+                    raise UserError(said)
 
-        handle = register_optimizer_step_pre_hook(before_step)
-        weakref.finalize(self, handle.remove)
-        return handle
+        # where nobody removes it, what stays behind holds nothing and does nothing
+        return register_optimizer_step_pre_hook(before_step)
 
-    def _check_optimizer(self, optimizer: Optimizer) -> None:
+    def _taken_by(self, optimizer: Optimizer) -> str:
+        """What there is to say of an optimizer that is about to step; "" for one that has no part in this."""
         if self.stepping or id(optimizer) in self._known:
-            return
+            return ""
         for group in optimizer.param_groups:
             for param in group["params"]:
                 if id(param) in self._names and param.grad is not None:
-                    raise UserError(
-                        f"{self._names[id(param)]} would be trained by an optimizer that regrow is not attached to: "
-                        "detach() the sparsifier and attach to the new optimizer (or to a list of both)"
+                    return (
+                        f"{self._names[id(param)]} would be trained by an optimizer that regrow is not attached to, "
+                        "while a sparsifier holds it: detach() that one, and attach to the new optimizer (or to both)"
                     )
+        return ""
 
 
 class WidthGuard:
@@ -82,7 +91,7 @@ class WidthGuard:
     be taken for others. What is there already may be loaded again, as Accelerate does; copies of it let all pass.
 
     Args:
-        resized: says whether the model is thin now.
+        units: that say whether the model is thin now; not kept alive, as the model keeps its hooks.
     """
 
     SENTENCE = (
@@ -90,8 +99,13 @@ class WidthGuard:
         "`with sparsifier.full_width():`"
     )
 
-    def __init__(self, resized: Callable[[], bool] | None = None) -> None:
-        self._resized = resized
+    def __init__(self, units: Units | None = None) -> None:
+        self._units = None if units is None else weakref.ref(units)
+
+    @property
+    def _thin(self) -> bool:
+        units = self._units() if self._units is not None else None
+        return units is not None and units.resized
 
     def __call__(self, owner: nn.Module | Optimizer, state: Any, *args: object) -> None:
         """Refuses; called by a model or an optimizer that is about to load.
@@ -99,7 +113,7 @@ class WidthGuard:
         Raises:
             UserError: saying what to do.
         """
-        if self._resized is not None and self._resized():
+        if self._thin:
             held = owner.state.values() if isinstance(owner, Optimizer) else [*owner.parameters(), *owner.buffers()]
             if not _places(state) <= _places(list(held)):
                 raise UserError(self.SENTENCE)
@@ -110,7 +124,7 @@ class WidthGuard:
         Raises:
             UserError: saying what to do.
         """
-        if self._resized is not None and self._resized():
+        if self._thin:
             raise UserError(self.SENTENCE)
 
     def __deepcopy__(self, memo: object) -> WidthGuard:

@@ -24,11 +24,11 @@ def start(words: list[str], marked: Marked) -> subprocess.Popen:
 
 
 def check_ended(process: subprocess.Popen, marked: Marked) -> str:
-    said, err = process.communicate(timeout=120)
+    said, err = process.communicate(timeout=tiny.PATIENCE)
     assert process.returncode == 130, (said, err)
     assert err.count("\n") == 1, err
     assert err.startswith(("regrow: interrupted", "regrow: stopped with 0 of ")), err
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + tiny.PATIENCE
     while (left := marked.alive()) and time.monotonic() < deadline:  # its helpers end with it, but not before it
         time.sleep(0.05)
     assert left == []
@@ -68,7 +68,7 @@ def test_a_second_ctrl_c_ends_the_runs_at_once(tmp_path):
     marked, out = Marked(), tmp_path / "out"
     words = ["compare", str(tiny.write(tmp_path)), "--methods", "static,dense", "--seeds", "0", "--steps", "90000"]
     process = start([*words, "--out", str(out), "--quiet"], marked)
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + tiny.PATIENCE
     while not (out / "runs" / "static-seed0" / "metrics.jsonl").exists():
         assert time.monotonic() < deadline
         assert process.poll() is None

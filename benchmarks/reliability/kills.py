@@ -1,8 +1,8 @@
 """Kills runs at random moments, and fills their disk: what is left goes on to the outcome of an unbroken run.
 
 Each kill is a SIGKILL of a process that trains (weights, then channels), at a moment drawn by a seed. A full disk is
-an error of the file system at one of its operations; the run must end in a sentence. Afterwards the run is resumed, and its
-weights, metrics and accuracy must be those of the unbroken one, bit for bit.
+an error of the file system at one of its operations; the run must end in a sentence. Afterwards the run is resumed,
+and its weights, metrics and accuracy must be those of the unbroken one, bit for bit.
 
     python benchmarks/reliability/kills.py
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 
 from regrow.errors import UserError, is_out_of_memory, nearest
 from regrow.options import COMPARED, parsers, seeds_of, shape_of, split_overrides, words_of
@@ -25,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _show_any_name()
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
+    if argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         code = _dispatch([word for word in words if word != "--debug"])
     except BaseException as error:
@@ -60,6 +64,21 @@ def _said(error: BaseException) -> int:
         raise error
     print(f"regrow: {' '.join(said.split())}", file=sys.stderr)
     return 2
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    """Ctrl-C as always, but that it ends the process at once if it comes while a module is imported.
+
+    Half of an import cannot be undone, and modules that are written in C swallow the interruption or turn it into
+    another error. Nothing is lost: whatever is written is written so that the process may die at any moment.
+    """
+    within = frame
+    while within is not None:
+        if within.f_code.co_filename.startswith("<frozen importlib"):
+            os.write(2, b"regrow: interrupted\n")
+            os._exit(130)
+        within = within.f_back
+    signal.default_int_handler(signum, frame)
 
 
 def _was_interrupted(error: BaseException | None) -> bool:

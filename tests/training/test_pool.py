@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -16,10 +17,11 @@ from processes import Marked
 MOMENTS = (0.4, 2.0, 4.0, 6.0, 9.0)
 
 
-def start(words: list[str], marked: Marked) -> subprocess.Popen:
+def start(words: list[str], marked: Marked, place: Path | None = None) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "regrow", *words],
-        env=marked.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        cwd=place, env=marked.environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
 
@@ -78,3 +80,24 @@ def test_a_second_ctrl_c_ends_the_runs_at_once(tmp_path):
         time.sleep(0.02)
     check_ended(process, marked)
     assert not (out / "results.json").exists()
+
+
+def test_interrupted_inside_an_import_that_swallows_it(tmp_path):
+    (tmp_path / "stubborn.py").write_text(
+        "import pathlib, time\n"
+        "pathlib.Path('begun').touch()\n"
+        "while True:\n"
+        "    try:\n"
+        "        time.sleep(60)\n"
+        "    except KeyboardInterrupt:\n"
+        "        pass\n"
+    )
+    marked = Marked()
+    process = start(["inspect", "stubborn:model", "--sparsity", "0.5"], marked, tmp_path)
+    deadline = time.monotonic() + tiny.PATIENCE
+    while not (tmp_path / "begun").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    assert check_ended(process, marked) == "regrow: interrupted\n"

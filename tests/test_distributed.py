@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -48,6 +49,7 @@ def worker(rank: int, out: str) -> None:
         Path(f"{out}/{name}-{rank}.txt").write_text(joined(rank, **options))
     leave_group()
     alone(rank, out)
+    os._exit(0)  # the thread of a group that has waited in vain may abort the process when Python cleans up
 
 
 def join_group(rank: int, out: str, timeout: timedelta) -> None:

@@ -167,7 +167,7 @@ def test_bad_input_is_one_sentence(change, message):
 
 def test_a_runtime_that_is_not_installed_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match=r"onnxruntime is not installed: pip install 'regrow\[export\]'"):
+    with pytest.raises(UserError, match=r"onnxruntime needs .*\(onnxruntime\): pip install 'regrow\[export\]'"):
         profile(Small(), EXAMPLE, runtime="onnxruntime")
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
+from regrow import extras
 from regrow.errors import UserError, is_out_of_memory, nearest
 from regrow.options import COMPARED, parsers, seeds_of, shape_of, split_overrides, words_of
 
@@ -116,6 +117,8 @@ def _dispatch(words: list[str]) -> int:
         rest, overrides = split_overrides(rest, command)
     args = command.parse_args(rest)
     args.overrides = overrides
+    if not getattr(args, "help", False) or args.recipe is not None:
+        extras.require("train", f"`regrow {name}`")
     return _RUN[name](args)
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from regrow import extras
 from regrow.errors import UserError
 from regrow.inputs import Inputs
 from regrow.latency.clock import Clock
@@ -51,12 +52,9 @@ class OnnxRuntime:
     name = "onnxruntime"
 
     def __init__(self, batch: int, threads: int) -> None:
-        try:
-            import onnx  # noqa: F401
-            import onnxruntime
-            import onnxscript  # noqa: F401
-        except ImportError as error:
-            raise UserError("the runtime onnxruntime is not installed: pip install 'regrow[export]'") from error
+        extras.require("export", "the runtime onnxruntime")
+        import onnxruntime
+
         onnxruntime.set_default_logger_severity(3)
         self.batch, self.threads, self.clock = batch, threads, Clock(threads)
         self._random = np.random.default_rng(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -83,11 +85,31 @@ def prepared(
 @contextmanager
 def bar(shown: bool, total: int, doing: str) -> Iterator[Callable[[], Any]]:
     """A progress bar on a terminal; inside it, a function that moves it on by one."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    except ImportError:  # the core does without rich
+        with _counter(shown and sys.stderr.isatty(), total, doing) as advance:
+            yield advance
+        return
     console = Console(stderr=True)
     columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True) as progress:
         task = progress.add_task("", total=total)
         yield lambda: progress.advance(task)
+
+
+@contextmanager
+def _counter(shown: bool, total: int, doing: str) -> Iterator[Callable[[], None]]:
+    """The same in plain text, which is gone afterwards."""
+    done = itertools.count(1)
+
+    def advance() -> None:
+        if shown:
+            print(f"\r{doing} {next(done)}/{total}", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield advance
+    finally:
+        if shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,36 @@
+"""What the parts beyond the core are made with, and the sentence that says how to install it."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from regrow.errors import UserError
+
+# extra of the distribution → the packages that it brings, by the names that they are imported by
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "train": ("torchvision", "timm", "accelerate", "sklearn", "PIL", "jsonargparse", "yaml", "rich", "plotly"),
+    "export": ("onnx", "onnxscript", "onnxruntime"),
+}
+
+
+def require(extra: str, what: str) -> None:
+    """Refuses what cannot be done without an extra, before any of it is done.
+
+    Args:
+        extra: ``"train"`` or ``"export"``
+        what: needs it, in messages
+
+    Raises:
+        UserError: if any of its packages is not installed.
+    """
+    missing = [package for package in EXTRAS[extra] if not _is_installed(package)]
+    if missing:
+        named = ", ".join(missing)
+        raise UserError(f"{what} needs packages that are not installed ({named}): pip install 'regrow[{extra}]'")
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):  # ValueError: something without a spec stands in its place
+        return False

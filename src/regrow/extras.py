@@ -8,7 +8,18 @@ from regrow.errors import UserError
 
 # extra of the distribution → the packages that it brings, by the names that they are imported by
 EXTRAS: dict[str, tuple[str, ...]] = {
-    "train": ("torchvision", "timm", "accelerate", "sklearn", "PIL", "jsonargparse", "yaml", "rich", "plotly"),
+    "train": (
+        "torchvision",
+        "timm",
+        "accelerate",
+        "sklearn",
+        "PIL",
+        "jsonargparse",
+        "yaml",
+        "rich",
+        "plotly",
+        "jinja2",
+    ),
     "export": ("onnx", "onnxscript", "onnxruntime"),
 }
 

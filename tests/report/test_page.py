@@ -16,7 +16,7 @@ from fake_runs import write_compare
 
 from regrow.cli import main
 from regrow.errors import UserError
-from regrow.report.page import inert, write
+from regrow.report.page import write
 
 Make = Callable[..., Path]
 HOSTILE = '</script><img src="https://evil.example/x.png" onerror="alert(1)"><!--%{x}&amp;'
@@ -102,11 +102,13 @@ def test_strings_from_files_stay_text(make_run: Make, tmp_path: Path) -> None:
     assert sum(tag == "script" for tag, _ in page.tags) == 6 + 2
 
 
-def test_inert_json_parses_to_the_same_value() -> None:
-    value = {"a": HOSTILE, "b": "\u2028]]>", "c": 1.5}
-    text = inert(json.dumps(value, ensure_ascii=False))
-    assert not set("<>&\u2028") & set(text)
-    assert json.loads(text) == value
+@pytest.mark.parametrize("label", [HOSTILE, "\u2028]]>", 'it\'s "so" & so', "{{ 7 * 7 }}{% raw %}"])
+def test_figures_cannot_end_their_script_and_keep_their_values(make_run: Make, tmp_path: Path, label: str) -> None:
+    page = Page(write([make_run(tmp_path / "run", "iee", 0, steps=100, label=label)], tmp_path / "r.html"))
+    for text in (text for text in page.texts["script"] if text.startswith('{"data"')):
+        assert not set("<>&'\u2028") & set(text)
+    shown = {trace["legendgroup"] for trace in page.plots()["plot-curves"]["data"]}
+    assert shown == {label}
 
 
 def test_static_run_has_no_updates(make_run: Make, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from regrow.report import formats
 from regrow.report.facts import Builder
-from regrow.report.markup import Part, card, escape
+from regrow.report.parts import Part
 from regrow.report.runs import Run
 
 _ROWS = {
@@ -34,9 +34,8 @@ def machine(runs: Sequence[Run], version: str | None) -> Part | None:
     rows["Finished"] = finished(runs, "%Y-%m-%d %H:%M UTC")
     if not said and not rows["Finished"]:
         return None
-    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>\n" for name, value in rows.items() if value)
     caption = "Where several values stand, runs differ." if any(" and " in value for value in rows.values()) else ""
-    return Part("machine", "Where and when", f'<dl class="list">\n{items}</dl>\n', caption)
+    return Part("machine", "Where and when", "list", [row for row in rows.items() if row[1]], caption)
 
 
 def finished(runs: Iterable[Run], form: str) -> str:
@@ -51,10 +50,10 @@ def finished(runs: Iterable[Run], form: str) -> str:
     return " to ".join(ends)
 
 
-def loading(run: Run | None) -> str:
-    """The Python that loads the network of this run; nothing if it left none, or nobody knows what builds it."""
+def loading(run: Run | None) -> Part | None:
+    """The Python that loads the network of this run; None if it left none, or nobody knows what builds it."""
     if run is None or run.facts.builder is None or run.facts.saved is None:
-        return ""
+        return None
     place = run.facts.saved.as_posix()
     code = f"""import regrow
 from regrow.training.models import build
@@ -67,7 +66,7 @@ model.eval()
     caption = f"This is {name}; every run has its own, in its model/ directory."
     if run.widths:
         caption += " regrow.load takes the removed channels out of the dense network that build makes."
-    return card("load", "Load this model", f'<pre tabindex="0"><code>{escape(code)}</code></pre>\n', caption)
+    return Part("load", "Load this model", "code", code, caption)
 
 
 def _arguments(builder: Builder) -> str:

@@ -7,39 +7,40 @@ from typing import Any
 
 from regrow.report import formats
 from regrow.report.facts import Facts, Failure
-from regrow.report.markup import Part, card, escape, method, table
 from regrow.report.panels import Group
+from regrow.report.parts import Cell, Part, Table, method
 from regrow.report.runs import Run
 from regrow.report.statistics import mean
 
 _Summary = Mapping[str, Any]
 
 
-def summary(summaries: Sequence[_Summary], groups: Sequence[Group]) -> str:
-    """A row for each method."""
+def summary(summaries: Sequence[_Summary], groups: Sequence[Group]) -> Part | None:
+    """A row for each method; None where there is none."""
+    if not summaries:
+        return None
     by_label = {g.label: g for g in groups}
     columns = _columns(summaries)
-    rows = [(method(by_label[s["label"]]), [cell(s) for cell in columns.values()]) for s in summaries]
-    content = table("Method", list(columns), rows, "Summary of the methods")
-    return card("summary", "Summary", content, _caption(summaries))
+    rows = [[method(by_label[s["label"]]), *(cell(s) for cell in columns.values())] for s in summaries]
+    content = Table(["Method", *columns], rows, "Summary of the methods")
+    return Part("summary", "Summary", "table", content, _caption(summaries))
 
 
-def _columns(summaries: Sequence[_Summary]) -> dict[str, Callable[[_Summary], str]]:
-    """Heading → what a summary has there, as HTML."""
+def _columns(summaries: Sequence[_Summary]) -> dict[str, Callable[[_Summary], str | Cell]]:
+    """Heading → what a summary has there."""
     best = max((s["mean"] for s in summaries if s["mean"] is not None), default=None)
     speed = any(s.get("latency") is not None for s in summaries)
     thin_only = speed and all(s.get("latency") is not None for s in summaries)
     compared = len(summaries) > 1
 
-    def accuracy(s: _Summary) -> str:
-        text = formats.accuracy(s["mean"])
-        text = f"<strong>{text}</strong>" if s["mean"] == best and compared else text
-        return text + (f' <span class="dim">± {s["std"] * 100:.1f}</span>' if s["std"] is not None else "")
+    def accuracy(s: _Summary) -> Cell:
+        spread = f"± {s['std'] * 100:.1f}" if s["std"] is not None else ""
+        return Cell(formats.accuracy(s["mean"]), spread, strong=s["mean"] == best and compared)
 
-    columns: dict[str, Callable[[_Summary], str]] = {"Accuracy": accuracy}
+    columns: dict[str, Callable[[_Summary], str | Cell]] = {"Accuracy": accuracy}
     if compared:
         columns[f"Difference to {formats.name(summaries[0]['label'])}"] = lambda s: _difference(s["paired"])
-    columns["Seeds"] = lambda s: escape(s["n"])
+    columns["Seeds"] = lambda s: str(s["n"])
     if not thin_only:
         columns["Weights kept"] = lambda s: formats.share(s["density"])
     if speed:
@@ -76,13 +77,12 @@ def _caption(summaries: Sequence[_Summary]) -> str:
     return " ".join(said)
 
 
-def _difference(result: Mapping[str, Any] | None) -> str:
+def _difference(result: Mapping[str, Any] | None) -> Cell:
     if result is None:
-        return f'<span class="dim">{formats.NOTHING}</span>'
-    text = formats.signed(result["difference"])
-    if result["ci_low"] is not None:
-        text += f' <span class="dim">{formats.signed(result["ci_low"])} to {formats.signed(result["ci_high"])}</span>'
-    return text
+        return Cell(dim=formats.NOTHING)
+    known = result["ci_low"] is not None
+    interval = f"{formats.signed(result['ci_low'])} to {formats.signed(result['ci_high'])}" if known else ""
+    return Cell(formats.signed(result["difference"]), interval)
 
 
 def sizes(groups: Sequence[Group]) -> Part | None:
@@ -90,12 +90,12 @@ def sizes(groups: Sequence[Group]) -> Part | None:
     known = [(g, found) for g in groups if (found := [r.facts for r in g.runs if r.facts.parameters is not None])]
     if not known:
         return None
-    rows = []
+    rows: list[list[str | Cell]] = []
     for g, found in known:
         parameters, whole = _mean(found, "parameters"), _mean(found, "dense_parameters")
         share = formats.share(parameters / whole) if parameters is not None and whole else formats.NOTHING
         files = [formats.megabytes(_mean(found, key)) for key in ("bytes", "saved_bytes")]
-        rows.append((method(g), [f'{formats.count(parameters)} <span class="dim">{share}</span>', *files]))
+        rows.append([method(g), Cell(formats.count(parameters), share), *files])
     caption = (
         "Parameters in use, and the file that holds them. torch.save writes zeros like any other number, so removed "
         "weights make its file no smaller; regrow.save leaves them out. Removed channels are missing from both."
@@ -104,8 +104,8 @@ def sizes(groups: Sequence[Group]) -> Part | None:
     if len(dense) == 1 and not any(g.dense for g, _ in known):
         ((count, size),) = dense
         caption += f" Dense: {formats.count(count)} parameters, {formats.megabytes(size)}."
-    content = table("Method", ["Parameters", "torch.save", "regrow.save"], rows, "Sizes of the networks")
-    return Part("sizes", "Size", content, caption)
+    content = Table(["Method", "Parameters", "torch.save", "regrow.save"], rows, "Sizes of the networks")
+    return Part("sizes", "Size", "table", content, caption)
 
 
 def _mean(facts: Sequence[Facts], key: str) -> float | None:
@@ -113,50 +113,45 @@ def _mean(facts: Sequence[Facts], key: str) -> float | None:
     return mean(values) if values else None
 
 
-def runs(groups: Sequence[Group], failures: Sequence[Failure]) -> str:
-    """A row for each run."""
+def runs(groups: Sequence[Group], failures: Sequence[Failure]) -> Part | None:
+    """A row for each run; None where there is none."""
+    if not groups:
+        return None
     shown = [(g, run) for g in groups for run in g.runs]
     failed = {failure.name for failure in failures}
     validated = any(run.validation_accuracy is not None for _, run in shown)
     exploring = any(run.explore_steps for _, run in shown)
-    columns = ["Seed", "Accuracy", *(["Validation"] if validated else []), "Weights kept", "Training FLOPs"]
+    columns = ["Method", "Seed", "Accuracy", *(["Validation"] if validated else []), "Weights kept", "Training FLOPs"]
     columns += ["Inference FLOPs", "Steps", *(["Exploring"] if exploring else []), "Time", "State"]
-    rows = []
+    rows: list[list[str | Cell]] = []
     for g, run in shown:
         ratio = run.inference_flops / run.dense_flops if run.inference_flops is not None and run.dense_flops else None
-        cells = [escape(run.seed), _accuracy(run)]
-        cells += [formats.accuracy(run.validation_accuracy)] if validated else []
-        cells += [
-            formats.share(run.density),
-            formats.times(run.training_cost),
-            formats.times(ratio),
-            formats.count(run.steps),
-        ]
-        cells += [formats.count(run.explore_steps)] if exploring else []
-        rows.append((method(g), [*cells, formats.seconds(run.seconds), _state(run, failed)]))
+        numbers = [formats.accuracy(run.validation_accuracy)] if validated else []
+        numbers += [formats.share(run.density), formats.times(run.training_cost), formats.times(ratio)]
+        numbers += [formats.count(run.steps), *([formats.count(run.explore_steps)] if exploring else [])]
+        numbers.append(formats.seconds(run.seconds))
+        rows.append([method(g), str(run.seed), _accuracy(run), *numbers, _state(run, failed)])
     said = ["Validation is the accuracy on images that were held out of training."] if validated else []
     said += ["Exploring: the steps that trained only what had been removed."] if exploring else []
-    return card("runs", "All runs", table("Method", columns, rows, "All runs"), " ".join(said))
+    return Part("runs", "All runs", "table", Table(columns, rows, "All runs"), " ".join(said))
 
 
-def _state(run: Run, failed: set[str]) -> str:
+def _state(run: Run, failed: set[str]) -> str | Cell:
     if run.finished:
         return "done"
-    return f'<span class="badge">{"failed" if run.directory.name in failed else "unfinished"}</span>'
+    return Cell("failed" if run.directory.name in failed else "unfinished", badge=True)
 
 
-def _accuracy(run: Run) -> str:
+def _accuracy(run: Run) -> str | Cell:
     if run.finished or run.last_accuracy is None:
         return formats.accuracy(run.accuracy)
-    return f'<span class="dim">{formats.accuracy(run.last_accuracy)} so far</span>'
+    return Cell(dim=f"{formats.accuracy(run.last_accuracy)} so far")
 
 
-def failures(found: Sequence[Failure]) -> str:
-    """What each run that failed said; nothing where none did."""
+def failures(found: Sequence[Failure]) -> Part | None:
+    """What each run that failed said; None where none did."""
     if not found:
-        return ""
+        return None
     said = [(one.name, one.reason.removeprefix(f"the run {one.name} failed: ")) for one in found]
-    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(reason)}</dd>\n" for name, reason in said)
     title = "The run that failed" if len(found) == 1 else "Runs that failed"
-    content = f'<dl class="list">\n{items}</dl>\n'
-    return card("failures", title, content, "The same regrow compare command runs them again, and only them.")
+    return Part("failures", title, "list", said, "The same regrow compare command runs them again, and only them.")

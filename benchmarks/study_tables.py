@@ -12,9 +12,10 @@ import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from regrow.report.statistics import accuracies, by_label, mean, paired, sample_std
+from regrow.report.statistics import accuracies, by_label, paired, sample_std
 from regrow.report.style import looks
 
 HERE = Path(__file__).parent
@@ -44,7 +45,7 @@ def results(name: str) -> dict[str, Runs]:
 def score(runs: Runs) -> str:
     """Accuracy in percent, ± its sample standard deviation."""
     values = list(accuracies(runs).values())
-    return f"{100 * mean(values):.1f} ± {100 * (sample_std(values) or 0):.1f}"
+    return f"{100 * fmean(values):.1f} ± {100 * (sample_std(values) or 0):.1f}"
 
 
 def ahead(a: Runs, b: Runs) -> str:
@@ -58,7 +59,7 @@ def ahead(a: Runs, b: Runs) -> str:
 
 
 def average(runs: Runs, key: str) -> float:
-    return mean([float(run[key]) for run in runs])
+    return fmean([float(run[key]) for run in runs])
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -158,7 +159,7 @@ def picture(path: Path) -> None:
         for label, points in {**lines, **dots}.items():
             axes.errorbar(
                 [average(runs, "training_cost") for runs in points],
-                [100 * mean(list(accuracies(runs).values())) for runs in points],
+                [100 * fmean(list(accuracies(runs).values())) for runs in points],
                 [100 * (sample_std(list(accuracies(runs).values())) or 0) for runs in points],
                 color=shades[label].color, marker=MARKERS[shades[label].symbol], label=NAMES[label], capsize=2,
                 linewidth=1.4, markersize=5,

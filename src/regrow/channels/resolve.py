@@ -22,16 +22,12 @@ Guess = tuple[str, str]  # (class of a module, attribute)
 
 def components(count: int, a: Ints, b: Ints) -> Ints:
     """The smallest number that each of `count` numbers is connected to by the edges (a[i], b[i])."""
-    root = np.arange(count, dtype=np.int64)
-    while True:
-        ra, rb = root[a], root[b]
-        apart = ra != rb
-        if not apart.any():
-            return root
-        a, b, ra, rb = a[apart], b[apart], ra[apart], rb[apart]
-        np.minimum.at(root, np.maximum(ra, rb), np.minimum(ra, rb))
-        while not np.array_equal(above := root[root], root):
-            root = above
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    edges = coo_array((np.ones(len(a)), (a, b)), shape=(count, count))
+    _, component = connected_components(edges, directed=False)
+    return np.unique(component, return_index=True)[1][component]
 
 
 class Classes:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 
 import plotly.graph_objects as go
 
 from regrow.report import figures, formats
 from regrow.report.figures import Points, escaped, shown
 from regrow.report.panels import PANELS, Drawing, Group, Panel, look_of, score, several, spoken
-from regrow.report.statistics import mean
 from regrow.report.style import MUTED, Look, blank, heading, translucent
 
 _LATENCY = "Measured latency, × dense"
@@ -39,7 +39,7 @@ def accuracy_against_latency(
     """As `figures.accuracy_against_cost`, with a line through the means that none of the others beats in both. Where no
     label is ``dense``, a line stands at the dense network's latency."""
     figure = figures.accuracy_against_cost(points, looks, dense, _LATENCY, also=() if dense in points else (1.0,))
-    front = pareto([(mean([x for x, _ in p]), mean([y for _, y in p])) for p in points.values()])
+    front = pareto([(fmean([x for x, _ in p]), fmean([y for _, y in p])) for p in points.values()])
     line = {"color": translucent(MUTED, 0.6), "width": 1.5, "shape": "hv"}
     quiet = {"showlegend": False, "hoverinfo": "skip"}
     figure.add_scatter(x=[x for x, _ in front], y=[y for _, y in front], mode="lines", line=line, **quiet)
@@ -126,7 +126,7 @@ def _tradeoff(groups: Sequence[Group]) -> Drawing | None:
     points = {g.label: found for g in groups if (found := _at_latency(g, groups))}
     if sum(len(found) for found in points.values()) < 2 or all(g.dense for g in groups if g.label in points):
         return None
-    means = {label: (mean([x for x, _ in p]), mean([a for _, a in p])) for label, p in points.items()}
+    means = {label: (fmean([x for x, _ in p]), fmean([a for _, a in p])) for label, p in points.items()}
     said = {label: f"{formats.accuracy(a)} at {formats.times(x)}" for label, (x, a) in means.items()}
     dense = next((g.label for g in groups if g.dense and g.label in points), None)
     caption = "Up and to the left is better; the line joins the means that no other beats in both."
@@ -164,7 +164,7 @@ def _prediction(groups: Sequence[Group]) -> Drawing | None:
                 points.setdefault(g.label, []).append((1e3 * run.latency_predicted, 1e3 * run.latency))
     if not points:
         return None
-    errors = {label: mean([abs(x / y - 1) for x, y in found if y]) for label, found in points.items()}
+    errors = {label: fmean([abs(x / y - 1) for x, y in found if y]) for label, found in points.items()}
     said = {label: f"off by {formats.share(error)} on average" for label, error in errors.items()}
     caption = "Below the dotted line, a network is faster than its latency table says; above it, slower."
     figure = predicted_and_measured(points, look_of(groups))
@@ -201,7 +201,7 @@ def _widths(groups: Sequence[Group]) -> Drawing | None:
             found.setdefault(width.group, []).append((width.start, width.after))
         if found:
             kept[g.label] = {
-                name: (mean([a for a, _ in pairs]), mean([b for _, b in pairs])) for name, pairs in found.items()
+                name: (fmean([a for a, _ in pairs]), fmean([b for _, b in pairs])) for name, pairs in found.items()
             }
     if not kept:
         return None

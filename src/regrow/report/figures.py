@@ -10,6 +10,7 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import plotly.graph_objects as go
@@ -17,7 +18,7 @@ from plotly.subplots import make_subplots
 
 from regrow.report import formats
 from regrow.report.labels import name_points
-from regrow.report.statistics import mean, sample_std
+from regrow.report.statistics import sample_std
 from regrow.report.style import CLEAR, MUTED, PHASES, Look, blank, heading, log_ticks, nice_range, template, translucent
 
 Points = Sequence[tuple[float, float]]
@@ -58,7 +59,7 @@ def accuracy_against_cost(
     enough for the costs in ``also`` too.
     """
     figure = blank(400)
-    means = {label: (mean([c for c, _ in p]), mean([a for _, a in p])) for label, p in points.items()}
+    means = {label: (fmean([c for c, _ in p]), fmean([a for _, a in p])) for label, p in points.items()}
     if dense in means:
         figure.add_hline(y=means[dense][1], line={"color": MUTED, "width": 1.5, "dash": "dot"}, layer="below")
     extent = [accuracy for runs in points.values() for _, accuracy in runs]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from regrow.report import figures, formats
 from regrow.report.figures import LayerChange, Points, Trace
 from regrow.report.runs import Metric, Run
-from regrow.report.statistics import mean
 from regrow.report.style import DENSE_GRADIENTS, Look, looks
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def thinned(points: Points, width: float) -> Points:
     buckets: dict[int, list[tuple[float, float]]] = {}
     for point in points:
         buckets.setdefault(math.floor(point[0] / width), []).append(point)
-    return [(mean([x for x, _ in inside]), mean([y for _, y in inside])) for inside in buckets.values()]
+    return [(fmean([x for x, _ in inside]), fmean([y for _, y in inside])) for inside in buckets.values()]
 
 
 def mean_line(lines: Sequence[Points], complete: Sequence[bool]) -> Points:
@@ -101,7 +101,7 @@ def mean_line(lines: Sequence[Points], complete: Sequence[bool]) -> Points:
     whole = [dict(line) for line, done in zip(lines, complete, strict=True) if done]
     whole = whole or [dict(line) for line in lines]
     shared = set(whole[0]).intersection(*whole[1:]) if whole else set()
-    return [(x, mean([line[x] for line in whole])) for x in sorted(shared)]
+    return [(x, fmean([line[x] for line in whole])) for x in sorted(shared)]
 
 
 def traces(groups: Sequence[Group], points_of: Callable[[Run], Points], most: int | None = None) -> dict[str, Trace]:
@@ -155,7 +155,7 @@ def _tradeoff(groups: Sequence[Group]) -> Drawing | None:
             points[g.label] = known
     if sum(len(found) for found in points.values()) < 2:
         return None
-    means = {label: (mean([c for c, _ in p]), mean([a for _, a in p])) for label, p in points.items()}
+    means = {label: (fmean([c for c, _ in p]), fmean([a for _, a in p])) for label, p in points.items()}
     said = {label: f"{formats.accuracy(a)} at {formats.times(c)}" for label, (c, a) in means.items()}
     dense = next((g.label for g in groups if g.dense and g.label in points), None)
     caption = "Up and to the left is better."
@@ -172,7 +172,7 @@ def _phases(groups: Sequence[Group]) -> Drawing | None:
     for g in groups:
         found = [parts_of_cost(run) for run in g.runs if run.by_phase]
         names = dict.fromkeys(part for parts in found for part in parts)
-        sums = {name: mean([parts.get(name, 0.0) for parts in found]) for name in names}
+        sums = {name: fmean([parts.get(name, 0.0) for parts in found]) for name in names}
         if any(value > 0 for value in sums.values()):
             costs[g.label] = {name: value for name, value in sums.items() if value > 0}
     if not costs:
@@ -257,7 +257,7 @@ def _layers(groups: Sequence[Group]) -> Drawing | None:
         for layer in (layer for run in g.runs if not run.widths for layer in run.layers):
             densities = (layer.start_active / layer.total, layer.active / layer.total, layer.total)
             by_name.setdefault(layer.name, []).append(densities)
-        rows = [LayerChange(n, mean([r[0] for r in v]), mean([r[1] for r in v]), v[0][2]) for n, v in by_name.items()]
+        rows = [LayerChange(n, fmean([r[0] for r in v]), fmean([r[1] for r in v]), v[0][2]) for n, v in by_name.items()]
         if any(change.start < 1 or change.now < 1 for change in rows):
             changes[g.label] = rows
     if not changes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 
@@ -31,7 +32,7 @@ def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Paired:
     n = len(differences)
     if n == 0:
         return Paired(None, None, None, 0)
-    centre = mean(differences)
+    centre = fmean(differences)
     spread = sample_std(differences)
     if spread is None:
         return Paired(centre, None, None, 1)
@@ -41,17 +42,9 @@ def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Paired:
     return Paired(centre, centre - half, centre + half, n)
 
 
-def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean of at least one number."""
-    return math.fsum(values) / len(values)
-
-
 def sample_std(values: Sequence[float]) -> float | None:
     """Sample standard deviation (n − 1 in the denominator); None for fewer than two numbers."""
-    if len(values) < 2:
-        return None
-    centre = mean(values)
-    return math.sqrt(math.fsum((v - centre) ** 2 for v in values) / (len(values) - 1))
+    return stdev(values) if len(values) > 1 else None
 
 
 def label_of(run: Mapping[str, Any]) -> str:
@@ -116,7 +109,7 @@ def _summary(
     return {
         "label": label,
         "method": str(members[0]["method"]),
-        "mean": mean(scores) if scores else None,
+        "mean": fmean(scores) if scores else None,
         "std": sample_std(scores),
         "n": len(scores),
         "training_cost": _mean_of(members, "training_cost"),
@@ -145,9 +138,9 @@ def _speed(members: Sequence[Mapping[str, Any]], dense_seconds: float | None) ->
 
 def _mean_ratio(runs: Iterable[Mapping[str, Any]], key: str, other: str) -> float | None:
     values = [float(run[key]) / float(run[other]) for run in runs if run.get(key) is not None and run.get(other)]
-    return mean(values) if values else None
+    return fmean(values) if values else None
 
 
 def _mean_of(runs: Iterable[Mapping[str, Any]], key: str) -> float | None:
     values = [float(run[key]) for run in runs if run.get(key) is not None]
-    return mean(values) if values else None
+    return fmean(values) if values else None

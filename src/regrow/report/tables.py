@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from regrow.report import formats
@@ -10,7 +11,6 @@ from regrow.report.facts import Facts, Failure
 from regrow.report.panels import Group
 from regrow.report.parts import Cell, Part, Table, method
 from regrow.report.runs import Run
-from regrow.report.statistics import mean
 
 _Summary = Mapping[str, Any]
 
@@ -110,7 +110,7 @@ def sizes(groups: Sequence[Group]) -> Part | None:
 
 def _mean(facts: Sequence[Facts], key: str) -> float | None:
     values = [value for one in facts if (value := getattr(one, key)) is not None]
-    return mean(values) if values else None
+    return fmean(values) if values else None
 
 
 def runs(groups: Sequence[Group], failures: Sequence[Failure]) -> Part | None:

@@ -28,7 +28,7 @@ from regrow.channels.allocation import allocate
 from regrow.channels.coupling import couple
 from regrow.channels.pricing import Prices
 from regrow.channels.table import Group
-from regrow.cost import count_flops
+from regrow.tracing.flops import count_flops
 
 BUDGETS = ({"flops": 0.5}, {"flops": 0.6}, {"flops": 0.5, "params": 0.65})
 STEP, LEAST = 8, 0.1

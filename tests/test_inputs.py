@@ -10,9 +10,9 @@ from torch import nn
 
 import regrow
 from regrow.channels.coupling import couple
-from regrow.cost import count_flops
 from regrow.errors import UserError
 from regrow.inputs import Inputs, output_tensors
+from regrow.tracing.flops import count_flops
 
 X, Y = torch.randn(2, 4), torch.randn(2, 4)
 

@@ -11,9 +11,9 @@ import torchvision
 from torch import Tensor, nn
 
 from regrow import Sparsifier, Weights
-from regrow.cost import count_flops
 from regrow.errors import UserError
 from regrow.matrices import EMBEDDING, FROZEN, NO_PRODUCT, PARAMETRIZED, UNKNOWN, find
+from regrow.tracing.flops import count_flops
 
 
 class Own(nn.Module):

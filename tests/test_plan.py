@@ -8,11 +8,11 @@ import torch
 import regrow
 from engine import batches, network, train
 from regrow import attach
-from regrow.cost import count_flops
 from regrow.criteria import Criterion
 from regrow.errors import UserError
 from regrow.methods import GMP, IEE, METHODS, OneShot, RigL, Static
 from regrow.plan import matching_steps, planned_cost, planned_ledger
+from regrow.tracing.flops import count_flops
 from test_lockstep import OPTIONS
 
 PLANS = [(METHODS[name](**options)) for name, options in OPTIONS.items()] + [

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from regrow.cost import ModelFlops, PhaseSteps, count_flops, training_cost
+from regrow.cost import PhaseSteps, training_cost
 from regrow.errors import UserError
 from regrow.inputs import Inputs
 from regrow.schedule import PhaseName
+from regrow.tracing.flops import ModelFlops, count_flops
 
 
 class Accounts:

@@ -38,8 +38,8 @@ def show(
     Raises:
         UserError: if the model cannot be built or does not take such images, or the pattern does not fit it.
     """
-    from regrow.cost import count_flops
     from regrow.patterns import Weights
+    from regrow.tracing.flops import count_flops
     from regrow.training.models import example_input
 
     pattern = Weights(sparsity, distribution, exclude=tuple(exclude), include=tuple(include))

@@ -1,7 +1,8 @@
 """Which parameters of a model are matrices: by the layer that they belong to, by their use, or by shape and name.
 
 What multiplies is worth removing, whatever the class of its module. Layers of torch are known. For all others, one
-forward pass tells (`regrow.cost.ModelFlops`); where there is none, or it did not reach a parameter, its shape and name.
+forward pass tells (`regrow.tracing.flops.ModelFlops`); where there is none, or it did not reach a parameter, its shape
+and name.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 from regrow import names
 
 if TYPE_CHECKING:
-    from regrow.cost import ModelFlops
+    from regrow.tracing.flops import ModelFlops
 
 _LAYERS: tuple[tuple[type[nn.Module], str], ...] = (
     (_ConvNd, "weight"),
@@ -65,11 +66,11 @@ def find(model: nn.Module, flops: ModelFlops | None = None) -> Matrices:
 
     Args:
         model: stays as it is.
-        flops: of a forward pass of it, from `regrow.cost.count_flops`: what was multiplied in it is a matrix, of any
-            module. Without, and for what the pass did not reach by ops that are known: parameters of torch's own layers
-            (convolutions, linear, bilinear and recurrent layers, attention), and others of at least two dimensions
-            longer than 1, the first among them, of modules that are neither embeddings nor norms, whose own name has no
-            word that says that they are added or looked up (bias, position, token, table, query, ...).
+        flops: of a forward pass of it, from `regrow.tracing.flops.count_flops`: what was multiplied in it is a matrix,
+            of any module. Without, and for what the pass did not reach by ops that are known: parameters of torch's own
+            layers (convolutions, linear, bilinear and recurrent layers, attention), and others of at least two
+            dimensions longer than 1, the first among them, of modules that are neither embeddings nor norms, whose own
+            name has no word that says that they are added or looked up (bias, position, token, table, query, ...).
 
     Returns:
         What there is; embeddings, also where they are tied to a layer, what does not train, and what is not real are

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from regrow.cost import ModelFlops, PhaseSteps, training_cost
+from regrow.cost import PhaseSteps, training_cost
 from regrow.criteria import Criterion
 from regrow.errors import UserError
 from regrow.methods.base import Method
 from regrow.schedule import START
+from regrow.tracing.flops import ModelFlops
 from regrow.units import counts_at, kept, sparsity_of
 
 Final = Mapping[str, tuple[int, int]]

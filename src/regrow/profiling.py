@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from regrow import atomic
 from regrow.channels.coupling import Coupling, couple
 from regrow.channels.surgery import compact
-from regrow.channels.tracing import replica_of
 from regrow.errors import UserError
 from regrow.inputs import Inputs
 from regrow.latency.measure import make_runtime, measure, verify
 from regrow.latency.table import LatencyTable, known_key
 from regrow.latency.trace import Network, trace
+from regrow.tracing.replica import replica_of
 
 BATCH = 8
 TIME_LIMIT = 120.0

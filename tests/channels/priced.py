@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from regrow.channels.coupling import couple
 from regrow.channels.pricing import Prices
-from regrow.cost import count_flops
 from regrow.latency.table import Grid, LatencyTable, Machine
 from regrow.latency.trace import trace
+from regrow.tracing.flops import count_flops
 
 IMAGE = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.randn(2, 7, 6, generator=torch.Generator().manual_seed(0))

@@ -15,9 +15,9 @@ from torch import nn
 from regrow.channels import surgery
 from regrow.channels.coupling import couple
 from regrow.channels.pricing import Prices
-from regrow.cost import count_flops
 from regrow.errors import UserError
 from regrow.latency.trace import Network, trace
+from regrow.tracing.flops import count_flops
 
 
 def some_counts(prices, number, seed=0):

@@ -15,9 +15,9 @@ import fixed_latency
 import regrow
 from regrow.channels.coupling import couple
 from regrow.channels.width import active_entries
-from regrow.cost import count_flops
 from regrow.errors import UserError
 from regrow.latency.table import LatencyTable
+from regrow.tracing.flops import count_flops
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05),

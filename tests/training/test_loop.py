@@ -386,7 +386,7 @@ def test_a_run_of_channels(tmp_path):
     assert 0 < entry["train_seconds"] < entry["seconds"]
     assert entry["inference_flops"] <= 0.4 * entry["dense_flops"]
     model = channel_model(out).eval()
-    assert regrow.cost.count_flops(model, torch.zeros(1, 1, 8, 8)).total == entry["inference_flops"]
+    assert regrow.tracing.flops.count_flops(model, torch.zeros(1, 1, 8, 8)).total == entry["inference_flops"]
     data = regrow.training.data.load("generated:1x8x8:10:160", batch_size=16)
     with torch.no_grad():
         right = sum(int((model(x).argmax(1) == y).sum()) for x, y in data.test.epoch(0))
@@ -420,7 +420,7 @@ def test_a_run_of_channels(tmp_path):
 def test_methods_of_channels_meet_the_budget(tmp_path, words):
     out, found = run(tmp_path, *tiny.CHANNELS, *words.split())
     [entry] = found["runs"]
-    total = regrow.cost.count_flops(channel_model(out), torch.zeros(1, 1, 8, 8)).total
+    total = regrow.tracing.flops.count_flops(channel_model(out), torch.zeros(1, 1, 8, 8)).total
     assert total == entry["inference_flops"] <= 0.4 * entry["dense_flops"]
 
 

@@ -16,12 +16,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from regrow import names
-from regrow.channels import tracing
+from regrow.channels.following import Demands, follow
 from regrow.channels.resolve import Guess, Resolved
 from regrow.channels.table import Coupling, Group, Size, Slice
 from regrow.channels.trial import Failure, Trial
 from regrow.errors import UserError, nearest
 from regrow.inputs import Inputs
+from regrow.tracing.trace import TimeLimit
 
 __all__ = ["Coupling", "Group", "Size", "Slice", "couple"]
 
@@ -65,16 +66,16 @@ def couple(
     _check_names(model, (*forbid, *force))
     deadline = start + time_limit
     try:
-        trace = tracing.trace(model, inputs, deadline)
+        demands = follow(model, inputs, deadline)
         trial = Trial(model, inputs, deadline)
-        found = Search(model, trace, trial, forbid, force).run()
+        found = Search(model, demands, trial, forbid, force).run()
         _check_forced(found, force)
         groups = (*found.groups, *add)
         _check_added(model, found.groups, add)
         failure = trial.failure(groups) if add else None
         if failure is not None:
             raise UserError(f"the added groups are not right: the model {failure.reason}")
-    except tracing.TimeLimit as limit:
+    except TimeLimit as limit:
         at = f" (it had come to {limit.args[0]!r})" if limit.args[0] else ""
         raise UserError(
             f"tracing the model took more than {time_limit:g} s of processor time{at}; raise time_limit"
@@ -87,15 +88,15 @@ class Search:
 
     Args:
         model: stays as it is.
-        trace: of the model.
+        demands: of the model.
         trial: of the model.
         forbid, force: as given to `couple`.
     """
 
     def __init__(
-        self, model: nn.Module, trace: tracing.Trace, trial: Trial, forbid: tuple[str, ...], force: tuple[str, ...]
+        self, model: nn.Module, demands: Demands, trial: Trial, forbid: tuple[str, ...], force: tuple[str, ...]
     ) -> None:
-        self._model, self._trace, self._trial = model, trace, trial
+        self._model, self._demands, self._trial = model, demands, trial
         self._forbid, self._force = forbid, force
         self._types = {name: type(module).__name__ for name, module in names.modules(model).items()}
         self._rejected: list[tuple[Group, str]] = []
@@ -116,7 +117,7 @@ class Search:
                     self._reject(found.groups, group, said)
 
     def _resolved(self, believed: frozenset[Guess]) -> Resolved:
-        return Resolved(self._model, self._trace, self._forbid, self._force, self._rejected, believed)
+        return Resolved(self._model, self._demands, self._forbid, self._force, self._rejected, believed)
 
     def _failure(self, groups: Sequence[Group]) -> Failure | None:
         self._tries += 1

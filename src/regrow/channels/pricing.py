@@ -22,10 +22,10 @@ from regrow import names
 from regrow.channels.program import Layer
 from regrow.channels.table import Coupling
 from regrow.channels.terms import Counts, Floats, Ints, Pair, Price, Products, Times, Width
-from regrow.cost import ModelFlops
 from regrow.errors import UserError, nearest
 from regrow.latency.table import LatencyTable
 from regrow.latency.trace import LAYERS, Unit
+from regrow.tracing.flops import ModelFlops
 
 KINDS = ("latency", "flops", "params")
 
@@ -63,8 +63,8 @@ class Prices:
             model: in full size, on any device.
             coupling: of this model.
             kinds: what to price.
-            flops: from `regrow.cost.count_flops`; needed for "flops". Its part that no parameter has (attention
-                products) counts as constant.
+            flops: from `regrow.tracing.flops.count_flops`; needed for "flops". Its part that no parameter has
+                (attention products) counts as constant.
             table: measured for this model; needed for "latency". Where a unit's weight is not a parameter as it is,
                 its output width counts as constant.
 

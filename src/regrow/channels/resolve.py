@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from regrow import names
+from regrow.channels.following import Demands
 from regrow.channels.labels import FORBIDDEN, Axis, Ledger
 from regrow.channels.rules_shape import COUNTS
 from regrow.channels.table import Group, Size, Slice
-from regrow.channels.tracing import Trace
 
 Ints = npt.NDArray[np.int64]
 Guess = tuple[str, str]  # (class of a module, attribute)
@@ -77,7 +77,7 @@ class Resolved:
     """Groups, and why other outputs are in none.
 
     Args:
-        trace: what the operations demand.
+        demands: of the operations.
         forbid: names (or patterns) of parameters or modules whose outputs stay dense.
         force: names of parameters or modules whose outputs are used although removal changes the others.
         rejected: groups that turned out not to work, with the reason.
@@ -92,20 +92,20 @@ class Resolved:
     def __init__(
         self,
         model: nn.Module,
-        trace: Trace,
+        demands: Demands,
         forbid: Iterable[str] = (),
         force: Iterable[str] = (),
         rejected: Iterable[tuple[Group, str]] = (),
         believed: frozenset[Guess] = frozenset(),
     ) -> None:
-        ledger = trace.ledger
-        self.leaves = trace.atoms.leaves
-        self.classes = Classes(ledger, trace.atoms.count)
+        ledger = demands.ledger
+        self.leaves = demands.atoms.leaves
+        self.classes = Classes(ledger, demands.atoms.count)
         of = self.classes.of
         self.reasons: dict[int, str] = {}
         self.insisted: set[int] = set()
         produced = torch.cat([torch.zeros(0, dtype=torch.int64), *ledger.produced]).numpy()
-        self._produces = np.zeros(trace.atoms.count, dtype=bool)  # atoms of outputs, in their own weight
+        self._produces = np.zeros(demands.atoms.count, dtype=bool)  # atoms of outputs, in their own weight
         self._produces[produced] = True
         made = np.unique(of[produced])
         made = made[made != of[0]]
@@ -118,7 +118,7 @@ class Resolved:
         self.channel: list[dict[int, int]] = []
         self.guesses: dict[str, set[Guess]] = {}
         self.groups = self._groups(model, ledger, members, believed)
-        self.dense = self._dense(model, trace.unused)
+        self.dense = self._dense(model, demands.unused)
 
     def _fix(
         self,

@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from regrow.channels import labels
 from regrow.channels.labels import Layer, Layers, Ledger
+from regrow.tracing.trace import Operation, name_of
 
 
 def get(tensor: Any) -> Layers:
@@ -21,18 +23,17 @@ def get(tensor: Any) -> Layers:
     return getattr(tensor, "_regrow_layers", ()) if isinstance(tensor, Tensor) else ()
 
 
-@dataclass
-class Call:
-    """One operation of the forward pass."""
+@dataclass(frozen=True, kw_only=True)
+class Call(Operation):
+    """One operation of the forward pass, on tensors with labels.
+
+    Attributes:
+        ledger: where its demands go.
+        attributes: the plain integers of the module that runs.
+    """
 
     ledger: Ledger
-    op: str  # without namespace and overload, "convolution"
-    func: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    out: Any
-    module: str  # the innermost module that runs, "layer1.0.conv1"
-    attributes: dict[str, int]  # its plain integers
+    attributes: dict[str, int]
 
     @property
     def x(self) -> Tensor:
@@ -46,7 +47,7 @@ class Call:
     @property
     def where(self) -> str:
         """For reasons: the operation and the module that it runs in."""
-        return f"{self.op} in {self.module or 'the model'}"
+        return f"{self.name} in {self.module or 'the model'}"
 
     def size(self, owner: Tensor | None, attribute: str, atoms: Tensor | None, position: int | None = None) -> None:
         """Notes an attribute that counts these atoms, of all modules that hold the parameter `owner`."""
@@ -71,12 +72,15 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def find(op: str, pointwise: bool) -> Rule | None:
-    """The rule of an operation: also of its in-place (``relu_``) and inner (``_softmax``) forms."""
+def find(func: Any) -> Rule | None:
+    """The rule of an operation of torch: also of its in-place (``relu_``) and inner (``_softmax``) forms."""
+    if not isinstance(func, torch._ops.OpOverload) or func.namespace not in ("aten", "prims", "torchvision"):
+        return None
+    op = name_of(func)
     for name in (op, op.rstrip("_"), op.strip("_")):
         if name in RULES:
             return RULES[name]
-    return elementwise if pointwise else None
+    return elementwise if torch.Tag.pointwise in func.tags else None
 
 
 @rule(
@@ -101,11 +105,11 @@ def elementwise(call: Call) -> Sequence[Layers]:
     operands = [t for t in tree_leaves((call.args, call.kwargs)) if isinstance(t, Tensor) and t.dim()]
     if not any(get(t) for t in operands):
         return [()]
-    zero = ZERO.get(call.op.rstrip("_"), "none")
+    zero = ZERO.get(call.name.rstrip("_"), "none")
     if zero == "first" and len(operands) > 1:
         by_zero = [layer for layer in get(operands[1]) if layer.zero]
         call.ledger.fix_all(by_zero, f"zeros would be divided by ({call.where})")
-    if call.op.startswith(("add", "sub")) and len(operands) < 2:
+    if call.name.startswith(("add", "sub")) and len(operands) < 2:
         zero = "none"  # a number is added
     rank = max(t.dim() for t in operands)
     reason = f"it meets a tensor of fixed width ({call.where})"
@@ -138,15 +142,15 @@ def reduce(call: Call) -> Sequence[Layers]:
     x = call.x
     if isinstance(call.at(1, "other"), Tensor):  # the larger of two tensors
         return elementwise(call)
-    position = 2 if "norm" in call.op else 1
+    position = 2 if "norm" in call.name else 1
     given = call.at(position, "dim", None)
     if given is None or isinstance(given, bool):
         given = list(range(x.dim()))
-    if call.op in ("topk", "kthvalue"):
+    if call.name in ("topk", "kthvalue"):
         given = call.at(2, "dim", -1)
     dims = sorted({d % x.dim() for d in (given if isinstance(given, (list, tuple)) else [given])} or range(x.dim()))
     layers = get(x)
-    if call.op in ("sum", "norm", "linalg_vector_norm"):  # zeros add nothing
+    if call.name in ("sum", "norm", "linalg_vector_norm"):  # zeros add nothing
         layers = tuple(layer for layer in layers if not (layer.zero and layer.dims <= set(dims)))
     left = call.ledger.collapse_all(layers, dims, f"it is reduced over ({call.where})")
     out = tree_leaves(call.out)[0]
@@ -165,7 +169,7 @@ def reduce(call: Call) -> Sequence[Layers]:
 def pool(call: Call) -> Sequence[Layers]:
     """Functions of the spatial dimensions, each channel for itself."""
     rank = call.x.dim()
-    spatial = next((k for k in (1, 2, 3) if f"{k}d" in call.op), 2)
+    spatial = next((k for k in (1, 2, 3) if f"{k}d" in call.name), 2)
     reason = f"it is mixed over space ({call.where})"
     left = call.ledger.collapse_all(get(call.x), range(rank - spatial, rank), reason)
     return [tuple(Layer(x.atoms) for x in left)]

@@ -14,9 +14,9 @@ from regrow.channels.rules import Call, disjoint, get, rule, tie
 @rule("mm bmm matmul addmm baddbmm mv addmv dot vdot linear")
 def product(call: Call) -> Sequence[Layers]:
     """Matrix products: linear layers, and products of activations."""
-    if call.op == "linear":
+    if call.name == "linear":
         return _finish(call, _product(call, call.args[0], call.args[1].t()), call.at(2, "bias"))
-    added = call.op in ("addmm", "baddbmm", "addmv")
+    added = call.name in ("addmm", "baddbmm", "addmv")
     a, b = (call.args[1], call.args[2]) if added else (call.args[0], call.args[1])
     return _finish(call, _product(call, a, b), call.args[0] if added else None)
 
@@ -105,7 +105,7 @@ def _batched(call: Call, left: Layers, right: Layers, rows: Layers, rank: int) -
 
 
 def _factors(call: Call) -> tuple[Tensor, Tensor]:
-    return (call.args[1], call.args[2]) if call.op in ("baddbmm", "addmm") else (call.args[0], call.args[1])
+    return (call.args[1], call.args[2]) if call.name in ("baddbmm", "addmm") else (call.args[0], call.args[1])
 
 
 def _linear_sizes(call: Call, weight: Tensor, inner: Layer | None, outer: Layers) -> None:

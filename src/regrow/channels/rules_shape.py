@@ -226,9 +226,9 @@ def carry(call: Call) -> Sequence[Layers]:
         if layer.dims & _indexed(call):
             call.ledger.fix(layer.atoms, f"it is picked by fixed indices ({call.where})")
             continue
-        if "channel_shuffle" in call.op:
+        if "channel_shuffle" in call.name:
             call.ledger.grids.append(layer.atoms.unflatten(1, (int(call.args[1]), -1)))
-        if call.op in ("constant_pad_nd", "pad"):
+        if call.name in ("constant_pad_nd", "pad"):
             result.append(_padded(call, layer))
             continue
         full = layer.atoms.expand(call.x.shape)
@@ -253,14 +253,14 @@ def _padded(call: Call, layer: Layer) -> Layer:
 def _indexed(call: Call) -> set[int]:
     """Dimensions whose order depends on numbers that do not follow when channels go."""
     rank = call.x.dim()
-    if call.op == "index":
+    if call.name == "index":
         return {d for d, index in enumerate(call.args[1]) if index is not None}
-    if call.op in ("index_select", "gather"):
+    if call.name in ("index_select", "gather"):
         return {call.args[1] % rank}
-    if call.op == "roll":
+    if call.name == "roll":
         dims = call.at(2, "dims", ())
         return {d % rank for d in (dims if isinstance(dims, (list, tuple)) else [dims])} if dims else set(range(rank))
-    return set(range(rank)) if call.op == "take" else set()
+    return set(range(rank)) if call.name == "take" else set()
 
 
 @rule("embedding")

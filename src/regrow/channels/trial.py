@@ -6,23 +6,23 @@ written by hand, heads folded into the batch) often runs with fewer channels all
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from regrow import names
 from regrow.batchnorm import norm_buffers
-from regrow.channels import surgery, tracing
+from regrow.channels import surgery
 from regrow.channels.table import Coupling, Group
 from regrow.errors import UserError
 from regrow.inputs import Inputs, first_line, output_tensors, two_examples
 from regrow.quiet import quiet
+from regrow.tracing.replica import inputs_of_replica, replica_of
+from regrow.tracing.trace import ModuleStack, Recorder, TimeLimit, name_of
 
 Mode = Literal["eval", "training"]
 
@@ -73,7 +73,7 @@ class Trial:
         self._calls: dict[Mode, _Call] = {}
         self.untrained = why = ""
         for shaken in (True, False):
-            self._base = tracing.replica_of(model)
+            self._base = replica_of(model)
             if shaken:
                 _shake(self._base)
             call = self._runnable("eval", inputs)
@@ -91,7 +91,7 @@ class Trial:
 
     def _runnable(self, mode: Mode, inputs: Inputs) -> _Call | str:
         """The first of several forms of the inputs on which the whole model runs to finite numbers, or why none."""
-        ready = tracing.prepared(inputs)
+        ready = inputs_of_replica(inputs)
         why = ""
         for form in (two_examples(ready, other=True), two_examples(ready, other=False), ready):
             call = _Call(form.map(_like(self._base)), inner=False)
@@ -100,7 +100,7 @@ class Trial:
                 if not any(t.numel() for t in out):
                     call = _Call(call.inputs, inner=True)
                     out = self._outputs(self._copy(), mode, call)
-            except tracing.TimeLimit:
+            except TimeLimit:
                 raise
             except Exception as error:
                 why = why or inputs.failure(error)
@@ -147,7 +147,7 @@ class Trial:
         for mode, call in self._calls.items():
             try:
                 outputs = self._outputs(masked, mode, call, kind)
-            except tracing.TimeLimit:
+            except TimeLimit:
                 raise
             except Exception as error:
                 return Failure(f"does not run with channels at zero: {first_line(error)}", "")
@@ -157,19 +157,18 @@ class Trial:
     def _thin(self, groups: Sequence[Group], kind: torch.dtype | None) -> dict[Mode, list[Tensor]] | Failure:
         """What the model returns without channels in each mode, or why it does not."""
         model = self._copy(kind)
-        stack = tracing.Stack(model)
+        stack = ModuleStack(model)
         try:
             surgery.compact(model, Coupling(tuple(groups)), about_half(groups))
             return {mode: self._outputs(model, mode, call, kind, stack) for mode, call in self._calls.items()}
-        except tracing.TimeLimit:
+        except TimeLimit:
             raise
         except Exception as error:
-            where = (stack.failed or [""])[0]
-            return Failure(f"does not run with fewer channels: {first_line(error)}", where)
+            return Failure(f"does not run with fewer channels: {first_line(error)}", stack.last)
 
     def _copy(self, kind: torch.dtype | None = None) -> nn.Module:
         """The model, with buffers of its own; parameters share their values with it."""
-        replica = tracing.replica_of(self._base)
+        replica = replica_of(self._base)
         return replica if kind is None else replica.double()
 
     def _masked(self, groups: Sequence[Group], kind: torch.dtype | None) -> nn.Module:
@@ -187,7 +186,7 @@ class Trial:
         mode: Mode,
         call: _Call,
         kind: torch.dtype | None = None,
-        stack: tracing.Stack | None = None,
+        stack: ModuleStack | None = None,
     ) -> list[Tensor]:
         """All numbers that the model returns, or its modules do."""
         inputs = call.inputs.map(lambda t: t.to(kind) if kind and t.is_floating_point() else t.clone())
@@ -195,46 +194,26 @@ class Trial:
         inner: list[Tensor] = []
         modules = [m for m in model.modules() if call.inner and not isinstance(m, torch.jit.ScriptModule)]
         handles = [module.register_forward_hook(_keep_in(inner)) for module in modules]
-        still = Still(self._deadline, stack)
         try:
-            with quiet(), still:
+            with quiet(), Recorder(execute=_still, stack=stack, deadline=self._deadline):
                 out = [t for t in output_tensors(inputs(model)) if t.is_floating_point()]
-        except Exception:
-            if stack is not None:
-                stack.failed = [still.innermost]
-            raise
         finally:
             for handle in handles:
                 handle.remove()
         return inner if call.inner else out
 
 
-class Still(TorchDispatchMode):
-    """Nothing is left to chance, as two widths would draw different numbers: dropout keeps all, noise is constant.
-
-    Args:
-        deadline: of `time.process_time`, in seconds.
-        stack: of the model that runs.
-    """
-
-    def __init__(self, deadline: float, stack: tracing.Stack | None) -> None:
-        super().__init__()
-        self._deadline, self._stack = deadline, stack
-        self.innermost = ""  # the module in which an operation was last seen
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self._stack is not None:
-            self.innermost = self._stack.innermost
-        if time.process_time() > self._deadline:
-            raise tracing.TimeLimit(self.innermost)
-        op = func._overloadpacket.__name__ if isinstance(func, torch._ops.OpOverload) else str(func)
-        if op == "native_dropout":
-            return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
-        out = func(*args, **(kwargs or {}))
-        fill = _CONSTANT.get(op)
-        if fill is not None:
-            tree_map_only(Tensor, lambda t: t.fill_(fill) if t.is_floating_point() else t.zero_(), out)
-        return out
+def _still(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Executes an operation without leaving anything to chance, as two widths would draw different numbers: dropout
+    keeps all, noise is constant."""
+    name = name_of(func)
+    if name == "native_dropout":
+        return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
+    out = func(*args, **kwargs)
+    fill = _CONSTANT.get(name)
+    if fill is not None:
+        tree_map_only(Tensor, lambda t: t.fill_(fill) if t.is_floating_point() else t.zero_(), out)
+    return out
 
 
 _CONSTANT = {

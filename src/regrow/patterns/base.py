@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 if TYPE_CHECKING:
-    from regrow.cost import ModelFlops
     from regrow.criteria import Criterion
     from regrow.latency.table import LatencyTable
     from regrow.saliency import Scoring
     from regrow.schedule import PhaseName
     from regrow.state import WeightState
+    from regrow.tracing.flops import ModelFlops
     from regrow.units import Units
 
 PATTERNS: dict[str, type[Pattern]] = {}

@@ -130,7 +130,7 @@ class ChannelBinding(Binding):
     def __init__(self, pattern: Channels, model: nn.Module, example_inputs: Any) -> None:
         from regrow.channels.coupling import couple
         from regrow.channels.labels import FORBIDDEN, OUTPUT, TOKENS
-        from regrow.cost import count_flops
+        from regrow.tracing.flops import count_flops
 
         if example_inputs is None:
             raise UserError("Channels follows a batch through the model; pass example_inputs=one batch to Sparsifier")

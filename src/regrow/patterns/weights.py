@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from regrow import matrices, names
-from regrow.cost import ModelFlops, count_flops
 from regrow.distribution import RAW, active_counts
 from regrow.errors import UserError, nearest, percent
 from regrow.patterns.base import EntryPattern, Selection, register
 from regrow.selection import top_k, top_k_of_all
+from regrow.tracing.flops import ModelFlops, count_flops
 
 FIRST = "the first layer, which distribution='uniform' keeps dense"
 EXCLUDED = "excluded"

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from regrow import attach
-from regrow.cost import count_flops, training_cost
+from regrow.cost import training_cost
 from regrow.criteria import Criterion
 from regrow.errors import UserError
 from regrow.inputs import first_line
 from regrow.quiet import evaluating
 from regrow.sparsifier import Sparsifier
+from regrow.tracing.flops import count_flops
 from regrow.training import facts, resume
 from regrow.training.data import BatchSource, DataSet
 from regrow.training.data import load as load_data

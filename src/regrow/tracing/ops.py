@@ -3,14 +3,15 @@ up, or do for free."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import sdpa_flop_count
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 aten = torch.ops.aten
+Shape = Sequence[int]
 
 # Ops without a formula that cost nothing by convention, as in RigL's accounting: what has torch.Tag.pointwise, every
 # view, and the names below (underscores at either end are dropped, so `relu_` and `_softmax` are found too).
@@ -68,27 +69,23 @@ FREE_BY_KIND: dict[str, str] = {
 FREE: frozenset[str] = frozenset(name for names in FREE_BY_KIND.values() for name in names.split())
 
 
-def _dims(tensor: Any) -> list[int]:
-    return list(tensor.shape)
-
-
-def _grouped(a: Any, b: Any, *_: Any, **__: Any) -> int:
+def _grouped(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
     """Each group's part of one factor (or of both) times its own."""
-    batch = _dims(a)[0] if len(_dims(a)) == len(_dims(b)) == 3 else 1
-    return 2 * batch * prod(_dims(a)[-2:]) * _dims(b)[-1]
+    batch = a[0] if len(a) == len(b) == 3 else 1
+    return 2 * batch * prod(a[-2:]) * b[-1]
 
 
-# formulas that torch's registry lacks; each takes the operands of the op
+# FLOPs of the operations that multiply: each takes the op's arguments, with shapes for tensors, and the result's shape
+# as `out_val`; torch's registry lacks those that are written here
 FORMULAS: dict[Any, Callable[..., int]] = {
-    aten.mv: lambda a, x, **_: 2 * prod(_dims(a)),
-    aten.addmv: lambda _bias, a, x, **_: 2 * prod(_dims(a)),
-    aten.dot: lambda x, y, **_: 2 * prod(_dims(x)),
-    aten.vdot: lambda x, y, **_: 2 * prod(_dims(x)),
-    aten.addbmm: lambda _bias, a, b, **_: 2 * prod(_dims(a)) * _dims(b)[-1],
+    aten.mv: lambda a, x, **_: 2 * prod(a),
+    aten.addmv: lambda _bias, a, x, **_: 2 * prod(a),
+    aten.dot: lambda x, y, **_: 2 * prod(x),
+    aten.vdot: lambda x, y, **_: 2 * prod(x),
+    aten.addbmm: lambda _bias, a, b, **_: 2 * prod(a) * b[-1],
     aten._grouped_mm: _grouped,
-    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(
-        _dims(q), _dims(k), _dims(v)
-    ),
+    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    **flop_registry,
 }
 # position of the operand that is only added: a bias is never the parameter that an op is attributed to
 ADDED: dict[Any, int] = {

@@ -10,10 +10,14 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from regrow import extras
 from regrow.errors import UserError, is_out_of_memory, nearest
 from regrow.options import COMPARED, parsers, seeds_of, shape_of, split_overrides, words_of
+
+if TYPE_CHECKING:
+    from regrow.training.recipe import Recipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -133,14 +137,10 @@ def _train(args: argparse.Namespace) -> int:
         raise UserError("--resume needs --out, the directory of the run to continue")
     if args.resume and not (args.out / "recipe.yaml").is_file():
         raise UserError(f"{args.out} holds no run that could be continued: leave --resume out to start one")
-    from regrow.training import recipe as recipes
-    from regrow.training import trust
-
-    recipe = recipes.load(args.recipe, args.overrides)
+    recipe = _load(args, resumed=of_its_own)
     if args.print_config:
         print(recipe.to_yaml(), end="")
         return 0
-    trust.require(args.recipe, recipe, args.trust, resumed=of_its_own)
     out = args.out or _fresh(Path("runs") / _stem(args.recipe))
     from regrow.training import rundir
 
@@ -152,7 +152,7 @@ def _train(args: argparse.Namespace) -> int:
 
             print(f"report: {write([out], out / rundir.REPORT)}")
         return 0
-    from regrow.training import checkpoint
+    from regrow.training import checkpoint, trust
     from regrow.training.loop import train
     from regrow.training.progress import Interrupted
 
@@ -187,17 +187,36 @@ def _compare(args: argparse.Namespace) -> int:
     if args.help:
         return _show_help("compare", args)
     _require_recipe("compare", args)
-    from regrow.training import recipe as recipes
-    from regrow.training import trust
-
-    recipe = recipes.load(args.recipe, args.overrides)
+    recipe = _load(args)
     if args.print_config:
         print(recipe.to_yaml(), end="")
         return 0
-    trust.require(args.recipe, recipe, args.trust)
     out = args.out or Path("runs") / f"compare-{_stem(args.recipe)}"
-    methods = COMPARED[recipe.pattern_name] if args.methods is None else args.methods
-    return _run_compare(args, recipe, out, words_of(methods, "--methods"), seeds_of(args.seeds))
+    methods = _default_methods(recipe) if args.methods is None else words_of(args.methods, "--methods")
+    return _run_compare(args, recipe, out, methods, seeds_of(args.seeds))
+
+
+def _default_methods(recipe: Recipe) -> list[str]:
+    """What is compared where nobody says: the recipe's own method if it is the user's, and those for its pattern."""
+    from regrow.training import own
+    from regrow.training.latency import is_channels
+
+    mine = [recipe.method_name] if own.is_class("method", recipe.method_name) else []
+    return mine + words_of(COMPARED["channels" if is_channels(recipe) else "weights"])
+
+
+def _load(args: argparse.Namespace, resumed: bool = False) -> Recipe:
+    """The recipe of a command, once the user trusts the code that it names.
+
+    Raises:
+        UserError: if there is no such recipe, anything in it is wrong, or it comes with a run and names code.
+    """
+    from regrow.training import recipe as recipes
+    from regrow.training import trust
+
+    tree = recipes.tree_of(args.recipe, args.overrides)
+    trust.require(args.recipe, tree, args.trust, resumed, shown_only=args.print_config or args.help)
+    return recipes.parse(tree)
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -215,12 +234,10 @@ def _demo(args: argparse.Namespace) -> int:
     return _run_compare(args, recipe, out, ["dense", "static", "rigl", "iee", "channels"], [0, 1, 2])
 
 
-def _run_compare(args: argparse.Namespace, recipe: object, out: Path, labels: list[str], seeds: list[int]) -> int:
+def _run_compare(args: argparse.Namespace, recipe: Recipe, out: Path, labels: list[str], seeds: list[int]) -> int:
     from regrow.training import compare as comparing
     from regrow.training.progress import Interrupted
-    from regrow.training.recipe import Recipe
 
-    assert isinstance(recipe, Recipe)
     try:
         found = comparing.compare(
             recipe, out, labels, seeds, match=args.match, jobs=args.jobs, quiet=args.quiet
@@ -288,9 +305,9 @@ def _show_help(name: str, args: argparse.Namespace) -> int:
     if args.recipe is None:
         print(f"\n`regrow {name} RECIPE --help` lists all keys of a recipe.")
         return 0
-    from regrow.training import describe, recipe
+    from regrow.training import describe
 
-    print("\n" + describe.keys(recipe.load(args.recipe, args.overrides)))
+    print("\n" + describe.keys(_load(args)))
     return 0
 
 

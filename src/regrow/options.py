@@ -104,8 +104,9 @@ def _add_compare(group: argparse._SubParsersAction[Parser]) -> tuple[str, Parser
     command = _command(group, "compare", "run a recipe with several methods and seeds", examples, usage)
     _add_recipe_arguments(command)
     command.add_argument("--methods", metavar="A,B,...",
-                         help=f"methods, or labels of the recipe's compare section (default: {COMPARED['weights']}, or "
-                         f"for channels {COMPARED['channels']}); differences are against the first")  # fmt: skip
+                         help="methods (yours are package.module:Class), or labels of the recipe's compare section "
+                         f"(default: {COMPARED['weights']}, or for channels {COMPARED['channels']}); differences are "
+                         "against the first")  # fmt: skip
     command.add_argument("--seeds", metavar="0,1,...", default="0,1,2", help="seeds of each (default: %(default)s)")
     command.add_argument("--match", choices=("steps", "cost"), default="steps",
                          help="what all methods get the same of: training steps, or training FLOPs")  # fmt: skip

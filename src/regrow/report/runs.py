@@ -230,7 +230,10 @@ def _unfinished(directory: Path, structure: Mapping[str, Any], recipe: str | Non
     if isinstance(method, Mapping):
         method = method.get("name") or str(method.get("class_path", "")).rpartition(".")[2].lower()
     method = method if isinstance(method, str) else None
-    label = structure.get("label") or (named.group(1) if named else None) or method or directory.name
+    from regrow.training.own import label_of
+
+    called = label_of(method) if method else directory.name
+    label = structure.get("label") or (named.group(1) if named else None) or called
     seeds = (structure.get("seed"), int(named.group(2)) if named else None, settings.get("seed"))
     seed = next((_whole(seed) for seed in seeds if _whole(seed) is not None), None)
     latest = {key: _last(metrics, key) for key in ("density", "cost", "step")}
@@ -261,8 +264,10 @@ def _settings(recipe: str | None) -> Mapping[str, Any]:
 
 
 def _distinct(found: Sequence[Run], known: Sequence[Run], directory: Path) -> list[Run]:
+    """The runs of one more directory, with labels that none of another method has, nor of the same seed."""
     taken = {(run.label, run.seed) for run in known}
-    if not any((run.label, run.seed) in taken for run in found):
+    methods = {run.label: run.method for run in known}
+    if not any((run.label, run.seed) in taken or methods.get(run.label, run.method) != run.method for run in found):
         return list(found)
     labels = {run.label for run in known}
     suffix, number = directory.resolve().name, 2

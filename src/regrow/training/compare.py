@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from regrow import atomic
 from regrow.errors import UserError
-from regrow.training import fields, rundir
+from regrow.training import fields, own, rundir
 from regrow.training.optimizers import POINTS
 from regrow.training.pool import Job, run_jobs
 from regrow.training.recipe import Recipe, Tree, differences, parse, with_method
@@ -55,7 +55,8 @@ def compare(
     Args:
         recipe: what all runs share
         out: the directory of the comparison; an earlier one of the same recipe is continued
-        labels: methods, or labels of the recipe's ``compare`` section; differences are against the first
+        labels: methods (``package.module:Class`` for one of your own), or labels of the recipe's ``compare`` section;
+            differences are against the first
         seeds: one run of each label for each seed
         match: ``"steps"``: all train equally long; ``"cost"``: all spend the training FLOPs of the recipe's method, and
             costs are multiples of dense training for as many steps as the recipe has
@@ -69,11 +70,13 @@ def compare(
     """
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs must be at least 1, not {jobs}")
+    methods = own.labels(labels)
+    labels = list(methods)
     _check_target(out, recipe)
     for seed in seeds:
         fields.check("", dataclasses.replace(recipe.top, seed=seed))
     threads = recipe.train.threads or 1
-    variants = {label: with_method(recipe, label) for label in labels}
+    variants = {label: with_method(recipe, word) for label, word in methods.items()}
     plan = _planned(recipe, variants, match, out / rundir.LATENCY, seeds, quiet)
     variants = plan.variants
     for label, variant in variants.items():
@@ -187,7 +190,7 @@ def _check_variant(out: Path, label: str, variant: Recipe) -> None:
     if not path.exists():
         return
     old = rundir.read_recipe(path)
-    for key in differences(rundir.completed(old), variant.resolved()):
+    for key in differences(rundir.completed(old, variant), variant.resolved()):
         what = "--match" if key == "train.cost_steps" else f"{key} of {label}"
         raise UserError(f"{what} differs from the runs that {out} already holds: choose another --out")
 
@@ -222,6 +225,7 @@ def _planned(
         UserError: naming the label.
     """
     from regrow.methods import Dense
+    from regrow.patterns import EntryPattern
     from regrow.training import channels
     from regrow.training.latency import is_channels
     from regrow.training.run import Run, method_of, model_of
@@ -238,11 +242,13 @@ def _planned(
                 method.check_pattern(variant.pattern)
             for seed in seeds if variant.model.weights else ():
                 model_of(dataclasses.replace(variant, top=dataclasses.replace(variant.top, seed=seed)), example.data)
-    if not any(is_channels(one) for one in (recipe, *variants.values())):
+    others = [one for one in (recipe, *variants.values()) if not isinstance(one.pattern, EntryPattern)]
+    if not others:
         return Plan(_of_weights(recipe, variants, example, match))
     if match == "cost":
+        what, found = ("channels", "widths") if is_channels(others[0]) else (others[0].pattern_name, "structure")
         raise UserError(
-            "--match cost cannot be planned for channels, as a step costs what the widths that training finds cost: "
+            f"--match cost cannot be planned for {what}, as a step costs what the {found} that training finds cost: "
             "use --match steps"
         )
     table = channels.shared_table(variants, example, latency, quiet)

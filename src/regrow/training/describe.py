@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from argparse import SUPPRESS
 
+from regrow.training import own
 from regrow.training.recipe import WHOLE, Recipe, registries
 from regrow.training.sections import DataSection, ModelSection, TopSection, TrainSection
 
@@ -20,8 +21,10 @@ def keys(recipe: Recipe) -> str:
     for section, classes in registries().items():
         names = sorted(classes)
         chosen = getattr(recipe, f"{section}_name")
+        names += ["package.module:Class"] if section in own.SECTIONS else []
+        names += [] if chosen in names else [chosen]
         parser.add_argument(f"--{section}.name", default=chosen, choices=names, help="which one; its options follow")
-        parser.add_class_arguments(classes[chosen], section)
+        parser.add_class_arguments(type(getattr(recipe, section)), section)
     parser.add_class_arguments(TrainSection, "train")
     shown = recipe.resolved()
     shown.pop("compare")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.errors import UserError, is_out_of_memory
+from regrow.patterns import Channels
 from regrow.quiet import evaluating
 from regrow.training.models import example_input
 from regrow.training.recipe import Recipe
@@ -24,7 +25,7 @@ _SECONDS = 5.0  # that timing whole models should take
 
 def is_channels(recipe: Recipe) -> bool:
     """Whether runs of this recipe are about channels, also if their method removes nothing."""
-    return recipe.pattern_name == "channels"
+    return isinstance(recipe.pattern, Channels)
 
 
 def needs_table(recipe: Recipe) -> bool:

@@ -27,6 +27,7 @@ from regrow.training.evaluation import accuracy, averaged_weights
 from regrow.training.facts import sizes
 from regrow.training.latency import is_channels, needs_table, read_table
 from regrow.training.latency import measured as latency
+from regrow.training.own import label_of
 from regrow.training.progress import Interrupted, Progress, StopRequest, Stopwatch
 from regrow.training.recipe import Recipe
 from regrow.training.results import results, run_entry, structure
@@ -64,7 +65,7 @@ def train(
         rundir.check_same_recipe(out, recipe)
     saved = checkpoint.load(out, recipe) if resume else None
     table = read_table(out / rundir.LATENCY) if is_channels(recipe) else None
-    run = Run(recipe, label or (saved or {}).get("label") or recipe.method_name, table, quiet)
+    run = Run(recipe, label or (saved or {}).get("label") or label_of(recipe.method_name), table, quiet)
     if saved is not None:
         resume_checks.check_processes(saved.get("processes"), run.accelerator.num_processes, run.device, out)
         run.load_state(saved)

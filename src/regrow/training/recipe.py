@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from regrow.errors import UserError, nearest
+from regrow.training import own
 from regrow.training.optimizers import OPTIMIZERS, SCHEDULES, Optimizer, Schedule
 from regrow.training.recipe_layers import NAMED, VARIANT, WHOLE, Tree, merge, override_tree, shipped, tree_of
 from regrow.training.sections import DataSection, ModelSection, TopSection, TrainSection
@@ -97,7 +98,7 @@ class Recipe:
         A variant that bears the name of the recipe's own method is for recipes of other methods that share it.
 
         Raises:
-            UserError: if ``label`` is neither a variant of this recipe nor a method.
+            UserError: if ``label`` is neither a variant of this recipe nor a method, of regrow's or the user's.
         """
         options = dict(self.compare.get(label, {}))
         options.pop(VARIANT, None)
@@ -106,7 +107,7 @@ class Recipe:
             return label, plain(self.method)
         if label in self.compare:
             return name, options
-        if label not in registries()["method"]:
+        if label not in registries()["method"] and not own.is_class("method", label):
             known = {*registries()["method"], *self.compare}
             raise UserError(f"unknown method {label!r}{nearest(label, known)}")
         return label, {}
@@ -212,8 +213,8 @@ def with_method(recipe: Recipe, label: str, **changes: Any) -> Recipe:
         UserError: for an unknown label, or where what its entry of ``compare`` changes does not fit the recipe.
     """
     name, options = recipe.variant(label)
-    own = label == name == recipe.method_name
-    differing = {} if own else require_mapping(recipe.compare.get(label, {}).get(VARIANT), label)
+    unchanged = label == name == recipe.method_name
+    differing = {} if unchanged else require_mapping(recipe.compare.get(label, {}).get(VARIANT), label)
     tree = {**merge(recipe.resolved(), differing), "method": {"name": name, **options}}
     if {"epochs", "steps"} & changes.keys():
         tree = {key: value for key, value in tree.items() if key not in ("epochs", "steps")}
@@ -252,6 +253,8 @@ def _named(section: str, options: object, path: str) -> tuple[str, Any]:
     """The name and the typed options of a section whose class its name decides."""
     values = dict(require_mapping(options, path))
     name = values.pop("name", _DEFAULT_NAMES.get(section))
+    if own.is_class(section, name):
+        return name, own.made(own.load(section, name, path), values, path)
     classes = registries()[section]
     if name is None:
         raise UserError(f"{path}.name is missing: give one of {', '.join(sorted(classes))}")

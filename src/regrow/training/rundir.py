@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from regrow import atomic
 from regrow.errors import UserError
+from regrow.training import own
 from regrow.training.recipe import Recipe, differences, parse
 from regrow.training.recipe_layers import parse_yaml, read_text
 
@@ -105,15 +106,19 @@ def read_recipe(path: Path) -> Any:
 
 def check_recipe(old: Any, recipe: Recipe, directory: Path) -> None:
     """The same for a recipe in its plain form."""
-    for key in differences(completed(old), recipe.resolved()):
+    for key in differences(completed(old, recipe), recipe.resolved()):
         raise UserError(
             f"{key or 'the recipe'} differs from the recipe that {directory} was started with: "
             f"continue with {directory / RECIPE}, or choose another --out"
         )
 
 
-def completed(old: Any) -> Any:
-    """A recipe in its plain form as it would be written today: keys that are newer than it have their defaults."""
+def completed(old: Any, recipe: Recipe) -> Any:
+    """A recipe in its plain form as it would be written today: keys that are newer than it have their defaults. Classes
+    that it names are not imported, unless ``recipe`` names them, too."""
+    known = own.classes_in(recipe.resolved()).values()
+    if isinstance(old, Mapping) and not set(own.classes_in(old).values()) <= set(known):
+        return old
     with suppress(UserError):
         return parse(old).resolved()
     return old

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from regrow.errors import UserError
+from regrow.training import own
 from regrow.training.data import NAMED
 from regrow.training.recipe import Recipe
 from regrow.training.recipe_layers import Tree, layers
@@ -28,10 +29,12 @@ def foreign(recipe: Recipe | Tree) -> dict[str, str]:
     compare = tree.get("compare")
     for label, entry in compare.items() if isinstance(compare, dict) else ():
         _add(found, f"compare.{label}.recipe.criterion", _at(entry, "recipe", "criterion"), ())
-    return found
+    return found | own.classes_in(tree)
 
 
-def require(source: str | Path, recipe: Recipe, trusted: bool, resumed: bool = False) -> None:
+def require(
+    source: str | Path, recipe: Recipe | Tree, trusted: bool, resumed: bool = False, shown_only: bool = False
+) -> None:
     """Refuse code that a run directory names and the user does not; nothing has been imported then.
 
     Args:
@@ -39,11 +42,13 @@ def require(source: str | Path, recipe: Recipe, trusted: bool, resumed: bool = F
         recipe: what it says, with all that was changed on the command line
         trusted: the user trusts it
         resumed: its first file is that of a run directory, also where nothing else in there shows it
+        shown_only: it is only looked at, for which its classes are imported, but nothing else
 
     Raises:
         UserError: naming what would be imported.
     """
-    wanted = {} if trusted else foreign(recipe)
+    tree = recipe.resolved() if isinstance(recipe, Recipe) else recipe
+    wanted = {} if trusted else own.classes_in(tree) if shown_only else foreign(tree)
     theirs: set[str] = set()
     place = None
     for layer in layers(source) if wanted else ():

@@ -214,6 +214,16 @@ def _adapter(hint: Any) -> Any:
     return TypeAdapter(hint)
 
 
+def check_hint(hint: Any) -> bool:
+    """Whether values of this type can be read from a recipe."""
+    from pydantic.errors import PydanticUserError
+
+    try:
+        return all(bool(_adapter(option)) for option in _options(None, hint))
+    except PydanticUserError:  # it knows no such type
+        return False
+
+
 def _is_list(hint: Any) -> bool:
     origin = typing.get_origin(hint)
     return isinstance(origin, type) and issubclass(origin, Sequence)

@@ -264,7 +264,10 @@ def check_growth(method: str, scorings: Scorings, shadow: bool) -> None:
 
 
 class LoadListener:
-    """A hook on loading weights or optimizer state, after which both may not fit the codes. Copies of it are deaf."""
+    """Notes that weights or optimizer state have been loaded, after which they may not fit the codes.
+
+    A copy of it, which a deepcopy or pickle of the model takes along, is a new one that its sparsifier does not ask.
+    """
 
     def __init__(self) -> None:
         self.unsettled = True  # as after attaching

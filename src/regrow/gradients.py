@@ -18,7 +18,13 @@ from regrow.state import WeightState
 
 @dataclass(frozen=True)
 class _Prepared:
-    """By what a new backward pass is told from the one prepared last, and whether the scores of that one counted."""
+    """Remembers the backward pass that was prepared last.
+
+    Attributes:
+        gradient: of the first parameter that has one; another tensor is of a new backward pass.
+        version: of that tensor; a higher one says that it has changed in place since.
+        finite: whether all gradients were finite, so that their scores count; None where no score was due.
+    """
 
     gradient: weakref.ref[Tensor]
     version: int
@@ -45,7 +51,7 @@ class Gradients:
         shadow: Shadow | None,
         freezes: bool,
         unscale: Tensor | None,
-        again: bool,
+        after_skipped_step: bool,
     ) -> None:
         """Scores and masks the gradients in the hands of one optimizer.
 
@@ -55,8 +61,8 @@ class Gradients:
             shadow: how what is out of use evolves in this step, if it does.
             freezes: whether parameters that are not sparsified get no gradient.
             unscale: what gradients are multiplied by before they are scored, if a gradient scaler has not done so.
-            again: whether a gradient that has changed in place since it was prepared may be of a new backward pass,
-                after a step that was skipped; otherwise it was clipped.
+            after_skipped_step: whether a gradient that has changed in place since it was prepared may be of a new
+                backward pass, after a step that was skipped; otherwise it was clipped.
         """
         states = self._by_optimizer[id(optimizer)]
         if freezes:
@@ -70,7 +76,7 @@ class Gradients:
             if last.version == probe._version:
                 return
             finite = last.finite
-        if (due or shadow) and (finite is None or (again and not finite)):
+        if (due or shadow) and (finite is None or (after_skipped_step and not finite)):
             ready = {name: state for name, state in states.items() if state.param.grad is not None}
             finite = finite_gradients(state.param.grad for state in ready.values() if state.param.grad is not None)
             self._saliency.observe(ready, due, unscale, finite)

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from channel_engine import DATA, IEE, network
+from masked_and_thin import deviation, random_keep
 from torch import nn
 
 import regrow
-from regrow.channels.check import deviation, random_keep
 from regrow.channels.coupling import couple
 from regrow.latency.trace import trace
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from channel_models import Attention, Chain, Dense, Flatten, Lambda, Residual, build, scramble
+from masked_and_thin import deviation, random_keep
 from torch import nn
 
-from regrow.channels import check, surgery
+from regrow.channels import surgery
 from regrow.channels.coupling import Group, Slice, couple
 from regrow.channels.resolve import components
 from regrow.errors import UserError
@@ -31,9 +32,9 @@ def same(model, coupling, inputs, tolerance=1e-10):
     """Masked equals thin, in double precision, before and after a training step, for two random choices."""
     model, inputs = copy.deepcopy(model).double(), inputs.double()
     for seed, share in ((0, 0.5), (1, 0.8)):
-        keep = check.random_keep(coupling, share, seed)
-        assert check.deviation(model, coupling, keep, (inputs,)) < tolerance
-        assert check.deviation(model, coupling, keep, (inputs,), steps=1) < tolerance
+        keep = random_keep(coupling, share, seed)
+        assert deviation(model, coupling, keep, (inputs,)) < tolerance
+        assert deviation(model, coupling, keep, (inputs,), steps=1) < tolerance
     return True
 
 
@@ -224,8 +225,8 @@ def test_real_models(name, groups):
     coupling = couple(model, images[:1])
     assert time.process_time() - start < 5
     assert len(coupling.groups) == groups
-    keep = check.random_keep(coupling, 0.5)
-    assert check.deviation(model, coupling, keep, (images,), steps=1) < 1e-8
+    keep = random_keep(coupling, 0.5)
+    assert deviation(model, coupling, keep, (images,), steps=1) < 1e-8
 
 
 def test_float32_to_1e_5():
@@ -233,7 +234,7 @@ def test_float32_to_1e_5():
     model = build("tv:resnet18", 64)
     images = torch.randn(2, 3, 64, 64)
     coupling = couple(model, images)
-    assert check.deviation(model, coupling, check.random_keep(coupling, 0.5), (images,)) < 1e-5
+    assert deviation(model, coupling, random_keep(coupling, 0.5), (images,)) < 1e-5
 
 
 class TestUntouched:

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from channel_models import Attention, Chain, Dense, Flatten, Residual, build, scramble
+from masked_and_thin import random_keep
 from torch import nn
 
 import regrow
 from damage import edit, truncate
 from regrow import UserError, storage
-from regrow.channels import check, surgery
+from regrow.channels import surgery
 from regrow.channels.coupling import couple
 
 IMAGE = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -77,7 +78,7 @@ def dense(name, seed=0):
 def thin(name, share=0.5):
     model = dense(name)
     coupling = couple(model, MODELS[name][1][:1])
-    return surgery.compact(model, coupling, check.random_keep(coupling, share))
+    return surgery.compact(model, coupling, random_keep(coupling, share))
 
 
 def state(model):

@@ -6,8 +6,8 @@
 import pytest
 import torch
 from channel_models import build, scramble
+from masked_and_thin import deviation, random_keep
 
-from regrow.channels import check
 from regrow.channels.coupling import couple
 
 SAMPLE = {  # name → image size
@@ -60,14 +60,14 @@ def test_coupling_finds_groups(coupled):
 @pytest.mark.parametrize("steps", [0, 1])
 def test_masked_is_thin(coupled, steps):
     model, coupling, images = coupled
-    keep = check.random_keep(coupling, 0.5, seed=steps)
-    assert check.deviation(model, coupling, keep, (images,), steps=steps) < 1e-8
+    keep = random_keep(coupling, 0.5, seed=steps)
+    assert deviation(model, coupling, keep, (images,), steps=steps) < 1e-8
 
 
 @pytest.mark.parametrize("name", ["tv:resnet18", "vit_tiny_patch16_224", "convnext_atto"])
 def test_to_1e_5_in_single_precision(name):
     model, images = made(name, 64), torch.randn(4, 3, 64, 64)
     coupling = couple(model, images[:1])
-    keep = check.random_keep(coupling, 0.5)
-    assert check.deviation(model, coupling, keep, (images,)) < 1e-5
-    assert check.deviation(model, coupling, keep, (images,), steps=1, lr=1e-4) < 1e-5
+    keep = random_keep(coupling, 0.5)
+    assert deviation(model, coupling, keep, (images,)) < 1e-5
+    assert deviation(model, coupling, keep, (images,), steps=1, lr=1e-4) < 1e-5

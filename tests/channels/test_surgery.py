@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from channel_models import Attention, Chain, Dense, Flatten, Residual, scramble
+from masked_and_thin import deviation, random_keep
 from torch import nn
 
-from regrow.channels import check, surgery
+from regrow.channels import surgery
 from regrow.channels.coupling import couple
 from regrow.errors import UserError
 from work import Work
@@ -78,7 +79,7 @@ def test_there_and_back_is_the_identity(name, optimizer):
     model, coupling, opt, inputs = make(name, optimizer)
     for _ in range(3):
         step(model, opt, inputs)
-    keep = check.random_keep(coupling, 0.5)
+    keep = random_keep(coupling, 0.5)
     identities = [id(p) for p in model.parameters()]
     wide = everything(model, opt)
     remainder = surgery.shrink(model, coupling, keep, opt)
@@ -100,7 +101,7 @@ def test_thin_training_is_masked_training(name, optimizer):
     model.double()  # where a gradient is zero but for rounding, Adam would make steps of the rounding
     inputs = inputs.double()
     step(model, opt, inputs)
-    keep = check.random_keep(coupling, 0.5, seed=1)
+    keep = random_keep(coupling, 0.5, seed=1)
     other = copy.deepcopy(model)
     other_opt = OPTIMIZERS[optimizer](other.parameters())
     other_opt.load_state_dict(copy.deepcopy(opt.state_dict()))
@@ -169,13 +170,13 @@ def test_several_optimizers():
 
     train()
     wide = everything(model, both)
-    remainder = surgery.shrink(model, coupling, check.random_keep(coupling, 0.5), opts)
+    remainder = surgery.shrink(model, coupling, random_keep(coupling, 0.5), opts)
     for p in model.parameters():
         for value in both.state[p].values():
             assert value.shape in (p.shape, ())
     surgery.expand(model, remainder, opts)
     assert equal(everything(model, both), wide)
-    surgery.shrink(model, coupling, check.random_keep(coupling, 0.5), opts)
+    surgery.shrink(model, coupling, random_keep(coupling, 0.5), opts)
     train()
 
 
@@ -233,7 +234,7 @@ def test_attributes_of_tied_layers():
     opt = torch.optim.SGD(model.parameters(), lr=0.05)
     coupling = couple(model, tokens)
     keep = {name: torch.arange(coupling[name].size) < 5 for name in ("last", "a")}
-    assert check.deviation(model, coupling, keep, (tokens,)) < 1e-5
+    assert deviation(model, coupling, keep, (tokens,)) < 1e-5
     before = everything(model, opt)
     remainder = surgery.shrink(model, coupling, keep, opt)
     assert model.words.embedding_dim == model.logits.in_features == model.last.out_features == 5
@@ -337,7 +338,7 @@ def test_shrinking_and_expanding_write_every_number_a_few_times(optimizer):
     opt.step()
     numbers = sum(2 * p.numel() + sum(t.numel() for t in opt.state[p].values() if t is not None and t.dim())
                   for p in model.parameters())  # fmt: skip
-    keep = check.random_keep(coupling, 0.5)
+    keep = random_keep(coupling, 0.5)
     with Work() as shrinking:
         remainder = surgery.shrink(model, coupling, keep, opt)
     with Work() as expanding:

@@ -79,7 +79,7 @@ class Ledger:
         self.axes += other.axes
 
     def same(self, a: Tensor, b: Tensor, reason: str) -> None:
-        """Atoms at the same place (after broadcasting) vanish together; beside a 0 they cannot vanish."""
+        """Ties atoms at the same place (after broadcasting): they vanish together; opposite a 0, not at all."""
         if a is b:
             return
         a, b = torch.broadcast_tensors(a, b)

@@ -34,7 +34,7 @@ _PLACES = (0.15, 0.3, 0.5, 0.7)  # of probes, along an axis
 
 @dataclass(frozen=True)
 class Axes:
-    """Where a kind of unit is measured: ``c_out`` is (0,) where one number says both; ``step`` as in `Grid`."""
+    """Where a kind of unit is measured: ``c_out`` is (0,) where it is as wide as the input; ``step`` as in `Grid`."""
 
     c_in: tuple[int, ...]
     c_out: tuple[int, ...]
@@ -80,7 +80,7 @@ def measure(
         runtime: "eager" (PyTorch) or "onnxruntime"
         threads: for the runtime
         thin: thin copies of the model, at best from hardly to strongly thinned, which show how units run among others
-            (see `calibrate`); measured in between
+            and what every call costs; measured in between
         time_limit: seconds that it should take; grids become coarser and visits fewer to meet it
         progress: show a progress bar on a terminal
         seed: of the order
@@ -146,30 +146,6 @@ def verify(
     runner = make_runtime(table.machine.runtime, table.batch, table.threads)
     measured = in_turns(runner, listed, inputs, rounds=rounds, progress=progress)
     return list(zip(predicted, measured, strict=True))
-
-
-def calibrate(table: LatencyTable, models: Iterable[nn.Module], example: Any, *, rounds: int = 9) -> LatencyTable:
-    """The table with its correction and constant part fitted to whole models, beside the dense one.
-
-    Units run a little differently among others than by themselves, and every call has its own cost; a few thin models
-    show how much of either.
-
-    Prefer `measure`'s own ``thin``, which sees the machine in the same state as the units.
-
-    Args:
-        table: measured on this machine
-        models: thin ones, at best from hardly to strongly thinned (others than those that it is verified with)
-        example, rounds: as in `verify`
-
-    Returns:
-        a new table, fitted by least squares of the relative errors
-
-    Raises:
-        UserError: as `verify`.
-    """
-    plain = replace(table, correction=1.0, other=0.0)
-    pairs = [(plain.model(), table.measured), *verify(plain, models, example, rounds=rounds)]
-    return _fitted(plain, [summed for summed, _ in pairs], [measured for _, measured in pairs])
 
 
 def _fitted(table: LatencyTable, summed: Sequence[float], measured: Sequence[float]) -> LatencyTable:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from regrow import extras
 from regrow.errors import UserError
-from regrow.inputs import Inputs
+from regrow.inputs import Inputs, first_line
 from regrow.latency.clock import Clock
 from regrow.latency.trace import Key
 
@@ -73,8 +73,9 @@ class OnnxRuntime:
             try:
                 session = self._session(graph.model(), profile=str(Path(directory) / "unit"))
             except Exception as error:
-                reason = str(error).strip().partition("\n")[0]
-                raise UserError(f"ONNX Runtime cannot run {key} with {c_in} and {c_out} channels: {reason}") from error
+                raise UserError(
+                    f"ONNX Runtime cannot run {key} with {c_in} and {c_out} channels: {first_line(error)}"
+                ) from error
             runs = []
             for _ in range(repeats + 1):
                 if graph.weight_bytes > 2**18:
@@ -108,9 +109,9 @@ class OnnxRuntime:
                 assert program is not None
             session = self._session(program.model_proto.SerializeToString())
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise UserError(
-                f"the model cannot be run in ONNX Runtime: {reason}; --runtime eager (runtime='eager') takes any model"
+                f"the model cannot be run in ONNX Runtime: {first_line(error)}; --runtime eager "
+                "(runtime='eager') takes any model"
             ) from error
         feeds = _feeds(session.get_inputs(), call.tensors)
         return lambda: session.run(None, feeds)

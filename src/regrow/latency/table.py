@@ -93,7 +93,7 @@ class Grid:
     """Measured seconds of one kind of unit.
 
     Attributes:
-        c_in, c_out: strictly increasing channel counts; ``c_out`` is (0,) where one number says both
+        c_in, c_out: strictly increasing channel counts; ``c_out`` is (0,) where the output is as wide as the input
         seconds: (len(c_in), len(c_out)), for a whole batch
         step: kernels handle so many channels at a time
         stairs: for input and output how much of a started step is paid: 0 as many channels as there are, 1 all of it

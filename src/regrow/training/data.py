@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from regrow.errors import UserError, nearest
+from regrow.inputs import first_line
 from regrow.training.batches import BatchSource, generator
 from regrow.training.decode import data_root, folder_at, pool_images, read_folder
-from regrow.training.models import call_accepting, first_line, import_callable
+from regrow.training.models import call_accepting, import_callable
 from regrow.training.splits import DataSet, Settings, in_memory, stratified
 from regrow.training.streams import imagenet, streamed
 

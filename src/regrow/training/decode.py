@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from regrow.errors import UserError
+from regrow.inputs import first_line
 from regrow.training import cache
 from regrow.training.batches import Labelled
-from regrow.training.models import first_line
 from regrow.training.pixels import rgb
 
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")

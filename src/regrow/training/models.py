@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError, nearest
+from regrow.errors import UserError, nearest
+from regrow.inputs import first_line
 
 _CALLABLE = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 GIVEN = ("num_classes", "in_channels", "in_chans")  # what a model is told of the data, and is no option of a recipe
@@ -334,11 +335,6 @@ def call_accepting(function: Callable[..., Any], spec: str, options: dict[str, A
             raise UserError(f"{spec!r} has no option {name!r}{nearest(name, named - set(offered))}")
     accepted = {n: v for n, v in offered.items() if n in named or (takes_all and n != "in_chans")}
     return function(**accepted | options)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the error's name if it has none."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _hint(word: str, names: Iterable[str]) -> str:

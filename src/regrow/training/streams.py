@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from regrow.errors import UserError
+from regrow.inputs import first_line
 from regrow.training.batches import BatchSource, Labelled, normalise
 from regrow.training.decode import check_same_classes, folder_at, open_image
-from regrow.training.models import first_line
 from regrow.training.splits import DataSet, Settings, class_names, validation_split
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

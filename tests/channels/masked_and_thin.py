@@ -1,4 +1,4 @@
-"""Is a coupling right? A model with channels zeroed must compute the same as one that has lost them."""
+"""Whether a coupling is right: a model with channels zeroed must compute the same as one that has lost them."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ test: setup  ## the whole test suite
 lint: setup
 	$(BIN)/ruff check src tests benchmarks examples
 	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/lint-imports --no-cache
 
 types: setup
 	$(BIN)/mypy

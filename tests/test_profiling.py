@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow import cli, profiling
+from regrow.commands import profile as command
 from regrow.errors import UserError
 from regrow.latency.table import LatencyTable
 from regrow.latency.trace import trace
@@ -232,7 +233,7 @@ def test_the_command_refuses_bad_input_with_exit_code_2(words, message, tmp_path
 def test_the_command_writes_into_a_pipe(tmp_path, monkeypatch):
     table, _ = profile(Small(), EXAMPLE, time_limit=0.5, check=1, progress=False)
     monkeypatch.setattr(profiling, "run", lambda *_, **__: profiling.Profile(table, (), "made up"))
-    monkeypatch.setattr(profiling, "_print", lambda *_: None)
+    monkeypatch.setattr(command, "_print", lambda *_: None)
     os.mkfifo(tmp_path / "pipe")
     got = []
     reader = threading.Thread(target=lambda: got.append((tmp_path / "pipe").read_text()))

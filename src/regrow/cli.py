@@ -282,10 +282,10 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _profile(args: argparse.Namespace) -> int:
-    from regrow import profiling
+    from regrow.commands import profile
 
     shape = shape_of(args.data_shape) if args.data_shape else None
-    profiling.show(
+    profile.show(
         args.model, args.out, runtime=args.runtime, batch=args.batch, threads=args.threads, shape=shape,
         classes=args.classes, time_limit=args.time_limit, check=args.check, seed=args.seed,
     )  # fmt: skip

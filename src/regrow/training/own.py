@@ -50,9 +50,10 @@ def load(section: str, spec: str, path: str) -> type:
     Raises:
         UserError: if it cannot be imported, is no class of that kind, or has options that no recipe can give.
     """
+    from regrow.inputs import first_line
     from regrow.methods import Method
     from regrow.patterns import Pattern
-    from regrow.training.models import first_line, import_callable
+    from regrow.training.models import import_callable
 
     base: type = {"method": Method, "pattern": Pattern}[section]
     try:
@@ -85,7 +86,7 @@ def made(cls: type, values: Mapping[str, Any], path: str) -> Any:
     Raises:
         UserError: for options that do not fit, that it refuses, or that cannot be written into a recipe.
     """
-    from regrow.training.models import first_line
+    from regrow.inputs import first_line
 
     try:
         instance: Any = typed(cls, values, path)

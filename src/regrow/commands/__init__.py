@@ -1,0 +1,1 @@
+"""One file for each command that has more to do than to call one function."""

@@ -9,7 +9,8 @@ import pytest
 
 from regrow.report import figures, panels
 from regrow.report.figures import LayerChange, Trace
-from regrow.report.runs import Metric, Run
+from regrow.report.forms import Metric
+from regrow.report.runs import Run
 from regrow.report.style import log_ticks, looks, nice_range, translucent
 
 LOOKS = looks({"iee": "iee", "rigl": "rigl", "dense": "dense", "<b>": "iee"})

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from regrow.report.forms import Metric
 from regrow.report.headline import Headline, compose
 from regrow.report.page import record
-from regrow.report.runs import Metric, Run
+from regrow.report.runs import Run
 from regrow.report.statistics import summarise
 
 

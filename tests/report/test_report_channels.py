@@ -47,7 +47,7 @@ def runs(tmp_path: Path) -> list[Path]:
 
 def test_what_is_read(runs: list[Path]) -> None:
     run = read(runs[1:2]).runs[0]
-    assert [(w.group, w.before, w.start, w.after) for w in run.widths][1] == ("blocks.0.conv1", 64, 32, 24)
+    assert [(w.group, w.before, w.at_start, w.after) for w in run.widths][1] == ("blocks.0.conv1", 64, 32, 24)
     assert (run.latency, run.latency_predicted, run.dense_latency) == (0.01, 0.9 * 0.01, 0.04)
     assert (run.throughput, run.train_seconds) == (800.0, 4.0)
     assert read(runs[:1]).runs[0].widths == ()

@@ -11,7 +11,8 @@ import pytest
 
 import attack_runs
 from regrow.errors import UserError
-from regrow.report.runs import Layer, Metric, Update, read
+from regrow.report.forms import Layer, Metric, Update
+from regrow.report.runs import read
 
 Make = Callable[..., Path]
 
@@ -45,8 +46,8 @@ def test_reads_a_run(tmp_path: Path) -> None:
         Metric(step=10, phase="explore", loss=1.5, density=0.1, cost=0.1),
         Metric(step=20, phase="fixed", accuracy=0.8, split="val"),
     )
-    assert run.layers == (Layer("conv.weight", 10, 4, 3),)
-    assert run.updates == (Update(8, 0.5, None),)
+    assert run.layers == (Layer(name="conv.weight", total=10, start_active=4, active=3),)
+    assert run.updates == (Update(step=8, iou=0.5, survival=None),)
     assert found.version == "0.1.0"
     assert [(r.title, r.text) for r in found.recipes] == [(tmp_path.name, "method: iee")]
 

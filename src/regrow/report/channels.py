@@ -198,7 +198,7 @@ def _widths(groups: Sequence[Group]) -> Drawing | None:
         found: dict[str, list[tuple[int, int]]] = {}
         for width in (width for run in g.runs for width in run.widths):
             dense.setdefault(width.group, width.before)
-            found.setdefault(width.group, []).append((width.start, width.after))
+            found.setdefault(width.group, []).append((width.at_start, width.after))
         if found:
             kept[g.label] = {
                 name: (fmean([a for a, _ in pairs]), fmean([b for _, b in pairs])) for name, pairs in found.items()

@@ -1,4 +1,4 @@
-"""What the files of a run look like to those who read them; keys that are not read may be anything.
+"""What the files of a run say, as the page reads it; keys that are not read may be anything.
 
 What a run did not know is null or missing. Bounds are wide: they keep out what no run writes and no page can draw.
 """
@@ -7,20 +7,31 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from regrow.schema import OpenForm
+
+_MOST = 1e30  # that a page can draw
 
 Count = Annotated[int, Field(ge=0, le=2**53)] | None
 Seed = Annotated[int, Field(ge=0, le=2**63)]
 Step = Annotated[int, Field(ge=0, le=2**53)]
 Share = Annotated[float, Field(ge=0, le=1)] | None
-Amount = Annotated[float, Field(ge=0, le=1e30)] | None
+Amount = Annotated[float, Field(ge=0, le=_MOST)] | None
 Word = Annotated[str, Field(max_length=1000)]
 
 
+def _drawable(loss: float) -> float | None:
+    return loss if abs(loss) <= _MOST else None
+
+
+Loss = Annotated[float, Field(allow_inf_nan=True), AfterValidator(_drawable)] | None  # not of a run that diverged
+
+
 class RecordForm(OpenForm):
-    """A run in ``results.json``."""
+    """A run in ``results.json``; what else it has is kept as it is."""
+
+    model_config = ConfigDict(extra="allow")
 
     method: Word
     seed: Seed
@@ -58,20 +69,20 @@ class ResultsForm(OpenForm):
     failures: list[FailureForm] = Field(default_factory=list)
 
 
-class MetricForm(OpenForm):
-    """A line of ``metrics.jsonl``."""
+class Metric(OpenForm):
+    """A line of ``metrics.jsonl``: one logged step of a run. ``accuracy`` is a fraction, ``cost`` × dense."""
 
     step: Step
     phase: Word | None = None
-    loss: Annotated[float, Field(allow_inf_nan=True)] | None = None  # of a run that diverged
+    loss: Loss = None
     density: Share = None
     accuracy: Share = None
     split: Word | None = None
     cost: Amount = None
 
 
-class LayerForm(OpenForm):
-    """A sparsified parameter in ``structure.json``."""
+class Layer(OpenForm):
+    """A sparsified parameter in ``structure.json``: how many of its ``total`` entries were and are active."""
 
     name: str
     total: Step
@@ -79,14 +90,19 @@ class LayerForm(OpenForm):
     active: Step
 
     @model_validator(mode="after")
-    def _fits(self) -> LayerForm:
-        if max(self.active, self.start_active or 0) > self.total:
+    def _fits(self) -> Layer:
+        if max(self.active, self.at_start) > self.total:
             raise ValueError("has more active entries than there are")
         return self
 
+    @property
+    def at_start(self) -> int:
+        """How many were active at the start."""
+        return self.active if self.start_active is None else self.start_active
 
-class WidthForm(OpenForm):
-    """A group of channels in ``structure.json``."""
+
+class Width(OpenForm):
+    """A group of channels in ``structure.json``: how many the dense network has of it, and how many there are now."""
 
     group: str
     before: Step
@@ -94,14 +110,20 @@ class WidthForm(OpenForm):
     after: Step
 
     @model_validator(mode="after")
-    def _fits(self) -> WidthForm:
-        if max(self.after, self.start or 0) > self.before:
+    def _fits(self) -> Width:
+        if max(self.after, self.at_start) > self.before:
             raise ValueError("has more channels than there were")
         return self
 
+    @property
+    def at_start(self) -> int:
+        """How many there were at the start."""
+        return self.after if self.start is None else self.start
 
-class UpdateForm(OpenForm):
-    """An update in ``structure.json``."""
+
+class Update(OpenForm):
+    """An update in ``structure.json``: IoU with the structure before it, and the share of the units grown last time
+    that it kept."""
 
     step: Step
     iou: Share = None
@@ -111,9 +133,9 @@ class UpdateForm(OpenForm):
 class StructureForm(OpenForm):
     """``structure.json``."""
 
-    layers: list[LayerForm] = Field(default_factory=list)
-    history: list[UpdateForm] = Field(default_factory=list)
-    widths: list[WidthForm] = Field(default_factory=list)
+    layers: list[Layer] = Field(default_factory=list)
+    history: list[Update] = Field(default_factory=list)
+    widths: list[Width] = Field(default_factory=list)
     training_cost: dict[Word, Amount] | None = None
     method: Word | None = None
     label: Word | None = None

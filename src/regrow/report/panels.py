@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from regrow.report import figures, formats
 from regrow.report.figures import LayerChange, Points, Trace
-from regrow.report.runs import Metric, Run
+from regrow.report.forms import Metric
+from regrow.report.runs import Run
 from regrow.report.style import DENSE_GRADIENTS, Look, looks
 
 if TYPE_CHECKING:
@@ -255,7 +256,7 @@ def _layers(groups: Sequence[Group]) -> Drawing | None:
     for g in groups:
         by_name: dict[str, list[tuple[float, float, int]]] = {}
         for layer in (layer for run in g.runs if not run.widths for layer in run.layers):
-            densities = (layer.start_active / layer.total, layer.active / layer.total, layer.total)
+            densities = (layer.at_start / layer.total, layer.active / layer.total, layer.total)
             by_name.setdefault(layer.name, []).append(densities)
         rows = [LayerChange(n, fmean([r[0] for r in v]), fmean([r[1] for r in v]), v[0][2]) for n, v in by_name.items()]
         if any(change.start < 1 or change.now < 1 for change in rows):

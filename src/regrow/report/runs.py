@@ -12,55 +12,11 @@ from typing import Any
 from regrow import schema
 from regrow.errors import UserError
 from regrow.report.facts import Facts, Failure, facts_of, failures_of
-from regrow.report.forms import MetricForm, ResultsForm, StructureForm
-from regrow.report.plain import number as _number
-from regrow.report.plain import whole as _whole
+from regrow.report.forms import Layer, Metric, RecordForm, ResultsForm, StructureForm, Update, Width
+from regrow.report.plain import whole
 
-_MOST = 1e30  # that a page can draw
 _WAY_OUT = "restore it or delete it"
 _FILES = ("results.json", "metrics.jsonl", "structure.json", "recipe.yaml")
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One logged step of a run; what the line did not hold is None. ``accuracy`` is a fraction, ``cost`` × dense."""
-
-    step: int
-    phase: str | None = None
-    loss: float | None = None
-    density: float | None = None
-    accuracy: float | None = None
-    split: str | None = None
-    cost: float | None = None
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One sparsified parameter: how many of its ``total`` entries were active at the start and are active now."""
-
-    name: str
-    total: int
-    start_active: int
-    active: int
-
-
-@dataclass(frozen=True)
-class Update:
-    """One update: IoU with the structure before it, and the share of the units grown last time that it kept."""
-
-    step: int
-    iou: float | None
-    survival: float | None
-
-
-@dataclass(frozen=True)
-class Width:
-    """One group of channels: how many it has in the dense network, had at the start, and has now."""
-
-    group: str
-    before: int
-    start: int
-    after: int
 
 
 @dataclass(frozen=True)
@@ -155,10 +111,10 @@ def _read_directory(directory: Path) -> Collection:
         return _read_run_directory(directory)
     parts = [_read_run_directory(child) for child in children]
     version, records = _results(directory / "results.json")
-    order = {(_label(r), int(r["seed"])): i for i, r in enumerate(records)}
+    order = {(_label(r), r.seed): i for i, r in enumerate(records)}
     runs = [run for part in parts for run in part.runs]
     known = {(run.label, run.seed) for run in runs}
-    runs += [_from_record(directory, r) for r in records if (_label(r), int(r["seed"])) not in known]
+    runs += [_from_record(directory, r) for r in records if (_label(r), r.seed) not in known]
     runs.sort(key=lambda run: order.get((run.label, run.seed), len(order)))
     own = _recipe_text(directory)
     recipes = (Recipe(directory.name, own),) if own else tuple(r for part in parts for r in part.recipes)
@@ -172,7 +128,8 @@ def _is_run(directory: Path) -> bool:
 
 def _read_run_directory(directory: Path) -> Collection:
     version, records = _results(directory / "results.json")
-    structure = _structure(directory / "structure.json")
+    path = directory / "structure.json"
+    structure = schema.check(StructureForm, _object(path), path, _WAY_OUT)
     metrics = _metrics(directory / "metrics.jsonl")
     text = _recipe_text(directory)
     if len(records) > 1:  # the results of a compare whose runs/ was not kept
@@ -184,45 +141,30 @@ def _read_run_directory(directory: Path) -> Collection:
     return Collection(tuple(runs), (Recipe(directory.name, text),) if text else (), version)
 
 
-def _with_details(run: Run, structure: Mapping[str, Any], metrics: tuple[Metric, ...]) -> Run:
-    by_phase = run.by_phase or _phases(structure.get("training_cost"))
-    layers, updates = _layers(structure), _updates(structure)
-    widths = _widths(structure)
-    return replace(run, metrics=metrics, layers=layers, updates=updates, by_phase=by_phase, widths=widths)
-
-
-def _from_record(directory: Path, record: Mapping[str, Any]) -> Run:
-    numbers = (
-        "accuracy",
-        "validation_accuracy",
-        "density",
-        "training_cost",
-        "inference_flops",
-        "dense_flops",
-        "seconds",
-        "latency",
-        "latency_predicted",
-        "dense_latency",
-        "throughput",
-        "train_seconds",
+def _with_details(run: Run, structure: StructureForm, metrics: tuple[Metric, ...]) -> Run:
+    return replace(
+        run,
+        metrics=metrics,
+        layers=tuple(layer for layer in structure.layers if layer.total),
+        updates=tuple(structure.history),
+        widths=tuple(width for width in structure.widths if width.before),
+        by_phase=run.by_phase or _phases(structure.training_cost),
     )
-    values = {key: _number(record.get(key)) for key in numbers}
-    run = Run(
+
+
+def _from_record(directory: Path, record: RecordForm) -> Run:
+    values = {key: getattr(record, key) for key in RecordForm.model_fields if key not in ("label", "by_phase")}
+    return Run(
         directory=directory,
         label=_label(record),
-        method=str(record["method"]),
-        seed=int(record["seed"]),
         finished=True,
-        steps=_whole(record.get("steps")),
-        explore_steps=_whole(record.get("explore_steps")),
-        cost_steps=_whole(record.get("cost_steps")),
-        by_phase=_phases(record.get("by_phase")),
-        facts=facts_of(record, directory),
+        by_phase=_phases(record.by_phase),
+        facts=facts_of(record.model_extra or {}, directory),
+        **values,
     )
-    return replace(run, **values)  # type: ignore[arg-type]  # all of them are numbers or None
 
 
-def _unfinished(directory: Path, structure: Mapping[str, Any], recipe: str | None, metrics: Sequence[Metric]) -> Run:
+def _unfinished(directory: Path, structure: StructureForm, recipe: str | None, metrics: Sequence[Metric]) -> Run:
     """A run without results: named by its structure, its directory (LABEL-seedK) or its recipe, in this order."""
     named = re.fullmatch(r"(.+)-seed(\d+)", directory.name)
     settings = _settings(recipe)
@@ -233,19 +175,19 @@ def _unfinished(directory: Path, structure: Mapping[str, Any], recipe: str | Non
     from regrow.training.own import label_of
 
     called = label_of(method) if method else directory.name
-    label = structure.get("label") or (named.group(1) if named else None) or called
-    seeds = (structure.get("seed"), int(named.group(2)) if named else None, settings.get("seed"))
-    seed = next((_whole(seed) for seed in seeds if _whole(seed) is not None), None)
+    label = structure.label or (named.group(1) if named else None) or called
+    seeds = (structure.seed, int(named.group(2)) if named else None, settings.get("seed"))
+    seed = next((whole(seed) for seed in seeds if whole(seed) is not None), None)
     latest = {key: _last(metrics, key) for key in ("density", "cost", "step")}
     return Run(
         directory=directory,
         label=str(label),
-        method=str(structure.get("method") or method or label),
+        method=str(structure.method or method or label),
         seed=seed or 0,
         finished=False,
         density=latest["density"],
         training_cost=latest["cost"],
-        steps=_whole(latest["step"]),
+        steps=whole(latest["step"]),
     )
 
 
@@ -300,14 +242,14 @@ def _object(path: Path) -> Mapping[str, Any]:
     return value
 
 
-def _results(path: Path) -> tuple[str | None, list[Mapping[str, Any]]]:
+def _results(path: Path) -> tuple[str | None, list[RecordForm]]:
     value = _object(path)
     if not value:
         return None, []
     if not isinstance(value.get("runs"), list):
         raise UserError(f'{path} is not a regrow file: it needs a list "runs"')
-    schema.check(ResultsForm, value, path, _WAY_OUT)
-    return value.get("regrow"), value["runs"]
+    found = schema.check(ResultsForm, value, path, _WAY_OUT)
+    return found.regrow, found.runs
 
 
 def _metrics(path: Path) -> tuple[Metric, ...]:
@@ -324,52 +266,15 @@ def _metrics(path: Path) -> tuple[Metric, ...]:
             raise UserError(f"{path} is damaged: line {number} is not valid JSON; delete that line") from None
         if not isinstance(row, dict):
             raise UserError(f"{path} is not a regrow file: its line {number} is not an object")
-        form = schema.check(MetricForm, row, f"line {number} of {path}", "delete that line")
-        while rows and rows[-1].step > form.step:  # resumed from an earlier checkpoint: the new lines replace the old
+        found = schema.check(Metric, row, f"line {number} of {path}", "delete that line")
+        while rows and rows[-1].step > found.step:  # resumed from an earlier checkpoint: the new lines replace the old
             rows.pop()
-        rows.append(Metric(**{**form.model_dump(), "loss": _loss(form.loss)}))
+        rows.append(found)
     return tuple(rows)
 
 
-def _loss(found: float | None) -> float | None:
-    return found if found is not None and abs(found) <= _MOST else None
-
-
-def _structure(path: Path) -> Mapping[str, Any]:
-    value = _object(path)
-    schema.check(StructureForm, value, path, _WAY_OUT)
-    return value
-
-
-def _layers(structure: Mapping[str, Any]) -> tuple[Layer, ...]:
-    layers = []
-    for entry in structure.get("layers", []):
-        total, active = _whole(entry.get("total")), _whole(entry.get("active"))
-        start = _whole(entry.get("start_active"))
-        if total and active is not None and "name" in entry:
-            layers.append(Layer(str(entry["name"]), total, active if start is None else start, active))
-    return tuple(layers)
-
-
-def _widths(structure: Mapping[str, Any]) -> tuple[Width, ...]:
-    widths = []
-    for entry in structure.get("widths", []):
-        before, start, after = (_whole(entry.get(key)) for key in ("before", "start", "after"))
-        if before and after is not None and "group" in entry:
-            widths.append(Width(str(entry["group"]), before, after if start is None else start, after))
-    return tuple(widths)
-
-
-def _updates(structure: Mapping[str, Any]) -> tuple[Update, ...]:
-    rows = ((_whole(r.get("step")), r) for r in structure.get("history", []))
-    return tuple(Update(s, _number(r.get("iou")), _number(r.get("survival"))) for s, r in rows if s is not None)
-
-
-def _phases(value: Any) -> dict[str, float]:
-    if not isinstance(value, Mapping):
-        return {}
-    numbers = {str(k): _number(v) for k, v in value.items() if k != "total"}
-    return {k: v for k, v in numbers.items() if v is not None}
+def _phases(costs: Mapping[str, float | None] | None) -> dict[str, float]:
+    return {phase: cost for phase, cost in (costs or {}).items() if phase != "total" and cost is not None}
 
 
 def _recipe_text(directory: Path) -> str | None:
@@ -377,5 +282,5 @@ def _recipe_text(directory: Path) -> str | None:
     return text.strip() or None if text else None
 
 
-def _label(record: Mapping[str, Any]) -> str:
-    return str(record.get("label") or record["method"])
+def _label(record: RecordForm) -> str:
+    return record.label or record.method

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from attack import changed, flip, garble
 from regrow import Channels, Sparsifier, UserError, schema
+from regrow.latency.network import network_of
 from regrow.latency.table import Grid, LatencyTable, Machine
-from regrow.latency.trace import trace
 
 IMAGE = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
@@ -38,7 +38,7 @@ class Small(nn.Module):
 def table() -> LatencyTable:
     """Made up, but of the model's units."""
     rng = np.random.default_rng(0)
-    network = trace(Small(), IMAGE)
+    network = network_of(Small(), IMAGE)
     grids = {}
     for unit in network.units:
         c_in = tuple(int(c) for c in np.unique([1, 3, unit.c_in]))
@@ -51,7 +51,7 @@ def table() -> LatencyTable:
 def used(path: Path) -> dict[str, object]:
     """What comes of a table: prices, and the widths of a model under half the latency."""
     read = LatencyTable.load(path)
-    prices = [read.model(), read.model({"stem": (3, 5)}), read.predict(trace(Small(), IMAGE))]
+    prices = [read.model(), read.model({"stem": (3, 5)}), read.predict(network_of(Small(), IMAGE))]
     model = Small()
     sparsifier = Sparsifier(
         model, torch.optim.SGD(model.parameters(), 0.1), pattern=Channels(latency=0.8, table=read, round_to=1),

@@ -5,15 +5,15 @@ from math import prod
 import numpy as np
 
 from regrow.inputs import Inputs
+from regrow.latency.network import network_of
 from regrow.latency.table import Grid, LatencyTable, Machine
-from regrow.latency.trace import trace
 
 _PER_PRODUCT, _PER_UNIT = 1e-9, 1e-7  # seconds
 
 
 def table_of(model, example, *, threads=1, scale=1.0):
     """A table in which every unit costs what its widths and sizes multiply to, and a little."""
-    network = trace(model, example)
+    network = network_of(model, example)
     grids = {}
     for unit in network.units:
         key = unit.key

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from regrow import cli, profiling
 from regrow.commands import profile as command
 from regrow.errors import UserError
+from regrow.latency.network import network_of
 from regrow.latency.table import LatencyTable
-from regrow.latency.trace import trace
 from regrow.profiling import Check, Profile, profile, thin_copies
 
 
@@ -88,14 +88,14 @@ def test_a_profile_is_a_table_and_checks_and_leaves_everything_as_it_was(runtime
     assert all(torch.equal(value, values[name]) for name, value in model.state_dict().items())
     assert all(torch.equal(p.grad, grads[name]) for name, p in model.named_parameters())
     assert (table.machine.runtime, table.batch, table.threads) == (runtime, 2, 1)
-    assert set(table.grids) == {unit.key for unit in trace(model, EXAMPLE).units}
+    assert set(table.grids) == {unit.key for unit in network_of(model, EXAMPLE).units}
     assert len(checks) == 2
     assert all(0 < seconds < math.inf for pair in checks for seconds in pair)
 
 
 def test_thin_copies_have_rounded_widths_and_kinds_of_layers_that_the_table_knows():
     model = Small(64)
-    keys = {unit.key for unit in trace(model, EXAMPLE).units}
+    keys = {unit.key for unit in network_of(model, EXAMPLE).units}
     copies, note = thin_copies(model, EXAMPLE, (0.2, 0.5, 0.9, 0.2), seed=3)
     assert note == ""
     widths = [[module.out_channels for module in copy.modules() if isinstance(module, nn.Conv2d)] for copy in copies]
@@ -104,7 +104,7 @@ def test_thin_copies_have_rounded_widths_and_kinds_of_layers_that_the_table_know
         assert stem % 8 == 0
         assert wide == grouped
         assert copy.grouped.out_channels // copy.grouped.groups == 8  # whole groups go
-        assert {unit.key for unit in trace(copy, EXAMPLE).units} <= keys
+        assert {unit.key for unit in network_of(copy, EXAMPLE).units} <= keys
     assert widths[0] != widths[3]
     assert sum(widths[0]) < sum(widths[1]) < sum(widths[2])
     again, _ = thin_copies(model, EXAMPLE, (0.2,), seed=3)

@@ -19,8 +19,8 @@ from regrow.channels.surgery import compact
 from regrow.errors import UserError
 from regrow.inputs import Inputs
 from regrow.latency.measure import make_runtime, measure, verify
+from regrow.latency.network import Network, network_of
 from regrow.latency.table import LatencyTable, known_key
-from regrow.latency.trace import Network, trace
 from regrow.tracing.replica import replica_of
 
 BATCH = 8
@@ -140,8 +140,8 @@ def run(
         left = time_limit - (time.monotonic() - start)
         rounds = min(9, max(3, int(left / (len(models) * max(table.measured, 1e-9)))))
         pairs = verify(table, models, x, rounds=rounds, progress=progress)
-        whole = _channels(trace(dense, x))
-        kept = [_channels(trace(copy, x)) / whole for copy in models]
+        whole = _channels(network_of(dense, x))
+        kept = [_channels(network_of(copy, x)) / whole for copy in models]
     return Profile(table, tuple(Check(k, *pair) for k, pair in zip(kept, pairs, strict=True)), note)
 
 
@@ -168,13 +168,13 @@ def thin_copies(
         why = next(iter(coupling.dense.values()), "it has no layers with channels")
         return [], f"no thin copies could be made to check the table with, as nothing in the model can go: {why}"
     generator = torch.Generator().manual_seed(seed)
-    network = trace(model, inputs)
+    network = network_of(model, inputs)
     units = {unit.name: unit for unit in network.units}
     keys = {unit.key for unit in network.units}
     copies = []
     for level in levels:
         copy = compact(replica_of(model), coupling, _keep(coupling, level, generator))
-        for unit in trace(copy, inputs).units:
+        for unit in network_of(copy, inputs).units:
             if known_key(unit, units, keys) not in keys:
                 return [], f"the table cannot be checked with thin copies: {unit.name} is another kind of unit in them"
         copies.append(copy)

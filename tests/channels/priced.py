@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from regrow.channels.coupling import couple
 from regrow.channels.pricing import Prices
+from regrow.latency.network import network_of
 from regrow.latency.table import Grid, LatencyTable, Machine
-from regrow.latency.trace import trace
 from regrow.tracing.flops import count_flops
 
 IMAGE = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -66,7 +66,7 @@ MODELS = {
 def made_up(model, inputs, seed=0, wild=False):
     """A table for the model with random times: rising with the channels, or of any kind."""
     rng = np.random.default_rng(seed)
-    network = trace(model, inputs)
+    network = network_of(model, inputs)
     grids = {}
     for unit in network.units:
         c_in = tuple(int(c) for c in np.unique([1, 3, 5, 8, unit.c_in]))

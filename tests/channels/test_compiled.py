@@ -9,7 +9,7 @@ from torch import nn
 
 import regrow
 from regrow.channels.coupling import couple
-from regrow.latency.trace import trace
+from regrow.latency.network import network_of
 
 PARTS = ("stem", "first", "head")  # the last is a layer of its own
 PATTERNS = {
@@ -138,5 +138,5 @@ def test_coupling_and_latency_have_plain_names():
         [part.name for part in group.slices] for group in couple(plain, images).groups
     ]
     assert deviation(model, coupling, random_keep(coupling, 0.5), (images,)) < 1e-5
-    assert trace(model, images) == trace(plain, images)
+    assert network_of(model, images) == network_of(plain, images)
     assert couple(model, images, forbid=["first.0"]).ids == couple(plain, images, forbid=["first.0"]).ids

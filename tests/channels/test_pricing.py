@@ -16,7 +16,7 @@ from regrow.channels import surgery
 from regrow.channels.coupling import couple
 from regrow.channels.pricing import Prices
 from regrow.errors import UserError
-from regrow.latency.trace import Network, trace
+from regrow.latency.network import Network, network_of
 from regrow.tracing.flops import count_flops
 
 
@@ -59,7 +59,7 @@ def test_latency_is_that_of_the_compacted_model(name):
     model, coupling, inputs, table, prices = priced(name)
     assert prices.dense["latency"] == table.model()
     for counts in some_counts(prices, 6):
-        network = trace(thin(model, coupling, counts), inputs)
+        network = network_of(thin(model, coupling, counts), inputs)
         if all(unit.key in table.grids for unit in network.units) and counts != {"first": 1}:  # one group is no groups
             assert prices.cost(counts)["latency"] == pytest.approx(table.predict(network), rel=1e-14)
         widths = {u.name: (u.c_in, u.c_out) for u in network.units if u.key.kind in ("conv", "linear")}
@@ -200,6 +200,6 @@ def test_a_weight_used_twice_is_two_units_with_one_width():
     prices = Prices.of(model, coupling, kinds=["latency", "flops"], flops=count_flops(model, IMAGE), table=table)
     compact = thin(model, coupling, {"stem": 5, "conv1": 7})
     assert prices.cost({"stem": 5, "conv1": 7}) == {
-        "latency": pytest.approx(table.predict(trace(compact, IMAGE)), rel=1e-14),
+        "latency": pytest.approx(table.predict(network_of(compact, IMAGE)), rel=1e-14),
         "flops": count_flops(compact, IMAGE).total,
     }

@@ -13,7 +13,7 @@ import regrow
 from regrow.errors import UserError
 from regrow.inputs import Inputs
 from regrow.latency.measure import make_runtime, measure, verify
-from regrow.latency.trace import trace
+from regrow.latency.network import network_of
 from regrow.profiling import profile
 
 
@@ -94,8 +94,8 @@ def test_a_table_is_measured_and_checked(name):
 @pytest.mark.parametrize("name", ["two", "keywords", "keywords in another order", "both"])
 def test_every_form_of_a_call_has_the_same_units(name):
     model, given = made(name)
-    assert trace(model, given) == trace(model, (X, Y))
-    assert trace(model, given) == trace(model, Inputs.of(given).first())
+    assert network_of(model, given) == network_of(model, (X, Y))
+    assert network_of(model, given) == network_of(model, Inputs.of(given).first())
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -107,7 +107,7 @@ def test_a_latency_budget_is_met(name, monkeypatch):
         model, torch.optim.SGD(model.parameters(), 0.01), pattern=regrow.Channels(latency=0.6, round_to=2),
         method=regrow.Static(), criterion="magnitude", total_steps=10, example_inputs=given,
     )  # fmt: skip
-    assert dense.predict(trace(sparsifier.compact(), given)) <= 0.6 * dense.measured
+    assert dense.predict(network_of(sparsifier.compact(), given)) <= 0.6 * dense.measured
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "images"])

@@ -17,7 +17,7 @@ from regrow.latency import measure as module
 from regrow.latency.clock import Clock, typical
 from regrow.latency.eager import Eager
 from regrow.latency.measure import axes, measure, verify
-from regrow.latency.trace import Key, Unit, trace
+from regrow.latency.network import Key, Unit, network_of
 
 
 def net(width: int = 32, last: int = 64) -> nn.Sequential:
@@ -47,7 +47,7 @@ class MadeUp:
         return [self.price(key, c_in, c_out) * (1.25 if i % 2 else 1.0) for i in range(repeats)]
 
     def whole(self, model: nn.Module, example: torch.Tensor):
-        units = trace(model, example).units
+        units = network_of(model, example).units
         return lambda: 1.1 * sum(self.price(u.key, u.c_in, u.c_out) for u in units) + 5e-4
 
     def seconds(self, work) -> float:

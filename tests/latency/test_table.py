@@ -12,8 +12,8 @@ from torch import nn
 
 import attack_tables
 from regrow.errors import UserError
+from regrow.latency.network import Key, Network, Unit, network_of
 from regrow.latency.table import Grid, LatencyTable, Machine
-from regrow.latency.trace import Key, Network, Unit, trace
 from regrow.schema import seal
 
 CONV = Key("conv", (8, 8), (3, 3), (1, 1), (1, 1), (1, 1), tail=("batch_norm", "relu_"))
@@ -203,7 +203,7 @@ class Block(nn.Module):
 def test_trace_finds_units_with_their_tails_and_sources():
     model = Block().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    network = trace(model, torch.randn(2, 3, 8, 8))
+    network = network_of(model, torch.randn(2, 3, 8, 8))
     found = [(u.name.split(":")[0], str(u.key), u.c_in, u.c_out, u.sources, u.fixed) for u in network.units]
     assert found == [
         ("conv1", "conv 8x8 k3x3 p1x1 +batch_norm +relu_", 3, 8, (), False),
@@ -237,7 +237,7 @@ class Tokens(nn.Module):
 
 
 def test_trace_follows_channels_that_come_last_and_counts_tokens():
-    network = trace(Tokens(), torch.randn(5, 3, 8, 8))
+    network = network_of(Tokens(), torch.randn(5, 3, 8, 8))
     found = [(u.name.split(":")[0], str(u.key), u.c_in, u.c_out, u.sources, u.own) for u in network.units]
     assert found == [
         ("patch", "conv 8x8 k4x4 s4x4 bias", 3, 16, (), True),
@@ -253,11 +253,11 @@ def test_trace_follows_channels_that_come_last_and_counts_tokens():
 
 def test_grouped_convolutions_whose_groups_come_and_go_are_one_kind():
     example = torch.randn(1, 32, 8, 8)
-    keys = {c: trace(nn.Conv2d(c, c, 3, groups=c // 4), example[:, :c]).units[0].key for c in (32, 16, 8)}
+    keys = {c: network_of(nn.Conv2d(c, c, 3, groups=c // 4), example[:, :c]).units[0].key for c in (32, 16, 8)}
     assert keys[32] == keys[16] == keys[8]
     assert str(keys[32]) == "conv-groups-of-4 8x8 k3x3 bias"
     assert [keys[32].groups_at(c) for c in (32, 16, 8, 4)] == [8, 4, 2, 1]
-    assert trace(nn.Conv2d(32, 64, 3, groups=8), example).units[0].key.groups == 8
+    assert network_of(nn.Conv2d(32, 64, 3, groups=8), example).units[0].key.groups == 8
 
 
 def test_what_thinning_changes_in_a_unit_does_not_make_it_unknown():
@@ -288,4 +288,4 @@ def test_a_table_goes_through_plain_values():
 
 def test_trace_refuses_what_does_not_run():
     with pytest.raises(UserError, match=r"does not run on inputs of shape \(2, 4, 8, 8\)"):
-        trace(Block(), torch.randn(2, 4, 8, 8))
+        network_of(Block(), torch.randn(2, 4, 8, 8))

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from regrow.channels.coupling import couple
 from regrow.inputs import Inputs
+from regrow.latency.network import network_of, units_of
+from regrow.tracing.flops import count_flops, flops_of
 from regrow.tracing.replica import on_meta, replica_of
 from regrow.tracing.trace import ModelTrace, ModuleStack, Operation, Recorder, TimeLimit, record
 
@@ -138,3 +140,16 @@ def test_inputs_that_the_model_changes_stay_as_they_were(in_place):
     given = x.clone()
     couple(convolutions(in_place, torch.relu), x)
     assert torch.equal(x, given)
+
+
+def test_flops_and_latency_are_read_from_one_trace():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, 4),
+    ).eval()  # fmt: skip
+    image = torch.randn(1, 3, 6, 6)
+    with torch.no_grad():
+        trace = record(model, Inputs.of(image))
+    assert flops_of(trace, 1, {"0.weight", "5.weight"}) == count_flops(model, image)
+    assert units_of(trace) == network_of(model, image)
+    assert [unit.name for unit in units_of(trace).units] == ["0", "mean:3", "5"]

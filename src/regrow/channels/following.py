@@ -16,11 +16,12 @@ from regrow.channels.labels import OUTPUT, Layer, Ledger, axis
 from regrow.errors import UserError
 from regrow.inputs import Inputs, first_line, output_tensors, two_examples
 from regrow.quiet import quiet
+from regrow.tracing.ops import FORMULAS
 from regrow.tracing.replica import inputs_of_replica, replica_of
-from regrow.tracing.trace import ModuleStack, Operation, Recorder, TimeLimit, name_of
+from regrow.tracing.trace import ModuleStack, Operation, Recorder, TimeLimit
 
 # rules whose result still is the same parameter, seen otherwise
-_NAMED = frozenset(["t", "transpose", "permute", "detach", "alias", "expand", "contiguous", "clone", "view"])
+_NAMED = frozenset(["t", "transpose", "permute", "detach", "alias", "expand", "clone", "view"])
 
 
 # importing them registers their rules
@@ -75,12 +76,10 @@ class Follower:
                 t._regrow_names = operands[0]._regrow_names
 
 
-_COSTLY = frozenset(["convolution", "_convolution", "mm", "bmm", "addmm", "baddbmm"])
-
-
 def _hollow(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Executes an operation, but a costly one on shapes only: it returns zeros."""
-    if name_of(func) not in _COSTLY or any(t.device.type != "cpu" for t in tree_leaves(args) if isinstance(t, Tensor)):
+    """Executes an operation, but what multiplies on shapes only: it returns zeros."""
+    known = isinstance(func, torch._ops.OpOverload) and func._overloadpacket in FORMULAS
+    if not known or any(t.device.type != "cpu" for t in tree_leaves(args) if isinstance(t, Tensor)):
         return func(*args, **kwargs)
     on_meta = tree_map_only(Tensor, lambda t: t.detach().to("meta"), (args, dict(kwargs)))
     out = func(*on_meta[0], **on_meta[1])

@@ -23,8 +23,8 @@ from regrow.channels.program import Layer
 from regrow.channels.table import Coupling
 from regrow.channels.terms import Counts, Floats, Ints, Pair, Price, Products, Times, Width
 from regrow.errors import UserError, nearest
+from regrow.latency.network import LAYERS, Unit
 from regrow.latency.table import LatencyTable
-from regrow.latency.trace import LAYERS, Unit
 from regrow.tracing.flops import ModelFlops
 
 KINDS = ("latency", "flops", "params")

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from regrow.channels import labels
 from regrow.channels.labels import Layer, Layers, Ledger
-from regrow.tracing.trace import Operation, name_of
+from regrow.tracing.ops import FAMILIES, family_of, is_pointwise
+from regrow.tracing.trace import Operation
 
 
 def get(tensor: Any) -> Layers:
@@ -58,35 +58,26 @@ class Call(Operation):
 
 
 Rule = Callable[[Call], Sequence[Layers]]
-RULES: dict[str, Rule] = {}
+RULES: dict[str, Rule] = {}  # by family
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Registers a rule for operations; one without a leading underscore also serves those with one."""
+def rule(*families: str) -> Callable[[Rule], Rule]:
+    """Registers a rule for families of operations, as `regrow.tracing.ops` names them."""
 
     def register(function: Rule) -> Rule:
-        for name in " ".join(names).split():
-            RULES[name] = function
+        assert set(families) <= FAMILIES.keys()
+        RULES.update(dict.fromkeys(families, function))
         return function
 
     return register
 
 
 def find(func: Any) -> Rule | None:
-    """The rule of an operation of torch: also of its in-place (``relu_``) and inner (``_softmax``) forms."""
-    if not isinstance(func, torch._ops.OpOverload) or func.namespace not in ("aten", "prims", "torchvision"):
-        return None
-    op = name_of(func)
-    for name in (op, op.rstrip("_"), op.strip("_")):
-        if name in RULES:
-            return RULES[name]
-    return elementwise if torch.Tag.pointwise in func.tags else None
+    """The rule of an operation of torch."""
+    return RULES.get(family_of(func) or "", elementwise if is_pointwise(func) else None)
 
 
-@rule(
-    "detach alias clone contiguous _to_copy lift_fresh lift_fresh_copy requires_grad_ zeros_like ones_like "
-    "empty_like rand_like randn_like full_like dropout alpha_dropout"
-)
+@rule("same memory", "same", "like another")
 def same(call: Call) -> Sequence[Layers]:
     """The same shape, every slice for itself."""
     return [get(call.x)]
@@ -96,10 +87,7 @@ def same(call: Call) -> Sequence[Layers]:
 ZERO = {"mul": "any", "div": "first", "add": "all", "sub": "all", "neg": "all"}
 
 
-@rule(
-    "relu relu6 hardswish hardsigmoid hardtanh silu mish gelu elu selu celu leaky_relu sigmoid tanh softplus "
-    "dropout_ where masked_fill bernoulli_ uniform_ normal_ fill_ zero_ copy_ lerp addcmul addcdiv clamp"
-)
+@rule("pointwise without the tag")
 def elementwise(call: Call) -> Sequence[Layers]:
     """Elementwise functions, with broadcasting."""
     operands = [t for t in tree_leaves((call.args, call.kwargs)) if isinstance(t, Tensor) and t.dim()]
@@ -122,7 +110,7 @@ def _lengths(tensor: Tensor) -> list[int]:
     return [1 if stride == 0 else n for n, stride in zip(tensor.shape, tensor.stride(), strict=True)]
 
 
-@rule("new_empty new_zeros new_ones new_full")
+@rule("new of a size")
 def like(call: Call) -> Sequence[Layers]:
     """A new tensor that takes its widths from another, as the masks of dropout do; if they are numbers of its own, it
     will not fit when channels go."""
@@ -132,11 +120,7 @@ def like(call: Call) -> Sequence[Layers]:
     return [tuple(Layer(x.atoms) for x in get(call.x) if x.dims <= alike)]
 
 
-@rule(
-    "mean sum amax amin max min argmax argmin var std var_mean std_mean prod norm linalg_vector_norm "
-    "logsumexp any all median nansum topk sort argsort cumsum cumprod softmax log_softmax _safe_softmax "
-    "_softmax kthvalue count_nonzero aminmax"
-)
+@rule("reductions")
 def reduce(call: Call) -> Sequence[Layers]:
     """Reductions and other functions of whole slices: what goes into one number cannot vanish in part."""
     x = call.x
@@ -159,13 +143,7 @@ def reduce(call: Call) -> Sequence[Layers]:
     return [tuple(Layer(layer.atoms) for layer in left)] * len(tree_leaves(call.out))
 
 
-@rule(
-    "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d "
-    "avg_pool3d adaptive_avg_pool1d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d "
-    "upsample_nearest1d upsample_nearest2d _upsample_nearest_exact2d upsample_bilinear2d upsample_bicubic2d "
-    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa upsample_trilinear3d grid_sampler_2d mkldnn_max_pool2d "
-    "roi_align roi_pool"
-)
+@rule("max pools", "adaptive pools", "pools", "interpolation", "samplers")
 def pool(call: Call) -> Sequence[Layers]:
     """Functions of the spatial dimensions, each channel for itself."""
     rank = call.x.dim()
@@ -175,7 +153,7 @@ def pool(call: Call) -> Sequence[Layers]:
     return [tuple(Layer(x.atoms) for x in left)]
 
 
-@rule("native_dropout")
+@rule("dropout")
 def dropout(call: Call) -> Sequence[Layers]:
     """Values and their mask."""
     return [get(call.x), get(call.x)]

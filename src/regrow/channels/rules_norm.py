@@ -11,11 +11,7 @@ from regrow.channels.labels import Layer, Layers
 from regrow.channels.rules import Call, elementwise, get, rule, tie
 
 
-@rule(
-    "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training batch_norm "
-    "cudnn_batch_norm native_batch_norm_legit native_batch_norm_legit_no_training _batch_norm_no_update "
-    "_batch_norm_with_update batch_norm_with_update batch_norm_no_update"
-)
+@rule("batch norms")
 def batch_norm(call: Call) -> Sequence[Layers]:
     """Each channel for itself, with affine parameters and running statistics."""
     x = call.x
@@ -36,7 +32,7 @@ def _once(channels: Tensor | None, width: int) -> Tensor | None:
     return first if bool((channels.reshape(-1, width) == first).all()) else channels
 
 
-@rule("native_layer_norm rms_norm _fused_rms_norm fused_rms_norm")
+@rule("layer norms")
 def layer_norm(call: Call) -> Sequence[Layers]:
     """What is normalised together vanishes together."""
     x, shape = call.x, call.args[1]
@@ -66,7 +62,7 @@ def _insist(call: Call, x: Tensor, owner: Tensor, rank: int, reason: str) -> Non
     call.size(owner, "normalized_shape", channels, 0)
 
 
-@rule("native_group_norm group_norm")
+@rule("group norms")
 def group_norm(call: Call) -> Sequence[Layers]:
     """Whole groups of the norm vanish."""
     x, groups = call.x, int(call.args[6])
@@ -89,7 +85,7 @@ def group_norm(call: Call) -> Sequence[Layers]:
     return [tuple(Layer(y.atoms) for y in given), (), ()]
 
 
-@rule("prelu _prelu_kernel")
+@rule("slopes")
 def prelu(call: Call) -> Sequence[Layers]:
     """One slope, or one for each channel."""
     x, slope = call.args[:2]
@@ -103,7 +99,7 @@ def prelu(call: Call) -> Sequence[Layers]:
     return [tuple(Layer(y.atoms) for y in get(x))]
 
 
-@rule("_weight_norm_interface")
+@rule("weight norms")
 def weight_norm(call: Call) -> Sequence[Layers]:
     """A direction, divided by its length along all dimensions but one, times a gain. Zeros do not change the length,
     but a row of zeros has none."""

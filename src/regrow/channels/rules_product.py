@@ -9,21 +9,17 @@ from torch import Tensor
 from regrow.channels import labels
 from regrow.channels.labels import Layer, Layers
 from regrow.channels.rules import Call, disjoint, get, rule, tie
+from regrow.tracing.ops import ADDED
 
 
-@rule("mm bmm matmul addmm baddbmm mv addmv dot vdot linear")
+@rule("matrix products", "products")
 def product(call: Call) -> Sequence[Layers]:
     """Matrix products: linear layers, and products of activations."""
-    if call.name == "linear":
-        return _finish(call, _product(call, call.args[0], call.args[1].t()), call.at(2, "bias"))
-    added = call.name in ("addmm", "baddbmm", "addmv")
-    a, b = (call.args[1], call.args[2]) if added else (call.args[0], call.args[1])
-    return _finish(call, _product(call, a, b), call.args[0] if added else None)
-
-
-def _finish(call: Call, layers: Layers, bias: Tensor | None) -> Sequence[Layers]:
-    if bias is None or not bias.dim():
+    layers = _product(call, *_factors(call))
+    added = ADDED.get(call.func._overloadpacket)
+    if added is None or not call.args[added].dim():
         return [layers]
+    bias = call.args[added]
     reason = f"it meets a tensor of fixed width ({call.where})"
     rank = call.out.dim()
     return [labels.combine(call.ledger, [(layers, call.out.shape), (get(bias), bias.shape)], rank, "all", reason)]
@@ -105,7 +101,9 @@ def _batched(call: Call, left: Layers, right: Layers, rows: Layers, rank: int) -
 
 
 def _factors(call: Call) -> tuple[Tensor, Tensor]:
-    return (call.args[1], call.args[2]) if call.name in ("baddbmm", "addmm") else (call.args[0], call.args[1])
+    added = ADDED.get(call.func._overloadpacket)
+    a, b = [t for i, t in enumerate(call.args) if i != added][:2]
+    return a, b
 
 
 def _linear_sizes(call: Call, weight: Tensor, inner: Layer | None, outer: Layers) -> None:
@@ -116,10 +114,7 @@ def _linear_sizes(call: Call, weight: Tensor, inner: Layer | None, outer: Layers
         call.size(weight, "out_features", layer.atoms.reshape(-1))
 
 
-@rule(
-    "convolution _convolution conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d "
-    "mkldnn_convolution"
-)
+@rule("convolutions")
 def convolution(call: Call) -> Sequence[Layers]:
     """Convolutions of any rank: dense, grouped, depthwise, transposed."""
     x, weight, bias = call.args[:3]
@@ -191,7 +186,7 @@ def _grouped(
     return rows
 
 
-@rule("scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu")
+@rule("attention")
 def attention(call: Call) -> Sequence[Layers]:
     """Whole heads vanish, with their queries, keys and values."""
     reason = f"a product of activations sums over it ({call.where})"

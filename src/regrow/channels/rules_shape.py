@@ -12,7 +12,7 @@ from regrow.channels.labels import Axis, Layer, Layers
 from regrow.channels.rules import Call, disjoint, get, rule
 
 
-@rule("view reshape _unsafe_view _reshape_alias squeeze unsqueeze flatten unflatten squeeze_copy view_copy")
+@rule("views")
 def view(call: Call) -> Sequence[Layers]:
     """The same elements in another shape."""
     out: Tensor = call.out
@@ -83,20 +83,20 @@ def _counted(call: Call, atoms: Tensor, dim: int) -> bool:
     return found
 
 
-@rule("permute transpose t transpose_ t_ movedim swapaxes numpy_T")
+@rule("orders of dimensions")
 def move(call: Call) -> Sequence[Layers]:
     """Dimensions in another order."""
     return [tuple(Layer(call.func(x.atoms, *call.args[1:], **call.kwargs), x.zero) for x in get(call.x))]
 
 
-@rule("expand")
+@rule("expansion")
 def expand(call: Call) -> Sequence[Layers]:
     """Broadcasting; new dimensions in front."""
     pad = (1,) * (call.out.dim() - call.x.dim())
     return [tuple(Layer(x.atoms.reshape(pad + x.atoms.shape), x.zero) for x in get(call.x))]
 
 
-@rule("slice narrow")
+@rule("cuts")
 def cut(call: Call) -> Sequence[Layers]:
     """x[a:b:c]: equal parts are parts of a grid; any other cut is at a fixed place."""
     x, dim = call.x, call.at(1, "dim", 0) % call.x.dim()
@@ -109,7 +109,7 @@ def cut(call: Call) -> Sequence[Layers]:
     return [_pieces(call, dim, [length] * (n // length) if even else None, [(start, length)])[0]]
 
 
-@rule("split unsafe_split split_with_sizes unsafe_split_with_sizes chunk tensor_split split_copy split_with_sizes_copy")
+@rule("splits")
 def split(call: Call) -> Sequence[Layers]:
     """Parts one after the other, of equal lengths or not."""
     name = "dim"
@@ -119,7 +119,7 @@ def split(call: Call) -> Sequence[Layers]:
     return _pieces(call, dim, lengths, list(zip(starts, lengths, strict=True)))
 
 
-@rule("glu")
+@rule("gates")
 def glu(call: Call) -> Sequence[Layers]:
     """One half times the sigmoid of the other."""
     dim = call.at(1, "dim", -1) % call.x.dim()
@@ -171,7 +171,7 @@ def _uneven(
     return parts
 
 
-@rule("select unbind")
+@rule("picks")
 def pick(call: Call) -> Sequence[Layers]:
     """x[i]: nothing along this dimension can vanish on its own."""
     dim = call.at(1, "dim", 0) % call.x.dim()
@@ -181,7 +181,7 @@ def pick(call: Call) -> Sequence[Layers]:
     return [layers] * (len(call.out) if isinstance(call.out, (list, tuple)) else 1)
 
 
-@rule("cat concat")
+@rule("joins")
 def cat(call: Call) -> Sequence[Layers]:
     """Concatenation."""
     tensors = [t for t in call.args[0] if t.dim() > 1 or t.numel()]
@@ -203,7 +203,7 @@ def cat(call: Call) -> Sequence[Layers]:
     return [disjoint(call, labels.tidy(result))]
 
 
-@rule("stack")
+@rule("stacks")
 def stack(call: Call) -> Sequence[Layers]:
     """Concatenation along a new dimension."""
     dim = call.at(1, "dim", 0) % call.out.dim()
@@ -214,11 +214,7 @@ def stack(call: Call) -> Sequence[Layers]:
     return [labels.combine(call.ledger, parts, call.out.dim(), "all", reason)]
 
 
-@rule(
-    "roll flip index index_select gather constant_pad_nd pad pixel_shuffle pixel_unshuffle channel_shuffle "
-    "repeat im2col unfold diagonal tril triu rot90 repeat_interleave reflection_pad1d reflection_pad2d "
-    "replication_pad2d native_channel_shuffle take"
-)
+@rule("moved entries")
 def carry(call: Call) -> Sequence[Layers]:
     """Operations that only move data: they run on the labels."""
     result = []
@@ -228,7 +224,7 @@ def carry(call: Call) -> Sequence[Layers]:
             continue
         if "channel_shuffle" in call.name:
             call.ledger.grids.append(layer.atoms.unflatten(1, (int(call.args[1]), -1)))
-        if call.name in ("constant_pad_nd", "pad"):
+        if call.name == "constant_pad_nd":
             result.append(_padded(call, layer))
             continue
         full = layer.atoms.expand(call.x.shape)
@@ -263,7 +259,7 @@ def _indexed(call: Call) -> set[int]:
     return set(range(rank)) if call.name == "take" else set()
 
 
-@rule("embedding")
+@rule("embeddings")
 def embedding(call: Call) -> Sequence[Layers]:
     """Rows of a table."""
     weight, index = call.args[0], call.args[1]

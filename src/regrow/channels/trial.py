@@ -21,8 +21,9 @@ from regrow.channels.table import Coupling, Group
 from regrow.errors import UserError
 from regrow.inputs import Inputs, first_line, output_tensors, two_examples
 from regrow.quiet import quiet
+from regrow.tracing.ops import name_of
 from regrow.tracing.replica import inputs_of_replica, replica_of
-from regrow.tracing.trace import ModuleStack, Recorder, TimeLimit, name_of
+from regrow.tracing.trace import ModuleStack, Recorder, TimeLimit
 
 Mode = Literal["eval", "training"]
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from regrow.inputs import Inputs
 from regrow.latency.clock import Clock
-from regrow.latency.trace import Key
+from regrow.latency.network import Key
 
 Work = Callable[[], object]
 

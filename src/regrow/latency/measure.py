@@ -16,10 +16,10 @@ from regrow.errors import UserError, nearest
 from regrow.inputs import Inputs
 from regrow.latency.clock import torch_threads, typical
 from regrow.latency.eager import Eager
+from regrow.latency.network import Key, Network, Unit, network_of
 from regrow.latency.onnxruntime import OnnxRuntime
 from regrow.latency.runtime import Runtime
 from regrow.latency.table import Grid, LatencyTable, Machine
-from regrow.latency.trace import Key, Network, Unit, trace
 from regrow.latency.whole import bar, in_turns, prepared, settled
 from regrow.quiet import evaluating
 
@@ -93,7 +93,7 @@ def measure(
     if elsewhere := [t.device for t in inputs.tensors if t.device.type != "cpu"]:
         raise UserError(f"latency is measured on the CPU, but the example is on {elsewhere[0]}")
     runner = make_runtime(runtime, inputs.batch, threads)
-    network = trace(model, inputs)
+    network = network_of(model, inputs)
     if not network.units:
         raise UserError("the model has no layers whose latency could be measured: no convolution, linear layer or pool")
     with torch_threads(threads), evaluating(model):
@@ -108,7 +108,7 @@ def measure(
         measured = [typical(times) for times in _run(plan, runner, wholes, start + time_limit, shuffle, progress)]
     grids = {key: _grid(plan, key) for key in plan.axes}
     table = LatencyTable(Machine.here(runtime), inputs.batch, threads, network, grids, measured=measured[0])
-    summed = [table.model(), *(table.predict(trace(net, inputs)) for net in thin)]
+    summed = [table.model(), *(table.predict(network_of(net, inputs)) for net in thin)]
     return _fitted(table, summed, measured)
 
 
@@ -142,7 +142,7 @@ def verify(
     if inputs.batch != table.batch:
         raise UserError(f"the table holds for batches of {table.batch}, the example has {inputs.batch}")
     listed = list(models)
-    predicted = [table.predict(trace(model, inputs)) for model in listed]
+    predicted = [table.predict(network_of(model, inputs)) for model in listed]
     runner = make_runtime(table.machine.runtime, table.batch, table.threads)
     measured = in_turns(runner, listed, inputs, rounds=rounds, progress=progress)
     return list(zip(predicted, measured, strict=True))

@@ -27,7 +27,7 @@ from regrow import extras
 from regrow.errors import UserError
 from regrow.inputs import Inputs, first_line
 from regrow.latency.clock import Clock
-from regrow.latency.trace import Key
+from regrow.latency.network import Key
 
 Array = NDArray[np.float32]
 

@@ -11,7 +11,7 @@ from regrow.inputs import Inputs
 from regrow.latency.clock import Clock
 
 if TYPE_CHECKING:
-    from regrow.latency.trace import Key
+    from regrow.latency.network import Key
 
 
 class Runtime(Protocol):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from regrow import atomic
 from regrow.errors import UserError
-from regrow.latency.trace import LAYERS, Key, Network, Unit
+from regrow.latency.network import LAYERS, Key, Network, Unit
 
 if TYPE_CHECKING:
     from regrow.latency.form import KeyForm, TableForm

@@ -17,7 +17,6 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from regrow import names
 from regrow.errors import UserError
 from regrow.inputs import Inputs
 from regrow.matrices import known_layers
@@ -81,9 +80,17 @@ def count_flops(model: nn.Module, example_inputs: Any, kwargs: Mapping[str, Any]
         UserError: the model has uninitialized (lazy) parameters, cannot be copied, or cannot run on these inputs.
     """
     inputs = Inputs.of(example_inputs, kwargs)
-    batch = inputs.batch
-    count = _Count(_run(model, inputs), known_layers(model))
-    by_parameter = {name: count.flops[name] / batch for name in names.parameters(model)}
+    return flops_of(_run(model, inputs), inputs.batch, known_layers(model))
+
+
+def flops_of(trace: ModelTrace, batch: int, matrices: Collection[str]) -> ModelFlops:
+    """The FLOPs in a trace of a model that was called with a batch of so many samples.
+
+    Args:
+        matrices: names of parameters that are the weight of a product, where several parameters meet in it.
+    """
+    count = _Count(trace, matrices)
+    by_parameter = {name: count.flops[name] / batch for name in trace.parameters}
     other = count.flops[None] / batch
     total = sum(by_parameter.values()) + other
     reached, tables = frozenset(count.reached - count.hidden), frozenset(count.tables)
@@ -123,8 +130,7 @@ class _Count:
     what the input chooses among them.
 
     Args:
-        trace: of the model.
-        matrices: names of parameters that are the weight of a product, where several parameters meet in it.
+        trace, matrices: as for `flops_of`.
     """
 
     def __init__(self, trace: ModelTrace, matrices: Collection[str]) -> None:

@@ -1,5 +1,5 @@
-"""What is known of torch's ops beside the formulas of ``torch.utils.flop_counter``: what they multiply, only add, look
-up, or do for free."""
+"""The operations of torch that regrow knows, by family: FLOPs, latency and channels each say what a family means to
+them. Beside it what those multiply, only add, or look up."""
 
 from __future__ import annotations
 
@@ -13,60 +13,117 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 aten = torch.ops.aten
 Shape = Sequence[int]
 
-# Ops without a formula that cost nothing by convention, as in RigL's accounting: what has torch.Tag.pointwise, every
-# view, and the names below (underscores at either end are dropped, so `relu_` and `_softmax` are found too).
-# Anything else is reported by name in `ModelFlops.uncounted`.
-FREE_BY_KIND: dict[str, str] = {
-    "pointwise without the tag": "hardswish prelu prelu_kernel glu rrelu_with_noise addr complex polar heaviside",
+# Family → names, without underscores at either end, so that `relu_` and `_softmax` are found too. What has
+# torch.Tag.pointwise and is used in no other way than the rest of them stands in none.
+FAMILIES: dict[str, str] = {
+    # what multiplies
+    "matrix products": "mm addmm",
+    "products": "bmm baddbmm mv addmv dot vdot",
+    "convolutions": "convolution",
+    "attention": "scaled_dot_product_flash_attention_for_cpu",
+    # each entry for itself
+    "pointwise without the tag": "hardswish fill zero copy bernoulli uniform normal",
+    "other pointwise": "rrelu_with_noise addr complex polar heaviside",
+    "slopes": "prelu prelu_kernel",
+    "gates": "glu",
+    "dropout": "native_dropout",
+    "other dropout": "fused_dropout",
+    # what makes tensors
+    "like another": "zeros_like ones_like empty_like rand_like randn_like full_like",
+    "new of a size": "new_empty new_zeros new_ones new_full",
     "creation": (
-        "arange linspace logspace full full_like new_full zeros zeros_like new_zeros ones ones_like new_ones empty "
-        "empty_like empty_strided empty_permuted new_empty new_empty_strided scalar_tensor eye tril_indices "
-        "triu_indices rand rand_like randn randn_like randint randint_like randperm bernoulli uniform normal "
-        "exponential random multinomial efficientzerotensor zero fill set resize"
+        "arange linspace logspace full zeros ones empty empty_strided empty_permuted new_empty_strided scalar_tensor "
+        "eye tril_indices triu_indices rand randn randint randint_like randperm exponential random multinomial "
+        "efficientzerotensor set resize"
     ),
-    "copies and reshapes": (
-        "copy to_copy clone contiguous lift_fresh lift_fresh_copy detach alias reshape reshape_copy unsafe_view "
-        "view_copy expand_copy permute_copy t_copy transpose_copy cat stack repeat repeat_interleave tile roll "
-        "flip rot90 tril triu diag_embed unfold_copy im2col col2im pixel_shuffle pixel_unshuffle channel_shuffle "
-        "split split_with_sizes split_with_sizes_copy unsafe_split chunk unbind block_diag local_scalar_dense "
-        "equal is_same_size meshgrid chunk_cat assert_async assert_scalar foreach_copy as_strided transpose t "
-        "squeeze unsqueeze swapaxes swapdims"
+    # what moves numbers
+    "same memory": "detach alias",
+    "new strides": "as_strided",
+    "same": "clone to_copy lift_fresh lift_fresh_copy",
+    "views": "view unsafe_view reshape_alias view_copy squeeze squeeze_copy unsqueeze",
+    "orders of dimensions": "permute transpose t",
+    "expansion": "expand",
+    "cuts": "slice",
+    "splits": "split split_copy unsafe_split split_with_sizes split_with_sizes_copy unsafe_split_with_sizes",
+    "picks": "select unbind",
+    "joins": "cat",
+    "stacks": "stack",
+    "moved entries": (
+        "roll flip rot90 index index_select gather take repeat repeat_interleave tril triu diagonal unfold im2col "
+        "pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle constant_pad_nd reflection_pad1d "
+        "reflection_pad2d replication_pad2d"
     ),
-    "indexing": (
-        "index index_select index_put index_put_impl index_add index_copy index_fill gather scatter scatter_add "
-        "scatter_reduce select_scatter slice_scatter diagonal_scatter as_strided_scatter masked_select "
-        "masked_scatter take nonzero where searchsorted bucketize one_hot embedding embedding_renorm embedding_bag "
-        "embedding_bag_forward_only unique unique2 unique_dim unique_consecutive bincount histc"
+    "other padding": "reflection_pad3d replication_pad1d replication_pad3d",
+    "other copies": (
+        "reshape_copy expand_copy permute_copy t_copy transpose_copy diag_embed unfold_copy col2im block_diag "
+        "local_scalar_dense equal is_same_size chunk_cat assert_async assert_scalar foreach_copy"
     ),
-    "reductions, scans and orders": (
-        "sum nansum mean prod max min amax amin aminmax argmax argmin all any count_nonzero norm "
-        "linalg_vector_norm logsumexp std std_mean var var_mean var_mean_correction cumsum cumprod cummax cummin "
-        "logcumsumexp cummax_helper cummin_helper topk sort argsort kthvalue median nanmedian mode trace"
+    "embeddings": "embedding",
+    "other indexing": (
+        "index_put index_put_impl index_add index_copy index_fill scatter scatter_add scatter_reduce select_scatter "
+        "slice_scatter diagonal_scatter as_strided_scatter masked_select masked_scatter nonzero searchsorted bucketize "
+        "embedding_renorm embedding_bag embedding_bag_forward_only unique unique2 unique_dim unique_consecutive "
+        "bincount histc"
     ),
-    "softmax and norms": (
-        "softmax log_softmax safe_softmax masked_softmax native_layer_norm native_group_norm native_batch_norm "
-        "native_batch_norm_legit native_batch_norm_legit_no_training batch_norm_no_update batch_norm_with_update "
-        "batch_norm_impl_index cudnn_batch_norm miopen_batch_norm fused_rms_norm rms_norm renorm "
-        "weight_norm_interface"
+    # what reduces or looks at whole slices
+    "reductions": (
+        "mean sum nansum prod max amax min amin aminmax argmax argmin all any count_nonzero norm linalg_vector_norm "
+        "logsumexp std std_mean var var_mean median kthvalue topk sort cumsum cumprod softmax log_softmax safe_softmax"
     ),
-    "pooling": (
-        "max_pool2d_with_indices max_pool3d_with_indices mkldnn_max_pool2d mkldnn_max_pool3d avg_pool2d avg_pool3d "
-        "adaptive_avg_pool2d adaptive_avg_pool3d mkldnn_adaptive_avg_pool2d adaptive_max_pool2d "
-        "adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d max_unpool2d max_unpool3d"
+    "other reductions": ("nanmedian mode trace cummax cummin logcumsumexp cummax_helper cummin_helper masked_softmax"),
+    "batch norms": (
+        "native_batch_norm native_batch_norm_legit native_batch_norm_legit_no_training cudnn_batch_norm "
+        "batch_norm_no_update batch_norm_with_update"
     ),
-    "padding": (
-        "constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d "
-        "replication_pad3d"
+    "layer norms": "native_layer_norm",
+    "group norms": "native_group_norm",
+    "weight norms": "weight_norm_interface",
+    "other norms": "miopen_batch_norm renorm",
+    # what each channel does in space
+    "max pools": "max_pool2d_with_indices mkldnn_max_pool2d",
+    "adaptive pools": "adaptive_avg_pool2d",
+    "pools": "max_pool3d_with_indices avg_pool2d avg_pool3d adaptive_avg_pool3d adaptive_max_pool2d",
+    "other pools": (
+        "mkldnn_max_pool3d mkldnn_adaptive_avg_pool2d adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d "
+        "max_unpool2d max_unpool3d"
     ),
-    "dropout": "dropout native_dropout fused_dropout feature_dropout alpha_dropout",
     "interpolation": (
-        "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_nearest_exact1d "
-        "upsample_nearest_exact2d upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d "
-        "upsample_trilinear3d upsample_bicubic2d upsample_bilinear2d_aa upsample_bicubic2d_aa"
+        "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_nearest_exact1d upsample_nearest_exact2d "
+        "upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d upsample_bilinear2d_aa upsample_bicubic2d "
+        "upsample_bicubic2d_aa upsample_trilinear3d"
     ),
+    "samplers": "grid_sampler_2d roi_align roi_pool",
     "losses": "nll_loss_forward nll_loss2d_forward mse_loss binary_cross_entropy smooth_l1_loss huber_loss",
 }
-FREE: frozenset[str] = frozenset(name for names in FREE_BY_KIND.values() for name in names.split())
+_FAMILY = {name: family for family, names in FAMILIES.items() for name in names.split()}
+# as in RigL's accounting, all others are free by convention, and with them whatever is pointwise or a view
+_COSTLY = frozenset(["matrix products", "products", "convolutions", "attention", "samplers", None])
+
+
+def name_of(func: Any) -> str:
+    """The name of an operation without namespace and overload, ``"convolution"``."""
+    return func._overloadpacket.__name__ if isinstance(func, torch._ops.OpOverload) else str(func)
+
+
+def family_of(func: Any) -> str | None:
+    """The family of an operation; None for those of other libraries than torch and torchvision, and unknown ones."""
+    return _FAMILY.get(name_of(func).strip("_")) if _is_of_torch(func) else None
+
+
+def is_pointwise(func: Any) -> bool:
+    """Whether an operation of torch works on each entry for itself, by its tag."""
+    return _is_of_torch(func) and torch.Tag.pointwise in func.tags
+
+
+def _is_of_torch(func: Any) -> bool:
+    return isinstance(func, torch._ops.OpOverload) and func.namespace in ("aten", "prim", "prims", "torchvision")
+
+
+def is_free(func: Any) -> bool:
+    """Whether an operation without a formula costs no FLOPs. What neither has one nor is free is reported by name."""
+    if not isinstance(func, torch._ops.OpOverload) or func.namespace not in ("aten", "prim"):
+        return False
+    return is_pointwise(func) or func.is_view or family_of(func) not in _COSTLY
 
 
 def _grouped(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
@@ -97,12 +154,3 @@ LOOKUPS: dict[Any, tuple[int, int]] = {
     aten.embedding: (0, 1), aten.embedding_bag: (0, 1), aten._embedding_bag: (0, 1),
     aten._embedding_bag_forward_only: (0, 1), aten.index: (0, 1), aten.index_select: (0, 2),
 }  # fmt: skip
-
-
-def is_free(func: Any) -> bool:
-    """Whether an op without a formula costs nothing."""
-    if not isinstance(func, torch._ops.OpOverload):
-        return False
-    if func.namespace not in ("aten", "prim"):
-        return False
-    return torch.Tag.pointwise in func.tags or func.is_view or func._overloadpacket.__name__.strip("_") in FREE

@@ -22,7 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from regrow import names
 from regrow.inputs import Inputs
-from regrow.tracing.ops import FORMULAS
+from regrow.tracing.ops import FORMULAS, name_of
 
 
 @dataclass(frozen=True)
@@ -81,16 +81,12 @@ class Operation:
         return replace(self, args=args, kwargs=kwargs, out=out)
 
 
-def name_of(func: Any) -> str:
-    """The name of an operation without namespace and overload."""
-    return func._overloadpacket.__name__ if isinstance(func, torch._ops.OpOverload) else str(func)
-
-
 def _is_composite(func: Any) -> bool:
     """Whether it is only a name for several operations, which autograd or inference mode usually takes apart."""
     if not isinstance(func, torch._ops.OpOverload) or func._overloadpacket in FORMULAS:
         return False
-    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return has(func.name(), "CompositeImplicitAutograd") and not has(func.name(), "CPU")
 
 
 def _tensors(nested: Any) -> list[Any]:

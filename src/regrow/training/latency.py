@@ -140,7 +140,7 @@ def measured(
         shape: (channels, height, width) of an image
         table: of the run, if there is one; its batch size, threads and runtime are used
     """
-    from regrow.latency.trace import trace
+    from regrow.latency.network import network_of
 
     batch = table.batch if table else recipe.train.latency_batch
     threads = table.threads if table else threads_of(recipe)
@@ -149,7 +149,7 @@ def measured(
     own, whole = whole_models([model, dense], example, threads, runtime)
     predicted = None
     if table is not None:
-        predicted = table.predict(trace(copy.deepcopy(model).cpu(), example))
+        predicted = table.predict(network_of(copy.deepcopy(model).cpu(), example))
     return {
         "latency": own,
         "latency_predicted": predicted,

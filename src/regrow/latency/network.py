@@ -12,26 +12,22 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import nn
 
-from regrow import names
 from regrow.errors import UserError
 from regrow.inputs import Inputs
 from regrow.quiet import evaluating
-
-aten = torch.ops.aten
+from regrow.tracing.ops import family_of
+from regrow.tracing.trace import ModelTrace, Operation, Value, record
 
 ACTIVATIONS = {"relu", "hardtanh", "silu", "hardswish", "sigmoid", "hardsigmoid", "gelu", "tanh", "leaky_relu", "elu"}
 POOLS = {"max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "mean"}
 LAYERS = {"conv", "linear"}
-_NAMES = {
-    "convolution": "conv", "addmm": "linear", "mm": "linear", "native_batch_norm": "batch_norm",
-    "_native_batch_norm_legit_no_training": "batch_norm", "max_pool2d_with_indices": "max_pool2d",
-    "_adaptive_avg_pool2d": "adaptive_avg_pool2d", "cat": "cat", "add": "add", "mul": "mul",
+_KINDS = {
+    "convolutions": "conv", "matrix products": "linear", "batch norms": "batch_norm", "max pools": "max_pool2d",
+    "adaptive pools": "adaptive_avg_pool2d",
 }  # fmt: skip
-_FREE = {"view", "_unsafe_view", "t", "permute", "transpose", "reshape", "expand", "detach", "unsqueeze", "squeeze",
-         "flatten", "slice", "select", "split", "chunk", "unbind", "alias", "empty", "as_strided"}  # fmt: skip
+_VIEWS = {"views", "orders of dimensions", "same memory", "new strides"}  # those in place are no views to torch
 
 
 @dataclass(frozen=True)
@@ -111,7 +107,7 @@ class Network:
     unpriced: dict[str, int]
 
 
-def trace(model: nn.Module, example: Any) -> Network:
+def network_of(model: nn.Module, example: Any) -> Network:
     """The units of a model in eval mode; the model's mode is left as it was.
 
     Args:
@@ -121,17 +117,19 @@ def trace(model: nn.Module, example: Any) -> Network:
     Raises:
         UserError: if the model does not run on the example.
     """
-    recorder = _Recorder(model)
     inputs = Inputs.of(example)
-    first = inputs.first()
-    for tensor in first.tensors:
-        recorder.keep(tensor, _Value())
     try:
-        with evaluating(model), torch.no_grad(), recorder:
-            first(model)
+        with evaluating(model), torch.no_grad():
+            trace = record(model, inputs.first().map(torch.clone))
     except Exception as error:  # models assert, index and raise whatever they like
         raise UserError(f"the model does not run on inputs of {inputs.shapes}: {inputs.failure(error)}") from error
-    return Network(tuple(_units(recorder.ops)), dict(recorder.unpriced))
+    return units_of(trace)
+
+
+def units_of(trace: ModelTrace) -> Network:
+    """The units in a trace of a model that was called with one example."""
+    reader = _Reader(trace)
+    return Network(tuple(_units(reader.ops)), dict(reader.unpriced))
 
 
 @dataclass
@@ -148,149 +146,136 @@ class _Op:
 
 
 @dataclass(frozen=True)
-class _Value:
-    """What is known of a tensor: which op made it, whose channels it carries, along which dimension."""
+class _Carried:
+    """What a tensor carries: which op made it, whose channels it has, along which dimension."""
 
     maker: int | None = None
     sources: tuple[str, ...] = ()
     channel: int = 1
 
 
-class _Recorder(TorchDispatchMode):
-    """Notes the operations that are executed, who made their inputs and whose channels those carry."""
+class _Reader:
+    """Finds the operations that have a price in a trace, who made their inputs and whose channels those carry."""
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+    def __init__(self, trace: ModelTrace) -> None:
         self.ops: list[_Op] = []
         self.unpriced: Counter[str] = Counter()
-        self._parameters = {p.data_ptr(): name.rpartition(".")[0] for name, p in names.parameters(model).items()}
-        self._values: dict[int, _Value] = {}
-        self._kept: list[Any] = []  # so that no id is used twice
+        # a part of a parameter has a name of its own, unless it is the first
+        self._layers = {(v.storage, v.offset): name.rpartition(".")[0] for name, v in trace.parameters.items()}
+        self._carried = {value.number: _Carried() for value in trace.inputs}
+        for operation in trace.operations:
+            self._read(operation)
 
-    def keep(self, tensor: Tensor, value: _Value) -> None:
-        self._kept.append(tensor)
-        self._values[id(tensor)] = value
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        inputs = _tensors(args)
-        first = next((t for t in inputs if id(t) in self._values), None)
-        outputs = _tensors([result])
-        if first is None or not outputs:
-            return result
-        kind = _NAMES.get(name, _NAMES.get(name.rstrip("_"), name.rstrip("_")))
-        if kind == "add" and self._is_bias(args):
-            self.keep(outputs[0], self._values[id(first)])
-        elif outputs[0].dim() >= 2 and _has_price(kind, args, first):
-            self._record(kind, name, args, [t for t in inputs if id(t) in self._values], outputs[0])
+    def _read(self, operation: Operation) -> None:
+        inputs = [value for value in operation.operands if value.number in self._carried]
+        outputs = operation.results
+        if not inputs or not outputs:
+            return
+        family = family_of(operation.func)
+        kind = _KINDS.get(family or "", operation.name.rstrip("_"))
+        if kind == "add" and self._is_bias(operation.args):
+            self._carried[outputs[0].number] = self._carried[inputs[0].number]
+        elif len(outputs[0].shape) >= 2 and _has_price(kind, operation.args, inputs[0]):
+            self._record(kind, operation, inputs, outputs[0])
         else:
-            if not (func.is_view or kind in _FREE):
+            if not (operation.func.is_view or family in _VIEWS):
                 self.unpriced[kind] += 1
+            carried = self._carried[inputs[0].number]
             for output in outputs:
-                self.keep(output, _moved(self._values[id(first)], kind, args, first, output))
-        return result
+                self._carried[output.number] = _moved(carried, kind, operation.args, inputs[0], output)
 
     def _is_bias(self, args: Any) -> bool:
         """Whether an addition is the bias of a linear layer, which PyTorch adds by itself to strided inputs."""
         x, bias = args[:2]
-        maker = self._values[id(x)].maker if id(x) in self._values else None
-        if maker is None or not isinstance(bias, Tensor) or bias.dim() != 1 or id(bias) in self._values:
+        if not isinstance(bias, Value) or len(bias.shape) != 1 or bias.number in self._carried:
             return False
-        op = self.ops[maker]
-        if op.kind != "linear" or op.key.bias or len(bias) != op.c_out:
+        maker = self._carried[x.number].maker if x.number in self._carried else None
+        op = None if maker is None else self.ops[maker]
+        if op is None or op.kind != "linear" or op.key.bias or bias.shape[0] != op.c_out:
             return False
         op.key = replace(op.key, bias=True)
         return True
 
-    def _record(self, kind: str, name: str, args: Any, inputs: list[Tensor], output: Tensor) -> None:
-        largest = max(inputs, key=lambda t: t.numel())
-        value = self._values[id(largest)]
-        channel = -1 if kind == "linear" else 1 if kind in LAYERS else min(value.channel, largest.dim() - 1)
-        key, weight = _key(kind, args, largest, channel)
+    def _record(self, kind: str, operation: Operation, inputs: list[Value], output: Value) -> None:
+        args, largest = operation.args, max(inputs, key=lambda value: value.shape.numel())
+        value = self._carried[largest.number]
+        channel = -1 if kind == "linear" else 1 if kind in LAYERS else min(value.channel, len(largest.shape) - 1)
+        key, weight = _key(kind, args, largest.shape, channel)
         sources = value.sources
-        if kind == "cat" and (args[1] if len(args) > 1 else 0) % output.dim() == channel:
-            sources = tuple(s for t in inputs for s in self._values[id(t)].sources)
-        label = self._parameters.get(weight.data_ptr(), "") if weight is not None else ""
+        if kind == "cat" and (args[1] if len(args) > 1 else 0) % len(output.shape) == channel:
+            sources = tuple(source for v in inputs for source in self._carried[v.number].sources)
+        label = self._layers.get((weight.storage, weight.offset), "") if weight is not None else ""
         label = label or f"{kind}:{len(self.ops)}"
-        made = _Value(len(self.ops), (label,) if kind in LAYERS else sources, channel % output.dim())
+        made = _Carried(len(self.ops), (label,) if kind in LAYERS else sources, channel % len(output.shape))
         if kind == "mean":
-            c_in = c_out = output.numel() // len(output)
-            made = _averaged(made, args, largest, channel)
+            c_in = c_out = output.shape.numel() // output.shape[0]
+            made = _averaged(made, args, len(largest.shape), channel)
         else:
-            c_in, c_out = largest.shape[channel], output.shape[channel]
-            c_in = c_in if kind in LAYERS else c_out
-        makers = [self._values[id(t)].maker for t in inputs]
+            c_out = output.shape[channel]
+            c_in = largest.shape[channel] if kind in LAYERS else c_out
+        makers = [self._carried[v.number].maker for v in inputs]
         for maker in makers:
             if maker is not None:
                 self.ops[maker].consumers.append(len(self.ops))
-        self.keep(output, made)
-        self.ops.append(_Op(kind, key, c_in, c_out, label, makers, name.endswith("_"), sources))
+        self._carried[output.number] = made
+        self.ops.append(_Op(kind, key, c_in, c_out, label, makers, operation.name.endswith("_"), sources))
 
 
-def _moved(value: _Value, kind: str, args: Any, x: Tensor, output: Tensor) -> _Value:
+def _moved(carried: _Carried, kind: str, args: Any, x: Value, output: Value) -> _Carried:
     """What is known after an operation without a price: where its channels are now, if they can be followed."""
-    at = value.channel
+    at, before, after = carried.channel, x.shape, output.shape
     if kind in {"permute", "transpose"}:
-        order = list(range(x.dim()))
+        order = list(range(len(before)))
         if kind == "permute":
-            order = [dim % x.dim() for dim in args[1]]
+            order = [dim % len(before) for dim in args[1]]
         else:
-            a, b = (dim % x.dim() for dim in args[1:3])
+            a, b = (dim % len(before) for dim in args[1:3])
             order[a], order[b] = order[b], order[a]
-        return replace(value, channel=order.index(at))
-    last = at == x.dim() - 1
-    if at == 1 and output.dim() > 1 and output.shape[:2] == x.shape[:2]:
-        return value
-    if last and output.dim() > 1 and output.shape[-1] == x.shape[-1]:
-        return replace(value, channel=output.dim() - 1)
-    return value if output.shape == x.shape else _Value(value.maker, (), output.dim() - 1 if last else 1)
+        return replace(carried, channel=order.index(at))
+    last = at == len(before) - 1
+    if at == 1 and len(after) > 1 and after[:2] == before[:2]:
+        return carried
+    if last and len(after) > 1 and after[-1] == before[-1]:
+        return replace(carried, channel=len(after) - 1)
+    return carried if after == before else _Carried(carried.maker, (), len(after) - 1 if last else 1)
 
 
-def _averaged(value: _Value, args: Any, x: Tensor, channel: int) -> _Value:
-    gone = {dim % x.dim() for dim in args[1]}
+def _averaged(carried: _Carried, args: Any, rank: int, channel: int) -> _Carried:
+    gone = {dim % rank for dim in args[1]}
     if channel in gone:
-        return _Value(value.maker)
-    return value if len(args) > 2 and args[2] else replace(value, channel=channel - sum(dim < channel for dim in gone))
+        return _Carried(carried.maker)
+    kept = len(args) > 2 and args[2]
+    return carried if kept else replace(carried, channel=channel - sum(dim < channel for dim in gone))
 
 
-def _tensors(args: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    for arg in args:
-        if isinstance(arg, Tensor):
-            found.append(arg)
-        elif isinstance(arg, list | tuple):
-            found += [t for t in arg if isinstance(t, Tensor)]
-    return found
-
-
-def _has_price(kind: str, args: Any, x: Tensor) -> bool:
+def _has_price(kind: str, args: Any, x: Value) -> bool:
     """Whether an operation can be measured by itself; convolutions and pools in two dimensions can."""
+    rank = len(x.shape)
     if kind == "conv":
-        return x.dim() == 4 and not args[6]  # [6]: transposed
+        return rank == 4 and not args[6]  # [6]: transposed
     if kind == "mean":
-        return len(args) > 1 and isinstance(args[1], list | tuple) and 0 < len(args[1]) < x.dim()
+        return len(args) > 1 and isinstance(args[1], list | tuple) and 0 < len(args[1]) < rank
     if kind in POOLS:
-        return x.dim() == 4
+        return rank == 4
     return kind in LAYERS | ACTIVATIONS | {"batch_norm", "add", "mul", "cat"}
 
 
-def _key(kind: str, args: Any, x: Tensor, channel: int) -> tuple[Key, Tensor | None]:
+def _key(kind: str, args: Any, shape: torch.Size, channel: int) -> tuple[Key, Value | None]:
     """The key without its tail, and the weight of a layer."""
-    size = tuple(n for dim, n in enumerate(x.shape) if dim not in {0, channel})
+    size = tuple(n for dim, n in enumerate(shape) if dim not in {0, channel})
     if kind == "conv":
         weight, bias = args[1:3]
         stride, padding, dilation = (tuple(numbers) for numbers in args[3:6])
-        follow = args[8] > 1 and x.shape[1] == weight.shape[0]
+        follow = args[8] > 1 and shape[1] == weight.shape[0]
         groups, per_group = (0, weight.shape[1]) if follow else (args[8], 1)
         kernel = tuple(weight.shape[2:])
         return Key("conv", size, kernel, stride, padding, dilation, groups, bias is not None, (), per_group), weight
     if kind == "linear":
         # PyTorch has put what is between batch and features into the rows; the batch is one example
-        rows = x.numel() // x.shape[-1]
+        rows = shape.numel() // shape[-1]
         return Key("linear", (rows,) if rows > 1 else (), bias=len(args) == 3), args[-1]
     if kind == "mean":
-        return Key(kind, tuple(x.shape[dim] for dim in args[1])), None
+        return Key(kind, tuple(shape[dim] for dim in args[1])), None
     if kind in {"max_pool2d", "avg_pool2d"}:
         kernel = _pair(args[1])
         stride = _pair(args[2]) if len(args) > 2 and args[2] else kernel

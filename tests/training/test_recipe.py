@@ -3,9 +3,12 @@
 import itertools
 import math
 import os
+import re
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -501,3 +504,31 @@ def test_imagenet_within_a_latency_is_halps_recipe(name):
     assert recipe.criterion == halp.criterion == "taylor"
     assert with_method(recipe, "oneshot").method.criterion == "l2"
     assert with_method(recipe, "uniform").method_name == "uniform"
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_an_optimizer_gets_all_of_its_options(name):
+    layer = torch.nn.Linear(2, 2)
+    recipe = OPTIMIZERS[name](lr=0.25, weight_decay=0.125, decay_norms=False)
+    decayed, others = recipe.build(layer.named_parameters()).param_groups
+    assert (decayed["params"], others["params"]) == ([layer.weight], [layer.bias])
+    assert (decayed["lr"], decayed["weight_decay"], others["weight_decay"]) == (0.25, 0.125, 0.0)
+    own = {key: value for key, value in plain(recipe).items() if key not in ("weight_decay", "decay_norms")}
+    assert {key: list(v) if isinstance(v := decayed[key], tuple) else v for key in own} == own
+
+
+_SCHEDULEFREE = "the schedule-free optimizers need one more package: pip install schedulefree"
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "said"),
+    [
+        ("muon", "timm.optim.muon", "optimizer.name muon needs timm 1.0.20 or newer: pip install -U timm"),
+        ("schedulefree-sgd", "schedulefree", _SCHEDULEFREE),
+        ("schedulefree-adamw", "schedulefree", _SCHEDULEFREE),
+    ],
+)
+def test_an_optimizer_whose_package_is_missing_says_what_to_install(name, module, said, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match=f"^{re.escape(said)}$"):
+        OPTIMIZERS[name]().build(torch.nn.Linear(2, 2).named_parameters())

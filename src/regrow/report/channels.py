@@ -10,7 +10,18 @@ import plotly.graph_objects as go
 
 from regrow.report import figures, formats
 from regrow.report.figures import Points, escaped, shown
-from regrow.report.panels import PANELS, Drawing, Group, Panel, look_of, score, several, spoken
+from regrow.report.panels import (
+    PANELS,
+    Drawing,
+    Group,
+    Panel,
+    dense_of,
+    look_of,
+    score,
+    several,
+    spoken,
+    spoken_accuracies,
+)
 from regrow.report.style import MUTED, Look, blank, heading, translucent
 
 _LATENCY = "Measured latency, × dense"
@@ -39,7 +50,7 @@ def accuracy_against_latency(
     """As `figures.accuracy_against_cost`, with a line through the means that none of the others beats in both. Where no
     label is ``dense``, a line stands at the dense network's latency."""
     figure = figures.accuracy_against_cost(points, looks, dense, _LATENCY, also=() if dense in points else (1.0,))
-    front = pareto([(fmean([x for x, _ in p]), fmean([y for _, y in p])) for p in points.values()])
+    front = pareto(list(figures.means_of(points).values()))
     line = {"color": translucent(MUTED, 0.6), "width": 1.5, "shape": "hv"}
     quiet = {"showlegend": False, "hoverinfo": "skip"}
     figure.add_scatter(x=[x for x, _ in front], y=[y for _, y in front], mode="lines", line=line, **quiet)
@@ -126,9 +137,7 @@ def _tradeoff(groups: Sequence[Group]) -> Drawing | None:
     points = {g.label: found for g in groups if (found := _at_latency(g, groups))}
     if sum(len(found) for found in points.values()) < 2 or all(g.dense for g in groups if g.label in points):
         return None
-    means = {label: (fmean([x for x, _ in p]), fmean([a for _, a in p])) for label, p in points.items()}
-    said = {label: f"{formats.accuracy(a)} at {formats.times(x)}" for label, (x, a) in means.items()}
-    dense = next((g.label for g in groups if g.dense and g.label in points), None)
+    dense = dense_of(groups, points)
     caption = "Up and to the left is better; the line joins the means that no other beats in both."
     if several(groups):
         caption += " Large marks are means ± one standard deviation, faint marks single runs."
@@ -137,7 +146,7 @@ def _tradeoff(groups: Sequence[Group]) -> Drawing | None:
     else:
         caption += " The dotted line is dense training."
     figure = accuracy_against_latency(points, look_of(groups), dense)
-    return Drawing(figure, caption, f"Scatter plot of accuracy against measured latency. {spoken(said)}.")
+    return Drawing(figure, caption, f"Scatter plot of accuracy against measured latency. {spoken_accuracies(points)}.")
 
 
 def _at_latency(group: Group, groups: Sequence[Group]) -> list[tuple[float, float]]:

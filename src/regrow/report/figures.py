@@ -59,7 +59,7 @@ def accuracy_against_cost(
     enough for the costs in ``also`` too.
     """
     figure = blank(400)
-    means = {label: (fmean([c for c, _ in p]), fmean([a for _, a in p])) for label, p in points.items()}
+    means = means_of(points)
     if dense in means:
         figure.add_hline(y=means[dense][1], line={"color": MUTED, "width": 1.5, "dash": "dot"}, layer="below")
     extent = [accuracy for runs in points.values() for _, accuracy in runs]
@@ -86,6 +86,11 @@ def accuracy_against_cost(
     name_points(figure, means, {label: shown(label) for label in means}, struck=dense)
     heading(figure, "Accuracy")
     return figure
+
+
+def means_of(points: Mapping[str, Points]) -> dict[str, tuple[float, float]]:
+    """Label → the mean of its points."""
+    return {label: (fmean([x for x, _ in found]), fmean([y for _, y in found])) for label, found in points.items()}
 
 
 def _cost_axis(figure: go.Figure, costs: Sequence[float], title: str) -> None:

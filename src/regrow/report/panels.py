@@ -140,6 +140,17 @@ def spoken(values: Mapping[str, Any]) -> str:
     return "; ".join(f"{formats.name(label)}: {value}" for label, value in values.items())
 
 
+def spoken_accuracies(points: Mapping[str, Points]) -> str:
+    """The mean accuracy of each label, and at which cost, from (cost, accuracy) of its runs."""
+    means = figures.means_of(points)
+    return spoken({label: f"{formats.accuracy(a)} at {formats.times(cost)}" for label, (cost, a) in means.items()})
+
+
+def dense_of(groups: Iterable[Group], points: Mapping[str, Points]) -> str | None:
+    """The first label of dense training that has points."""
+    return next((g.label for g in groups if g.dense and g.label in points), None)
+
+
 def several(groups: Iterable[Group]) -> bool:
     return any(len(g.runs) > 1 for g in groups)
 
@@ -156,16 +167,14 @@ def _tradeoff(groups: Sequence[Group]) -> Drawing | None:
             points[g.label] = known
     if sum(len(found) for found in points.values()) < 2:
         return None
-    means = {label: (fmean([c for c, _ in p]), fmean([a for _, a in p])) for label, p in points.items()}
-    said = {label: f"{formats.accuracy(a)} at {formats.times(c)}" for label, (c, a) in means.items()}
-    dense = next((g.label for g in groups if g.dense and g.label in points), None)
+    dense = dense_of(groups, points)
     caption = "Up and to the left is better."
     if several(groups):
         caption += " Large marks are means ± one standard deviation, faint marks single runs."
     if dense is not None:
         caption += " The dotted line is dense training."
     figure = figures.accuracy_against_cost(points, look_of(groups), dense)
-    return Drawing(figure, caption, f"Scatter plot of accuracy against training cost. {spoken(said)}.")
+    return Drawing(figure, caption, f"Scatter plot of accuracy against training cost. {spoken_accuracies(points)}.")
 
 
 def _phases(groups: Sequence[Group]) -> Drawing | None:

@@ -176,11 +176,7 @@ def _check_target(out: Path, recipe: Recipe) -> None:
     if not out.exists():
         rundir.check_target(out, resume=False)
         return
-    if not out.is_dir():
-        raise UserError(f"{out} is a file: choose another --out")
-    names = {entry.name for entry in out.iterdir() if not entry.name.startswith(".")}
-    if foreign := sorted(names - _OURS):
-        raise UserError(f"{out} holds something else than a comparison ({foreign[0]}): choose another --out")
+    rundir.check_holds(out, _OURS, "a comparison")
     rundir.check_same_recipe(out, recipe)
 
 

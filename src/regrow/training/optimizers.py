@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import pkgutil
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from regrow.errors import UserError
 from regrow.training.fields import number
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 Groups = list[dict[str, Any]]
 
 _DECAY = 0.999999  # at 1, what is averaged would never move
+_NEEDS_SCHEDULEFREE = "the schedule-free optimizers need one more package: pip install schedulefree"
 _TINY = 1e-30  # below, it is nothing in float32
 _RATE = 10**6  # of decay
 _POINT = 10**6  # epochs
@@ -32,18 +34,25 @@ class Optimizer:
         decay_norms: whether biases and norm parameters (one-dimensional ones) decay too
     """
 
+    made_by: ClassVar[str]  # module:class
+    needs: ClassVar[str] = ""  # what to say where that is not installed
+
     lr: float = number(0.1, above=0)
     weight_decay: float = number(0.0, low=0, cap=_RATE)
     decay_norms: bool = True
 
     def make(self, groups: Groups) -> torch.optim.Optimizer:
-        """The optimizer for these parameter groups."""
-        raise NotImplementedError
+        """The optimizer for these parameter groups.
 
-    def options(self, *without: str) -> dict[str, Any]:
-        """The fields as keyword arguments."""
-        skipped = {"decay_norms", *without}
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in skipped}
+        Raises:
+            UserError: what makes it is not installed.
+        """
+        try:
+            kind = pkgutil.resolve_name(self.made_by)
+        except ImportError as error:
+            raise UserError(self.needs or str(error)) from error
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "decay_norms"}
+        return kind(groups, **options)
 
     def build(self, named_parameters: Iterable[tuple[str, torch.nn.Parameter]]) -> torch.optim.Optimizer:
         """The optimizer for a model's trainable parameters."""
@@ -64,17 +73,13 @@ class SGD(Optimizer):
         nesterov: Nesterov's momentum
     """
 
+    made_by = "torch.optim:SGD"
     momentum: float = number(0.9, 0, _DECAY)
     nesterov: bool = False
 
     def __post_init__(self) -> None:
         if self.nesterov and self.momentum == 0:
             raise UserError("optimizer.nesterov needs a momentum: set optimizer.momentum above 0")
-
-    def make(self, groups: Groups) -> torch.optim.Optimizer:
-        import torch
-
-        return torch.optim.SGD(groups, **self.options())
 
 
 @dataclass(frozen=True)
@@ -86,26 +91,18 @@ class Adam(Optimizer):
         eps: added to the denominator
     """
 
+    made_by = "torch.optim:Adam"
     lr: float = number(1e-3, above=0)
     betas: tuple[float, float] = number((0.9, 0.999), 0, _DECAY)
     eps: float = number(1e-8, _TINY, cap=1)
-
-    def make(self, groups: Groups) -> torch.optim.Optimizer:
-        import torch
-
-        return torch.optim.Adam(groups, **self.options())
 
 
 @dataclass(frozen=True)
 class AdamW(Adam):
     """Adam with decoupled weight decay."""
 
+    made_by = "torch.optim:AdamW"
     weight_decay: float = number(0.01, low=0, cap=_RATE)
-
-    def make(self, groups: Groups) -> torch.optim.Optimizer:
-        import torch
-
-        return torch.optim.AdamW(groups, **self.options())
 
 
 @dataclass(frozen=True)
@@ -118,15 +115,11 @@ class RMSprop(Optimizer):
         eps: added to the denominator
     """
 
+    made_by = "torch.optim:RMSprop"
     lr: float = number(1e-3, above=0)
     alpha: float = number(0.99, 0, _DECAY)
     momentum: float = number(0.0, 0, _DECAY)
     eps: float = number(1e-8, _TINY, cap=1)
-
-    def make(self, groups: Groups) -> torch.optim.Optimizer:
-        import torch
-
-        return torch.optim.RMSprop(groups, **self.options())
 
 
 @dataclass(frozen=True)
@@ -139,17 +132,12 @@ class Muon(Optimizer):
         betas: decay of AdamW's two moments
     """
 
+    made_by = "timm.optim.muon:Muon"
+    needs = "optimizer.name muon needs timm 1.0.20 or newer: pip install -U timm"
     lr: float = number(0.02, above=0)
     momentum: float = number(0.95, 0, _DECAY)
     nesterov: bool = True
     betas: tuple[float, float] = number((0.9, 0.95), 0, _DECAY)
-
-    def make(self, groups: Groups) -> torch.optim.Optimizer:
-        try:
-            from timm.optim.muon import Muon as TimmMuon
-        except ImportError as error:
-            raise UserError("optimizer.name muon needs timm 1.0.20 or newer: pip install -U timm") from error
-        return TimmMuon(groups, **self.options())
 
 
 @dataclass(frozen=True)
@@ -160,29 +148,19 @@ class ScheduleFreeSGD(Optimizer):
         momentum: interpolation between the fast and the averaged weights
     """
 
+    made_by = "schedulefree:SGDScheduleFree"
+    needs = _NEEDS_SCHEDULEFREE
     lr: float = number(1.0, above=0)
     momentum: float = number(0.9, above=0, high=_DECAY)
-
-    def make(self, groups: Groups) -> torch.optim.Optimizer:
-        return _schedulefree().SGDScheduleFree(groups, **self.options())
 
 
 @dataclass(frozen=True)
 class ScheduleFreeAdamW(AdamW):
     """Schedule-free AdamW (package schedulefree); use it with the constant schedule."""
 
+    made_by = "schedulefree:AdamWScheduleFree"
+    needs = _NEEDS_SCHEDULEFREE
     lr: float = number(2.5e-3, above=0)
-
-    def make(self, groups: Groups) -> torch.optim.Optimizer:
-        return _schedulefree().AdamWScheduleFree(groups, **self.options())
-
-
-def _schedulefree() -> Any:
-    try:
-        import schedulefree
-    except ImportError as error:
-        raise UserError("the schedule-free optimizers need one more package: pip install schedulefree") from error
-    return schedulefree
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {

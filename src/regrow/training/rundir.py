@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -50,13 +51,22 @@ def check_target(directory: Path, resume: bool) -> None:
         if not parent.is_dir() or not os.access(parent, os.W_OK):
             raise UserError(f"cannot write to {directory}: {parent} is not a writable directory")
         return
+    check_holds(directory, _OURS, "a run")
+    if not resume and (is_finished(directory) or (directory / CHECKPOINT).exists()):
+        raise UserError(f"{directory} already holds a run: continue it with --resume, or choose another --out")
+
+
+def check_holds(directory: Path, ours: AbstractSet[str], what: str) -> None:
+    """Refuse a directory that holds other entries than ``what`` has, or a file in its place.
+
+    Raises:
+        UserError: naming the first of them.
+    """
     if not directory.is_dir():
         raise UserError(f"{directory} is a file: choose another --out")
     names = {entry.name for entry in directory.iterdir() if not entry.name.startswith(".")}
-    if foreign := sorted(names - _OURS):
-        raise UserError(f"{directory} holds something else than a run ({foreign[0]}): choose another --out")
-    if not resume and (is_finished(directory) or (directory / CHECKPOINT).exists()):
-        raise UserError(f"{directory} already holds a run: continue it with --resume, or choose another --out")
+    if foreign := sorted(names - ours):
+        raise UserError(f"{directory} holds something else than {what} ({foreign[0]}): choose another --out")
 
 
 def create(directory: Path) -> None:

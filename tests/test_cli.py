@@ -114,7 +114,7 @@ def test_an_error_of_the_system_without_a_file(monkeypatch, capsys):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("regrow.training.recipe.load", full)
+    monkeypatch.setattr("regrow.training.recipe.tree_of", full)
     assert main(["train", "digits-iee"]) == 2
     assert capsys.readouterr().err == "regrow: No space left on device\n"
     with pytest.raises(OSError, match="No space left"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from io import FileIO
 from typing import IO, Any, TypeVar
@@ -19,6 +20,7 @@ from regrow.errors import UserError
 CHECKSUM = "checksum"
 _DIGEST_BYTES = 16
 _CHUNK = 1 << 20
+_NOT_UTF8 = re.compile("[\ud800-\udfff]")  # how Python holds bytes that are no UTF-8, and JSON halves of a pair
 _SAID = {"missing": "is missing", "extra_forbidden": "does not belong there"}
 
 
@@ -62,7 +64,7 @@ def check(form: type[F], value: object, what: object, way_out: str) -> F:
 def _utf8(value: Any) -> Any:
     """The same, with marks in the place of what is not UTF-8."""
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
+        return _NOT_UTF8.sub("\N{REPLACEMENT CHARACTER}", value)
     if isinstance(value, Mapping):
         return {_utf8(key): _utf8(item) for key, item in value.items()}
     return [_utf8(item) for item in value] if isinstance(value, list) else value

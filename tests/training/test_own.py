@@ -12,7 +12,7 @@ import tiny_recipe as tiny
 from outcome import outcome
 from regrow.cli import _default_methods, main
 from regrow.errors import UserError
-from regrow.training import loop, own
+from regrow.training import compare, loop, own
 from regrow.training.models import build
 from regrow.training.recipe import load
 from regrow.training.trust import foreign
@@ -70,6 +70,13 @@ class More(regrow.Weights):
 @dataclass(frozen=True)
 class Thin(regrow.Channels):
     name: ClassVar[str] = "thin"
+
+@dataclass(frozen=True)
+class Bound(Pattern):
+    name: ClassVar[str] = "bound"
+    share: float = 0.5
+    def bind(self, model, example_inputs=None):
+        return regrow.Weights(1 - self.share).bind(model, example_inputs)
 
 def function(): pass
 class Nothing: pass
@@ -218,6 +225,19 @@ def test_channels_of_ones_own_are_channels(place, monkeypatch):
     run = results(place / "thin")["runs"][0]
     assert run["inference_flops"] <= 0.5 * run["dense_flops"]
     assert run["latency"] > 0
+
+
+def test_a_pattern_that_is_none_of_single_entries(place):
+    words = ["--pattern.name", "mine:Bound", "--pattern.share", "0.25", "--method.name", "static"]
+    assert main(["train", "tiny.yaml", *words, "--quiet", "--no-report", "--out", "bound"]) == 0
+    assert results(place / "bound")["runs"][0]["density"] == pytest.approx(0.25, abs=0.01)
+    recipe = load("tiny.yaml", words)
+    settings = (recipe, {"static": recipe}, "steps", place / "latency.json", [0], True)
+    assert compare._planned(*settings).variants == {"static": recipe}
+    with pytest.raises(
+        UserError, match="--match cost cannot be planned for mine:Bound, as a step costs what the structures"
+    ):
+        compare._planned(*settings[:2], "cost", *settings[3:])
 
 
 @pytest.mark.parametrize(

@@ -242,7 +242,7 @@ def _planned(
     if not others:
         return Plan(_of_weights(recipe, variants, example, match))
     if match == "cost":
-        what, found = ("channels", "widths") if is_channels(others[0]) else (others[0].pattern_name, "structure")
+        what, found = ("channels", "widths") if is_channels(others[0]) else (others[0].pattern_name, "structures")
         raise UserError(
             f"--match cost cannot be planned for {what}, as a step costs what the {found} that training finds cost: "
             "use --match steps"

@@ -21,7 +21,12 @@ CHECKSUM = "checksum"
 _DIGEST_BYTES = 16
 _CHUNK = 1 << 20
 _NOT_UTF8 = re.compile("[\ud800-\udfff]")  # how Python holds bytes that are no UTF-8, and JSON halves of a pair
-_SAID = {"missing": "is missing", "extra_forbidden": "does not belong there"}
+# where pydantic's own words speak of classes
+_SAID = {
+    "missing": "is missing",
+    "extra_forbidden": "does not belong there",
+    "model_type": "should be a valid dictionary",
+}
 
 
 class Form(BaseModel):

@@ -220,12 +220,23 @@ def test_some_failed(tmp_path: Path) -> None:
     assert "Runs that failed" in page.texts["h2"]
 
 
-@pytest.mark.parametrize("failures", [3, [3], [{}], [{"run": 1, "reason": "x"}], {"run": "x"}])
-def test_damaged_failures_are_refused(tmp_path: Path, failures: Any) -> None:
+@pytest.mark.parametrize(
+    ("failures", "said"),
+    [
+        (3, "failures should be a valid list"),
+        ({"run": "x"}, "failures should be a valid list"),
+        ([3], "failures.0 should be a valid dictionary"),
+        ([{}], "failures.0.run is missing"),
+        ([{"run": 1, "reason": "x"}], "failures.0.run should be a valid string"),
+        ([{"run": "x", "reason": "y"}, {"run": "x"}], "failures.1.reason is missing"),
+    ],
+)
+def test_damaged_failures_are_refused(tmp_path: Path, failures: Any, said: str) -> None:
     directory = nothing(tmp_path / "c")
     (directory / "results.json").write_text(json.dumps({"runs": [], "failures": failures}))
-    with pytest.raises(UserError, match='"failures" must be a list'):
+    with pytest.raises(UserError) as caught:
         read([directory])
+    assert str(caught.value) == f"{directory / 'results.json'} is damaged: {said}: restore it or delete it"
 
 
 def test_a_real_comparison_has_all_of_it(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from regrow import storage
-from regrow.errors import UserError
 from regrow.report.plain import number, whole
 
 
@@ -76,22 +75,6 @@ def facts_of(record: Mapping[str, Any], directory: Path) -> Facts:
         finished=finished if isinstance(finished, str) else None,
         saved=saved if (saved / storage.MANIFEST).is_file() else None,
     )
-
-
-def failures_of(results: Mapping[str, Any], path: Path) -> tuple[Failure, ...]:
-    """The failures that ``results.json`` at ``path`` lists.
-
-    Raises:
-        UserError: what it has under that name is no such list.
-    """
-    listed = results.get("failures", [])
-    good = isinstance(listed, list) and all(
-        isinstance(one, dict) and isinstance(one.get("run"), str) and isinstance(one.get("reason"), str)
-        for one in listed
-    )
-    if not good:
-        raise UserError(f'{path} is not a regrow file: "failures" must be a list of objects with "run" and "reason"')
-    return tuple(Failure(one["run"].rpartition("/")[2], one["reason"]) for one in listed)
 
 
 def _builder(value: Any) -> Builder | None:

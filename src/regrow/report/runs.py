@@ -11,7 +11,7 @@ from typing import Any
 
 from regrow import schema
 from regrow.errors import UserError
-from regrow.report.facts import Facts, Failure, facts_of, failures_of
+from regrow.report.facts import Facts, Failure, facts_of
 from regrow.report.forms import Layer, Metric, RecordForm, ResultsForm, StructureForm, Update, Width
 from regrow.report.plain import whole
 
@@ -106,19 +106,19 @@ def _read_directory(directory: Path) -> Collection:
             f"{directory} holds no run (no results.json, no metrics.jsonl, no runs/); "
             "give a directory that `regrow train` or `regrow compare` wrote"
         )
-    failures = failures_of(_object(directory / "results.json"), directory / "results.json")
+    results = _results(directory / "results.json")
+    failures = tuple(Failure(one.run.rpartition("/")[2], one.reason) for one in results.failures)
     if not children and not failures:
         return _read_run_directory(directory)
     parts = [_read_run_directory(child) for child in children]
-    version, records = _results(directory / "results.json")
-    order = {(_label(r), r.seed): i for i, r in enumerate(records)}
+    order = {(_label(r), r.seed): i for i, r in enumerate(results.runs)}
     runs = [run for part in parts for run in part.runs]
     known = {(run.label, run.seed) for run in runs}
-    runs += [_from_record(directory, r) for r in records if (_label(r), r.seed) not in known]
+    runs += [_from_record(directory, r) for r in results.runs if (_label(r), r.seed) not in known]
     runs.sort(key=lambda run: order.get((run.label, run.seed), len(order)))
     own = _recipe_text(directory)
     recipes = (Recipe(directory.name, own),) if own else tuple(r for part in parts for r in part.recipes)
-    version = version or next((p.version for p in parts if p.version), None)
+    version = results.regrow or next((p.version for p in parts if p.version), None)
     return Collection(tuple(runs), recipes, version, failures)
 
 
@@ -127,18 +127,18 @@ def _is_run(directory: Path) -> bool:
 
 
 def _read_run_directory(directory: Path) -> Collection:
-    version, records = _results(directory / "results.json")
+    results = _results(directory / "results.json")
     path = directory / "structure.json"
     structure = schema.check(StructureForm, _object(path), path, _WAY_OUT)
     metrics = _metrics(directory / "metrics.jsonl")
     text = _recipe_text(directory)
-    if len(records) > 1:  # the results of a compare whose runs/ was not kept
-        runs = [_from_record(directory, record) for record in records]
-    elif records:
-        runs = [_with_details(_from_record(directory, records[0]), structure, metrics)]
+    if len(results.runs) > 1:  # the results of a compare whose runs/ was not kept
+        runs = [_from_record(directory, record) for record in results.runs]
+    elif results.runs:
+        runs = [_with_details(_from_record(directory, results.runs[0]), structure, metrics)]
     else:
         runs = [_with_details(_unfinished(directory, structure, text, metrics), structure, metrics)]
-    return Collection(tuple(runs), (Recipe(directory.name, text),) if text else (), version)
+    return Collection(tuple(runs), (Recipe(directory.name, text),) if text else (), results.regrow)
 
 
 def _with_details(run: Run, structure: StructureForm, metrics: tuple[Metric, ...]) -> Run:
@@ -242,14 +242,13 @@ def _object(path: Path) -> Mapping[str, Any]:
     return value
 
 
-def _results(path: Path) -> tuple[str | None, list[RecordForm]]:
+def _results(path: Path) -> ResultsForm:
     value = _object(path)
     if not value:
-        return None, []
+        return ResultsForm(runs=[])
     if not isinstance(value.get("runs"), list):
         raise UserError(f'{path} is not a regrow file: it needs a list "runs"')
-    found = schema.check(ResultsForm, value, path, _WAY_OUT)
-    return found.regrow, found.runs
+    return schema.check(ResultsForm, value, path, _WAY_OUT)
 
 
 def _metrics(path: Path) -> tuple[Metric, ...]:

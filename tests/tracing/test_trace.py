@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regrow.channels.coupling import couple
+from regrow.errors import UserError
 from regrow.inputs import Inputs
 from regrow.latency.network import network_of, units_of
 from regrow.tracing.flops import count_flops, flops_of
@@ -153,3 +154,16 @@ def test_flops_and_latency_are_read_from_one_trace():
     assert flops_of(trace, 1, {"0.weight", "5.weight"}) == count_flops(model, image)
     assert units_of(trace) == network_of(model, image)
     assert [unit.name for unit in units_of(trace).units] == ["0", "mean:3", "5"]
+
+
+@pytest.mark.parametrize("caught", [Exception, RuntimeError, (ValueError, Exception)])
+def test_a_model_that_goes_on_after_exceptions_cannot_go_on_after_its_time(caught):
+    class Careless(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            try:
+                return super().forward(x)
+            except caught:
+                return x
+
+    with pytest.raises(UserError, match="took more than 0 s"):
+        couple(Careless(4, 4), torch.randn(2, 4), time_limit=0)

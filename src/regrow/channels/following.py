@@ -18,7 +18,7 @@ from regrow.inputs import Inputs, first_line, output_tensors, two_examples
 from regrow.quiet import quiet
 from regrow.tracing.ops import FORMULAS
 from regrow.tracing.replica import inputs_of_replica, replica_of
-from regrow.tracing.trace import ModuleStack, Operation, Recorder, TimeLimit
+from regrow.tracing.trace import ModuleStack, Operation, Recorder
 
 # rules whose result still is the same parameter, seen otherwise
 _NAMED = frozenset(["t", "transpose", "permute", "detach", "alias", "expand", "clone", "view"])
@@ -120,8 +120,6 @@ def follow(model: nn.Module, inputs: Inputs, deadline: float) -> Demands:
     ready = inputs_of_replica(inputs)
     try:
         ledger = _asked(replica.eval(), stack, ready, deadline)
-    except TimeLimit:
-        raise
     except Exception as error:
         raise UserError(
             f"the model cannot be traced, as it does not run on the example input: {inputs.failure(error)}"
@@ -131,8 +129,6 @@ def follow(model: nn.Module, inputs: Inputs, deadline: float) -> Demands:
     for form in (two_examples(ready, other=False), ready):  # a batch norm needs more than one example
         try:
             ledger.extend(_asked(replica.train(), stack, form, deadline))
-        except TimeLimit:
-            raise
         except Exception as error:
             why = why or f" in eval mode, and training mode does not run on the example input ({first_line(error)})"
         else:

@@ -8,7 +8,7 @@ tensor vanishes with, along one or several of its dimensions (0: with none). Wha
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -71,12 +71,8 @@ class Ledger:
 
     def extend(self, other: Ledger) -> None:
         """Adds what another one asks."""
-        self.pairs += other.pairs
-        self.fixed += other.fixed
-        self.grids += other.grids
-        self.produced += other.produced
-        self.sizes += other.sizes
-        self.axes += other.axes
+        for asked in fields(self):
+            getattr(self, asked.name).extend(getattr(other, asked.name))
 
     def same(self, a: Tensor, b: Tensor, reason: str) -> None:
         """Ties atoms at the same place (after broadcasting): they vanish together; opposite a 0, not at all."""

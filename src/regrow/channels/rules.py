@@ -77,10 +77,10 @@ def find(func: Any) -> Rule | None:
     return RULES.get(family_of(func) or "", elementwise if is_pointwise(func) else None)
 
 
-@rule("same memory", "same", "like another")
+@rule("same memory", "same", "like another", "dropout")
 def same(call: Call) -> Sequence[Layers]:
-    """The same shape, every slice for itself."""
-    return [get(call.x)]
+    """The same shape, every slice for itself; dropout also returns its mask."""
+    return [get(call.x)] * len(call.results)
 
 
 # what becomes of an operand whose removed slices are zero; for all others nothing is assumed
@@ -151,12 +151,6 @@ def pool(call: Call) -> Sequence[Layers]:
     reason = f"it is mixed over space ({call.where})"
     left = call.ledger.collapse_all(get(call.x), range(rank - spatial, rank), reason)
     return [tuple(Layer(x.atoms) for x in left)]
-
-
-@rule("dropout")
-def dropout(call: Call) -> Sequence[Layers]:
-    """Values and their mask."""
-    return [get(call.x), get(call.x)]
 
 
 def unknown(call: Call) -> Sequence[Layers]:

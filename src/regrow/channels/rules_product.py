@@ -184,16 +184,3 @@ def _grouped(
     if transposed:
         return None if columns is None else columns.repeat(groups)
     return rows
-
-
-@rule("attention")
-def attention(call: Call) -> Sequence[Layers]:
-    """Whole heads vanish, with their queries, keys and values."""
-    reason = f"a product of activations sums over it ({call.where})"
-    whole: Tensor | None = None
-    for t in call.args[:3]:
-        for layer in call.ledger.collapse_all(get(t), range(t.dim() - 2, t.dim()), reason):
-            if whole is not None:
-                call.ledger.same(whole, layer.atoms, reason)
-            whole = layer.atoms
-    return [() if whole is None else (Layer(whole),)]

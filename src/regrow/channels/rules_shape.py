@@ -28,36 +28,11 @@ def view(call: Call) -> Sequence[Layers]:
 # attributes by which modules are known to cut their channels into heads or groups, or put them together again; others
 # of the right value are believed where that makes the thin model right
 COUNTS = [
-    "num_heads",
-    "n_heads",
-    "heads",
-    "num_head",
-    "nhead",
-    "n_head",
-    "num_attention_heads",
-    "num_kv_heads",
-    "num_groups",
-    "groups",
-    "attn_dim",
-    "all_head_size",
-    "all_head_dim",
-    "inner_dim",
-    "dim_out",
-    "out_dim",
-    "dh",
-    "val_dim",
-    "val_attn_dim",
-    "width",
-    "hidden_dim",
-    "embed_dim",
-    "out_channels",
-    "d_attn",
-    "dim_inner",
-    "total_key_dim",
-    "key_attn_dim",
-    "internal_dim",
-    "group_size",
-]
+    "num_heads", "n_heads", "heads", "num_head", "nhead", "n_head", "num_attention_heads", "num_kv_heads",
+    "num_groups", "groups", "attn_dim", "all_head_size", "all_head_dim", "inner_dim", "dim_out", "out_dim", "dh",
+    "val_dim", "val_attn_dim", "width", "hidden_dim", "embed_dim", "out_channels", "d_attn", "dim_inner",
+    "total_key_dim", "key_attn_dim", "internal_dim", "group_size",
+]  # fmt: skip
 
 
 def _grid(call: Call, layer: Layer, dims: Sequence[int], shape: Sequence[int]) -> None:

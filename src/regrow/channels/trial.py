@@ -23,7 +23,7 @@ from regrow.inputs import Inputs, first_line, output_tensors, two_examples
 from regrow.quiet import quiet
 from regrow.tracing.ops import name_of
 from regrow.tracing.replica import inputs_of_replica, replica_of
-from regrow.tracing.trace import ModuleStack, Recorder, TimeLimit
+from regrow.tracing.trace import ModuleStack, Recorder
 
 Mode = Literal["eval", "training"]
 
@@ -101,8 +101,6 @@ class Trial:
                 if not any(t.numel() for t in out):
                     call = _Call(call.inputs, inner=True)
                     out = self._outputs(self._copy(), mode, call)
-            except TimeLimit:
-                raise
             except Exception as error:
                 why = why or inputs.failure(error)
                 continue
@@ -148,8 +146,6 @@ class Trial:
         for mode, call in self._calls.items():
             try:
                 outputs = self._outputs(masked, mode, call, kind)
-            except TimeLimit:
-                raise
             except Exception as error:
                 return Failure(f"does not run with channels at zero: {first_line(error)}", "")
             off = max(off, difference(outputs, thin[mode], same_shapes=not call.inner))
@@ -162,8 +158,6 @@ class Trial:
         try:
             surgery.compact(model, Coupling(tuple(groups)), about_half(groups))
             return {mode: self._outputs(model, mode, call, kind, stack) for mode, call in self._calls.items()}
-        except TimeLimit:
-            raise
         except Exception as error:
             return Failure(f"does not run with fewer channels: {first_line(error)}", stack.last)
 

@@ -134,14 +134,9 @@ def units_of(trace: ModelTrace) -> Network:
 
 @dataclass
 class _Op:
-    kind: str
-    key: Key
-    c_in: int
-    c_out: int
-    name: str
+    unit: Unit  # by itself
     inputs: list[int | None]  # which op made each input, None for the model's own
     in_place: bool
-    sources: tuple[str, ...]
     consumers: list[int] = field(default_factory=list)
 
 
@@ -175,9 +170,7 @@ class _Reader:
         kind = _KINDS.get(family or "", operation.name.rstrip("_"))
         if kind == "add" and self._is_bias(operation.args):
             self._carried[outputs[0].number] = self._carried[inputs[0].number]
-        elif len(outputs[0].shape) >= 2 and _has_price(kind, operation.args, inputs[0]):
-            self._record(kind, operation, inputs, outputs[0])
-        else:
+        elif len(outputs[0].shape) < 2 or not self._record(kind, operation, inputs, outputs[0]):
             if not (operation.func.is_view or family in _VIEWS):
                 self.unpriced[kind] += 1
             carried = self._carried[inputs[0].number]
@@ -190,23 +183,28 @@ class _Reader:
         if not isinstance(bias, Value) or len(bias.shape) != 1 or bias.number in self._carried:
             return False
         maker = self._carried[x.number].maker if x.number in self._carried else None
-        op = None if maker is None else self.ops[maker]
-        if op is None or op.kind != "linear" or op.key.bias or bias.shape[0] != op.c_out:
+        unit = None if maker is None else self.ops[maker].unit
+        if maker is None or unit is None or unit.key.kind != "linear" or unit.key.bias or bias.shape[0] != unit.c_out:
             return False
-        op.key = replace(op.key, bias=True)
+        self.ops[maker].unit = replace(unit, key=replace(unit.key, bias=True))
         return True
 
-    def _record(self, kind: str, operation: Operation, inputs: list[Value], output: Value) -> None:
+    def _record(self, kind: str, operation: Operation, inputs: list[Value], output: Value) -> bool:
+        """Notes an operation, if it has a price."""
         args, largest = operation.args, max(inputs, key=lambda value: value.shape.numel())
         value = self._carried[largest.number]
         channel = -1 if kind == "linear" else 1 if kind in LAYERS else min(value.channel, len(largest.shape) - 1)
-        key, weight = _key(kind, args, largest.shape, channel)
-        sources = value.sources
+        key = _key(kind, args, largest.shape, channel)
+        if key is None:
+            return False
+        sources, name = value.sources, ""
         if kind == "cat" and (args[1] if len(args) > 1 else 0) % len(output.shape) == channel:
             sources = tuple(source for v in inputs for source in self._carried[v.number].sources)
-        label = self._layers.get((weight.storage, weight.offset), "") if weight is not None else ""
-        label = label or f"{kind}:{len(self.ops)}"
-        made = _Carried(len(self.ops), (label,) if kind in LAYERS else sources, channel % len(output.shape))
+        if kind in LAYERS:
+            weight = args[1] if kind == "conv" else args[-1]
+            name = self._layers.get((weight.storage, weight.offset), "")
+        name = name or f"{kind}:{len(self.ops)}"
+        made = _Carried(len(self.ops), (name,) if kind in LAYERS else sources, channel % len(output.shape))
         if kind == "mean":
             c_in = c_out = output.shape.numel() // output.shape[0]
             made = _averaged(made, args, len(largest.shape), channel)
@@ -214,11 +212,13 @@ class _Reader:
             c_out = output.shape[channel]
             c_in = largest.shape[channel] if kind in LAYERS else c_out
         makers = [self._carried[v.number].maker for v in inputs]
+        own = all(maker is None for maker in makers)
         for maker in makers:
             if maker is not None:
                 self.ops[maker].consumers.append(len(self.ops))
         self._carried[output.number] = made
-        self.ops.append(_Op(kind, key, c_in, c_out, label, makers, operation.name.endswith("_"), sources))
+        self.ops.append(_Op(Unit(name, key, c_in, c_out, sources, own=own), makers, operation.name.endswith("_")))
+        return True
 
 
 def _moved(carried: _Carried, kind: str, args: Any, x: Value, output: Value) -> _Carried:
@@ -248,41 +248,34 @@ def _averaged(carried: _Carried, args: Any, rank: int, channel: int) -> _Carried
     return carried if kept else replace(carried, channel=channel - sum(dim < channel for dim in gone))
 
 
-def _has_price(kind: str, args: Any, x: Value) -> bool:
-    """Whether an operation can be measured by itself; convolutions and pools in two dimensions can."""
-    rank = len(x.shape)
-    if kind == "conv":
-        return rank == 4 and not args[6]  # [6]: transposed
-    if kind == "mean":
-        return len(args) > 1 and isinstance(args[1], list | tuple) and 0 < len(args[1]) < rank
-    if kind in POOLS:
-        return rank == 4
-    return kind in LAYERS | ACTIVATIONS | {"batch_norm", "add", "mul", "cat"}
-
-
-def _key(kind: str, args: Any, shape: torch.Size, channel: int) -> tuple[Key, Value | None]:
-    """The key without its tail, and the weight of a layer."""
+def _key(kind: str, args: Any, shape: torch.Size, channel: int) -> Key | None:
+    """The key without its tail; None for what cannot be measured by itself, as only convolutions and pools in two
+    dimensions can."""
     size = tuple(n for dim, n in enumerate(shape) if dim not in {0, channel})
-    if kind == "conv":
-        weight, bias = args[1:3]
-        stride, padding, dilation = (tuple(numbers) for numbers in args[3:6])
-        follow = args[8] > 1 and shape[1] == weight.shape[0]
-        groups, per_group = (0, weight.shape[1]) if follow else (args[8], 1)
-        kernel = tuple(weight.shape[2:])
-        return Key("conv", size, kernel, stride, padding, dilation, groups, bias is not None, (), per_group), weight
+    if kind == "mean":
+        over = args[1] if len(args) > 1 and isinstance(args[1], list | tuple) else ()
+        return Key(kind, tuple(shape[dim] for dim in over)) if 0 < len(over) < len(shape) else None
     if kind == "linear":
         # PyTorch has put what is between batch and features into the rows; the batch is one example
         rows = shape.numel() // shape[-1]
-        return Key("linear", (rows,) if rows > 1 else (), bias=len(args) == 3), args[-1]
-    if kind == "mean":
-        return Key(kind, tuple(shape[dim] for dim in args[1])), None
-    if kind in {"max_pool2d", "avg_pool2d"}:
+        return Key("linear", (rows,) if rows > 1 else (), bias=len(args) == 3)
+    if kind in ACTIVATIONS | {"batch_norm", "add", "mul", "cat"}:
+        return Key(kind, size)
+    transposed = kind == "conv" and args[6]
+    if kind not in POOLS | {"conv"} or len(shape) != 4 or transposed:
+        return None
+    if kind == "adaptive_avg_pool2d":
+        return Key(kind, size, kernel=_pair(args[1]))
+    if kind != "conv":
         kernel = _pair(args[1])
         stride = _pair(args[2]) if len(args) > 2 and args[2] else kernel
-        return Key(kind, size, kernel, stride, _pair(args[3]) if len(args) > 3 else (0, 0)), None
-    if kind == "adaptive_avg_pool2d":
-        return Key(kind, size, kernel=_pair(args[1])), None
-    return Key(kind, size), None
+        return Key(kind, size, kernel, stride, _pair(args[3]) if len(args) > 3 else (0, 0))
+    weight, bias = args[1:3]
+    stride, padding, dilation = map(tuple, args[3:6])
+    follow = args[8] > 1 and shape[1] == weight.shape[0]
+    groups, per_group = (0, weight.shape[1]) if follow else (args[8], 1)
+    kernel = tuple(weight.shape[2:])
+    return Key("conv", size, kernel, stride, padding, dilation, groups, bias is not None, (), per_group)
 
 
 def _pair(numbers: Any) -> tuple[int, ...]:
@@ -292,23 +285,18 @@ def _pair(numbers: Any) -> tuple[int, ...]:
 def _units(ops: list[_Op]) -> list[Unit]:
     """Layers with what follows them at once, and what is left."""
     taken: set[int] = set()
-    units: dict[int, Unit] = {}
+    units: list[Unit] = []
     for index, op in enumerate(ops):
-        if op.kind in LAYERS:
-            last = index
-            tail: list[str] = []
-            while (after := _next(ops, last, tail, taken)) is not None:
-                taken.add(after)
-                tail.append(ops[after].kind + ("_" if ops[after].in_place else ""))
-                last = after
-            key = replace(op.key, tail=tuple(tail))
-            own = all(maker is None for maker in op.inputs)
-            units[index] = Unit(op.name, key, op.c_in, op.c_out, op.sources, not ops[last].consumers, own)
-    for index, op in enumerate(ops):
-        if index not in units and index not in taken:
-            own = all(maker is None for maker in op.inputs)
-            units[index] = Unit(op.name, op.key, op.c_in, op.c_out, op.sources, own=own)
-    return [units[index] for index in sorted(units)]
+        if index in taken:
+            continue
+        last, tail, is_layer = index, list[str](), op.unit.key.kind in LAYERS
+        while is_layer and (after := _next(ops, last, tail, taken)) is not None:
+            taken.add(after)
+            tail.append(ops[after].unit.key.kind + ("_" if ops[after].in_place else ""))
+            last = after
+        key = replace(op.unit.key, tail=tuple(tail))
+        units.append(replace(op.unit, key=key, fixed=is_layer and not ops[last].consumers))
+    return units
 
 
 def _next(ops: list[_Op], last: int, tail: list[str], taken: set[int]) -> int | None:
@@ -316,15 +304,9 @@ def _next(ops: list[_Op], last: int, tail: list[str], taken: set[int]) -> int | 
     users = ops[last].consumers
     if len(users) != 1 or users[0] in taken:
         return None
-    op = ops[users[0]]
+    kind, makers = ops[users[0]].unit.key.kind, ops[users[0]].inputs
     done = {name.rstrip("_") for name in tail}
-    if done & ACTIVATIONS:
-        return None
-    if op.kind == "batch_norm" and not done:
-        return users[0]
-    if op.kind in ACTIVATIONS:
-        return users[0]
     # an addition belongs to the layer that is computed last
-    if op.kind == "add" and "add" not in done and last == max(m for m in op.inputs if m is not None):
-        return users[0]
-    return None
+    adds = kind == "add" and "add" not in done and last == max(m for m in makers if m is not None)
+    fits = kind in ACTIVATIONS or (kind == "batch_norm" and not done) or adds
+    return users[0] if fits and not done & ACTIVATIONS else None

@@ -20,22 +20,14 @@ FAMILIES: dict[str, str] = {
     "matrix products": "mm addmm",
     "products": "bmm baddbmm mv addmv dot vdot",
     "convolutions": "convolution",
-    "attention": "scaled_dot_product_flash_attention_for_cpu",
     # each entry for itself
     "pointwise without the tag": "hardswish fill zero copy bernoulli uniform normal",
-    "other pointwise": "rrelu_with_noise addr complex polar heaviside",
     "slopes": "prelu prelu_kernel",
     "gates": "glu",
     "dropout": "native_dropout",
-    "other dropout": "fused_dropout",
     # what makes tensors
     "like another": "zeros_like ones_like empty_like rand_like randn_like full_like",
     "new of a size": "new_empty new_zeros new_ones new_full",
-    "creation": (
-        "arange linspace logspace full zeros ones empty empty_strided empty_permuted new_empty_strided scalar_tensor "
-        "eye tril_indices triu_indices rand randn randint randint_like randperm exponential random multinomial "
-        "efficientzerotensor set resize"
-    ),
     # what moves numbers
     "same memory": "detach alias",
     "new strides": "as_strided",
@@ -53,24 +45,12 @@ FAMILIES: dict[str, str] = {
         "pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle constant_pad_nd reflection_pad1d "
         "reflection_pad2d replication_pad2d"
     ),
-    "other padding": "reflection_pad3d replication_pad1d replication_pad3d",
-    "other copies": (
-        "reshape_copy expand_copy permute_copy t_copy transpose_copy diag_embed unfold_copy col2im block_diag "
-        "local_scalar_dense equal is_same_size chunk_cat assert_async assert_scalar foreach_copy"
-    ),
     "embeddings": "embedding",
-    "other indexing": (
-        "index_put index_put_impl index_add index_copy index_fill scatter scatter_add scatter_reduce select_scatter "
-        "slice_scatter diagonal_scatter as_strided_scatter masked_select masked_scatter nonzero searchsorted bucketize "
-        "embedding_renorm embedding_bag embedding_bag_forward_only unique unique2 unique_dim unique_consecutive "
-        "bincount histc"
-    ),
     # what reduces or looks at whole slices
     "reductions": (
         "mean sum nansum prod max amax min amin aminmax argmax argmin all any count_nonzero norm linalg_vector_norm "
         "logsumexp std std_mean var var_mean median kthvalue topk sort cumsum cumprod softmax log_softmax safe_softmax"
     ),
-    "other reductions": ("nanmedian mode trace cummax cummin logcumsumexp cummax_helper cummin_helper masked_softmax"),
     "batch norms": (
         "native_batch_norm native_batch_norm_legit native_batch_norm_legit_no_training cudnn_batch_norm "
         "batch_norm_no_update batch_norm_with_update"
@@ -78,26 +58,43 @@ FAMILIES: dict[str, str] = {
     "layer norms": "native_layer_norm",
     "group norms": "native_group_norm",
     "weight norms": "weight_norm_interface",
-    "other norms": "miopen_batch_norm renorm",
     # what each channel does in space
     "max pools": "max_pool2d_with_indices mkldnn_max_pool2d",
     "adaptive pools": "adaptive_avg_pool2d",
     "pools": "max_pool3d_with_indices avg_pool2d avg_pool3d adaptive_avg_pool3d adaptive_max_pool2d",
-    "other pools": (
-        "mkldnn_max_pool3d mkldnn_adaptive_avg_pool2d adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d "
-        "max_unpool2d max_unpool3d"
-    ),
     "interpolation": (
         "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_nearest_exact1d upsample_nearest_exact2d "
         "upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d upsample_bilinear2d_aa upsample_bicubic2d "
         "upsample_bicubic2d_aa upsample_trilinear3d"
     ),
     "samplers": "grid_sampler_2d roi_align roi_pool",
-    "losses": "nll_loss_forward nll_loss2d_forward mse_loss binary_cross_entropy smooth_l1_loss huber_loss",
+    # free, and no more is known of them
+    "other work on entries": (
+        "rrelu_with_noise addr complex polar heaviside fused_dropout nll_loss_forward nll_loss2d_forward mse_loss "
+        "binary_cross_entropy smooth_l1_loss huber_loss"
+    ),
+    "creation": (
+        "arange linspace logspace full zeros ones empty empty_strided empty_permuted new_empty_strided scalar_tensor "
+        "eye tril_indices triu_indices rand randn randint randint_like randperm exponential random multinomial "
+        "efficientzerotensor set resize"
+    ),
+    "other moves": (
+        "reflection_pad3d replication_pad1d replication_pad3d reshape_copy expand_copy permute_copy t_copy "
+        "transpose_copy diag_embed unfold_copy col2im block_diag local_scalar_dense equal is_same_size chunk_cat "
+        "assert_async assert_scalar foreach_copy index_put index_put_impl index_add index_copy index_fill scatter "
+        "scatter_add scatter_reduce select_scatter slice_scatter diagonal_scatter as_strided_scatter masked_select "
+        "masked_scatter nonzero searchsorted bucketize embedding_renorm embedding_bag embedding_bag_forward_only "
+        "unique unique2 unique_dim unique_consecutive bincount histc"
+    ),
+    "other work on slices": (
+        "nanmedian mode trace cummax cummin logcumsumexp cummax_helper cummin_helper masked_softmax miopen_batch_norm "
+        "renorm mkldnn_max_pool3d mkldnn_adaptive_avg_pool2d adaptive_max_pool3d fractional_max_pool2d "
+        "fractional_max_pool3d max_unpool2d max_unpool3d"
+    ),
 }
 _FAMILY = {name: family for family, names in FAMILIES.items() for name in names.split()}
 # as in RigL's accounting, all others are free by convention, and with them whatever is pointwise or a view
-_COSTLY = frozenset(["matrix products", "products", "convolutions", "attention", "samplers", None])
+_COSTLY = frozenset(["matrix products", "products", "convolutions", "samplers", None])
 
 
 def name_of(func: Any) -> str:

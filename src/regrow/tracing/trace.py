@@ -93,8 +93,9 @@ def _tensors(nested: Any) -> list[Any]:
     return [leaf for leaf in tree_leaves(nested) if isinstance(leaf, (Tensor, Value))]
 
 
-class TimeLimit(Exception):
-    """A model took too long; the argument is the module that it had come to."""
+class TimeLimit(BaseException):
+    """A model took too long; the argument is the module that it had come to. It is no `Exception`, or code that goes on
+    after any, of models and of regrow, would go on after this one."""
 
 
 class ModuleStack:
@@ -136,18 +137,13 @@ class ModuleStack:
         return {} if module is None else {k: v for k, v in vars(module).items() if type(v) is int}
 
 
-def plainly(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Executes an operation as it is."""
-    return func(*args, **kwargs)
-
-
 class Recorder(TorchDispatchMode):
     """Hands on every operation that is executed. What is only a name for several operations is taken apart, unless it
     has a number of FLOPs of its own.
 
     Args:
         see: is told of each, with its tensors.
-        execute: executes it.
+        execute: executes it, given func, args and kwargs.
         stack: of the model that runs.
         deadline: of `time.process_time`, in seconds, after which `TimeLimit` is raised.
     """
@@ -157,7 +153,7 @@ class Recorder(TorchDispatchMode):
     def __init__(
         self,
         see: Callable[[Operation], None] = lambda _: None,
-        execute: Callable[..., Any] = plainly,
+        execute: Callable[..., Any] = lambda func, args, kwargs: func(*args, **kwargs),
         stack: ModuleStack | None = None,
         deadline: float = math.inf,
     ) -> None:

@@ -255,7 +255,7 @@ class TestUntouched:
         assert torch.equal(torch.get_rng_state(), before[0])
         assert random.getstate() == before[1]
         assert [len(m._forward_hooks) for m in model.modules()] == hooks
-        assert not any(hasattr(t, "_regrow_layers") for t in (*model.parameters(), *model.buffers(), IMAGE))
+        assert not any(hasattr(t, "_regrow_labels") for t in (*model.parameters(), *model.buffers(), IMAGE))
 
     def test_unused_parameters_are_named(self):
         model = Residual()

@@ -19,7 +19,7 @@ from regrow import names
 from regrow.channels.following import Demands, follow
 from regrow.channels.resolve import Guess, Resolved
 from regrow.channels.table import Coupling, Group, Size, Slice
-from regrow.channels.trial import Failure, Trial
+from regrow.channels.trial import Trial, TrialFailure
 from regrow.errors import UserError, nearest
 from regrow.inputs import Inputs
 from regrow.tracing.trace import TimeLimit
@@ -119,11 +119,11 @@ class Search:
     def _resolved(self, believed: frozenset[Guess]) -> Resolved:
         return Resolved(self._model, self._demands, self._forbid, self._force, self._rejected, believed)
 
-    def _failure(self, groups: Sequence[Group]) -> Failure | None:
+    def _failure(self, groups: Sequence[Group]) -> TrialFailure | None:
         self._tries += 1
         return self._trial.failure(groups) if groups else None
 
-    def _guilty(self, groups: tuple[Group, ...], failure: Failure) -> Sequence[Group]:
+    def _guilty(self, groups: tuple[Group, ...], failure: TrialFailure) -> Sequence[Group]:
         """Those because of which they fail: at an exception, those inside the module where it was raised that fail by
         themselves; otherwise the last one of the smallest beginning of them that fails."""
         if failure.module is not None:

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from regrow import names
 from regrow.channels import rules, rules_norm, rules_product, rules_shape
-from regrow.channels.labels import OUTPUT, Layer, Ledger, axis
+from regrow.channels.labels import OUTPUT, Label, Ledger, axis
 from regrow.errors import UserError
 from regrow.inputs import Inputs, first_line, output_tensors, two_examples
 from regrow.quiet import quiet
@@ -35,15 +35,15 @@ class Atoms:
         self.count = 1
         self.leaves: list[tuple[str, int, int, int]] = []  # (name, dimension, first atom, length)
 
-    def label(self, name: str, tensor: Tensor) -> tuple[Layer, ...]:
-        """One layer for each dimension of a parameter or buffer."""
-        layers = []
+    def label(self, name: str, tensor: Tensor) -> tuple[Label, ...]:
+        """One label for each dimension of a parameter or buffer."""
+        labels = []
         for dim, length in enumerate(tensor.shape):
             if length > 1:
                 self.leaves.append((name, dim, self.count, length))
-                layers.append(Layer(axis(torch.arange(self.count, self.count + length), dim, tensor.dim()), zero=True))
+                labels.append(Label(axis(torch.arange(self.count, self.count + length), dim, tensor.dim()), zero=True))
                 self.count += length
-        return tuple(layers)
+        return tuple(labels)
 
 
 class Follower:
@@ -65,13 +65,13 @@ class Follower:
         call = rules.Call(**vars(operation), ledger=self.ledger, attributes=self._stack.integers())
         try:
             given = rule(call)
-            fits = all(x.atoms.dim() == t.dim() for t, layers in zip(results, given, strict=False) for x in layers)
+            fits = all(x.atoms.dim() == t.dim() for t, labels in zip(results, given, strict=False) for x in labels)
         except (ValueError, RuntimeError, IndexError, TypeError):
             fits = False
         if not fits:  # arguments that the rule was not made for: what goes in stays dense
             given = rules.unknown(call)
         for i, t in enumerate(results):
-            t._regrow_layers = given[i] if i < len(given) else ()
+            t._regrow_labels = given[i] if i < len(given) else ()
             if operation.name in _NAMED and hasattr(operands[0], "_regrow_names"):
                 t._regrow_names = operands[0]._regrow_names
 
@@ -113,7 +113,7 @@ def follow(model: nn.Module, inputs: Inputs, deadline: float) -> Demands:
     stack = ModuleStack(replica)
     atoms = Atoms()
     for name, tensor in names.tensors(replica).items():
-        tensor._regrow_layers = atoms.label(name, tensor)  # type: ignore[attr-defined]
+        tensor._regrow_labels = atoms.label(name, tensor)  # type: ignore[attr-defined]
         tensor._regrow_names = []  # type: ignore[attr-defined]
     for name, tensor in names.tensors(replica, every_name=True).items():
         tensor._regrow_names.append(name)  # type: ignore[attr-defined]

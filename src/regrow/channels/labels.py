@@ -1,8 +1,8 @@
 """Labels that follow channels through a network.
 
-Every index of every parameter's dimension is an *atom*, a number above 0. A `Layer` says which atom each slice of a
+Every index of every parameter's dimension is an *atom*, a number above 0. A `Label` says which atom each slice of a
 tensor vanishes with, along one or several of its dimensions (0: with none). What an operation asks of them goes into a
-`Ledger`: these atoms vanish together, those cannot vanish. The layers of one tensor never share a dimension.
+`Ledger`: these atoms vanish together, those cannot vanish. The labels of one tensor never share a dimension.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TOKENS = "rows of an embedding are tokens, not channels"
 
 
 @dataclass(frozen=True)
-class Layer:
+class Label:
     """Labels along some dimensions of a tensor.
 
     Attributes:
@@ -37,7 +37,7 @@ class Layer:
         return frozenset(d for d, n in enumerate(self.atoms.shape) if n > 1)
 
 
-Layers = tuple[Layer, ...]
+Labels = tuple[Label, ...]
 
 
 @dataclass(frozen=True)
@@ -98,44 +98,44 @@ class Ledger:
         if atoms.numel():
             self.fixed.append((atoms, reason, soft))
 
-    def fix_all(self, layers: Iterable[Layer], reason: str, soft: bool = False) -> None:
+    def fix_all(self, labels: Iterable[Label], reason: str, soft: bool = False) -> None:
         """Nothing that is labelled here can vanish."""
-        for layer in layers:
-            self.fix(layer.atoms, reason, soft)
+        for label in labels:
+            self.fix(label.atoms, reason, soft)
 
-    def collapse(self, layer: Layer, dims: Iterable[int], reason: str, soft: bool = False) -> Layer | None:
+    def collapse(self, label: Label, dims: Iterable[int], reason: str, soft: bool = False) -> Label | None:
         """Slices along `dims` vanish together or, if that would be the whole tensor, not at all (None)."""
-        along = layer.dims & frozenset(dims)
+        along = label.dims & frozenset(dims)
         if not along:
-            return layer
-        if along == layer.dims:
-            self.fix(layer.atoms, reason, soft)
+            return label
+        if along == label.dims:
+            self.fix(label.atoms, reason, soft)
             return None
-        first = layer.atoms
+        first = label.atoms
         for d in along:
             first = first.narrow(d, 0, 1)
-        self.same(first, layer.atoms, reason)
-        return Layer(first, layer.zero)
+        self.same(first, label.atoms, reason)
+        return Label(first, label.zero)
 
-    def collapse_all(self, layers: Layers, dims: Iterable[int], reason: str, soft: bool = False) -> Layers:
-        """`collapse` for each layer; those that cannot vanish are gone."""
+    def collapse_all(self, labels: Labels, dims: Iterable[int], reason: str, soft: bool = False) -> Labels:
+        """`collapse` for each label; those that cannot vanish are gone."""
         along = frozenset(dims)
-        done = (self.collapse(layer, along, reason, soft) for layer in layers)
-        return tuple(layer for layer in done if layer is not None)
+        done = (self.collapse(label, along, reason, soft) for label in labels)
+        return tuple(label for label in done if label is not None)
 
-    def along(self, layers: Layers, dim: int, reason: str, soft: bool = False) -> Tensor | None:
+    def along(self, labels: Labels, dim: int, reason: str, soft: bool = False) -> Tensor | None:
         """The atoms along one dimension, int64 [its length], whatever else vanishes with them; None without labels."""
-        for layer in layers:
-            if dim in layer.dims:
-                flat = self.collapse(layer, layer.dims - {dim}, reason, soft)
+        for label in labels:
+            if dim in label.dims:
+                flat = self.collapse(label, label.dims - {dim}, reason, soft)
                 return None if flat is None else flat.atoms.reshape(-1)
         return None
 
 
-def without(layers: Layers, dims: Iterable[int]) -> Layers:
-    """The layers that do not vary along any of `dims`."""
+def without(labels: Labels, dims: Iterable[int]) -> Labels:
+    """The labels that do not vary along any of `dims`."""
     along = frozenset(dims)
-    return tuple(layer for layer in layers if not layer.dims & along)
+    return tuple(label for label in labels if not label.dims & along)
 
 
 def axis(atoms: Tensor, dim: int, rank: int) -> Tensor:
@@ -155,10 +155,10 @@ def compress(atoms: Tensor) -> Tensor:
     return atoms
 
 
-def tidy(layers: Iterable[Layer]) -> Layers:
-    """Compressed layers, without those that label nothing."""
-    done = (Layer(compress(layer.atoms), layer.zero) for layer in layers)
-    return tuple(layer for layer in done if layer.dims)
+def tidy(labels: Iterable[Label]) -> Labels:
+    """Compressed labels, without those that label nothing."""
+    done = (Label(compress(label.atoms), label.zero) for label in labels)
+    return tuple(label for label in done if label.dims)
 
 
 def segments(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
@@ -180,62 +180,62 @@ def segments(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], li
     return result
 
 
-def reshape(layer: Layer, old: Sequence[int], new: Sequence[int]) -> tuple[Layer, list[list[int]]]:
+def reshape(label: Label, old: Sequence[int], new: Sequence[int]) -> tuple[Label, list[list[int]]]:
     """Labels of a tensor of shape `old` that is viewed as `new`.
 
     Returns:
-        The layer, and the lists of new dimensions whose labels came out of mixing or splitting old ones.
+        The label, and the lists of new dimensions whose labels came out of mixing or splitting old ones.
     """
-    full, target = list(layer.atoms.shape), [1] * len(new)
+    full, target = list(label.atoms.shape), [1] * len(new)
     mixed = []
     for left, right in segments(old, new):
-        if any(layer.atoms.shape[d] > 1 for d in left):
+        if any(label.atoms.shape[d] > 1 for d in left):
             for d in left:
                 full[d] = old[d]
             for d in right:
                 target[d] = new[d]
             if len(left) > 1 or len(right) > 1:
                 mixed.append(right)
-    return Layer(compress(layer.atoms.expand(full).reshape(target)), layer.zero), mixed
+    return Label(compress(label.atoms.expand(full).reshape(target)), label.zero), mixed
 
 
 def combine(
-    ledger: Ledger, operands: Sequence[tuple[Layers, Sequence[int]]], rank: int, zero: str, reason: str
-) -> Layers:
+    ledger: Ledger, operands: Sequence[tuple[Labels, Sequence[int]]], rank: int, zero: str, reason: str
+) -> Labels:
     """Labels of an elementwise function of tensors that broadcast together.
 
     Args:
-        operands: layers and shape of each tensor; shapes are aligned at their last dimension.
+        operands: labels and shape of each tensor; shapes are aligned at their last dimension.
         rank: of the result.
         zero: what a zero operand makes of the result: ``"any"``, ``"all"``, ``"first"`` or ``"none"``.
         reason: why channels cannot vanish where an operand of full size has no labels.
     """
     lifted = []
-    for layers, shape in operands:
+    for labels, shape in operands:
         pad = (1,) * (rank - len(shape))
-        lifted.append((tuple(Layer(x.atoms.reshape(pad + x.atoms.shape), x.zero) for x in layers), (*pad, *shape)))
+        lifted.append((tuple(Label(x.atoms.reshape(pad + x.atoms.shape), x.zero) for x in labels), (*pad, *shape)))
     result = []
-    for dims in _connected([layer.dims for layers, _ in lifted for layer in layers]):
-        involved = [[layer for layer in layers if layer.dims & dims] for layers, _ in lifted]
+    for dims in _connected([label.dims for labels, _ in lifted for label in labels]):
+        involved = [[label for label in labels if label.dims & dims] for labels, _ in lifted]
         merged = _merge(ledger, involved, reason)
         bare: set[int] = set()  # where an operand of full length is not labelled at all
         for mine, (_, shape) in zip(involved, lifted, strict=True):
             if not mine:
                 bare |= {d for d in dims if shape[d] > 1}
-        flags = [any(layer.zero for layer in layers) for layers in involved]
+        flags = [any(label.zero for label in labels) for labels in involved]
         holds = {"any": any(flags), "all": all(flags), "first": flags[0], "none": False}[zero]
-        done = ledger.collapse(Layer(merged, holds), bare, reason) if bare else Layer(merged, holds)
+        done = ledger.collapse(Label(merged, holds), bare, reason) if bare else Label(merged, holds)
         if done is not None:
             result.append(done)
     return tidy(result)
 
 
-def _merge(ledger: Ledger, involved: Sequence[Sequence[Layer]], reason: str) -> Tensor:
-    everything = [layer for layers in involved for layer in layers]
+def _merge(ledger: Ledger, involved: Sequence[Sequence[Label]], reason: str) -> Tensor:
+    everything = [label for labels in involved for label in labels]
     merged = everything[0].atoms
-    for layer in everything[1:]:
-        ledger.same(merged, layer.atoms, reason)
-        merged = torch.broadcast_tensors(merged, layer.atoms)[0]
+    for label in everything[1:]:
+        ledger.same(merged, label.atoms, reason)
+        merged = torch.broadcast_tensors(merged, label.atoms)[0]
     return merged
 
 

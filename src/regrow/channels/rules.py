@@ -12,15 +12,14 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from regrow.channels import labels
-from regrow.channels.labels import Layer, Layers, Ledger
+from regrow.channels.labels import Label, Labels, Ledger, combine
 from regrow.tracing.ops import FAMILIES, family_of, is_pointwise
 from regrow.tracing.trace import Operation
 
 
-def get(tensor: Any) -> Layers:
+def get(tensor: Any) -> Labels:
     """The labels of a tensor; none for anything else."""
-    return getattr(tensor, "_regrow_layers", ()) if isinstance(tensor, Tensor) else ()
+    return getattr(tensor, "_regrow_labels", ()) if isinstance(tensor, Tensor) else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +56,7 @@ class Call(Operation):
             self.ledger.sizes.extend((module, attribute, position, atoms) for module in modules)
 
 
-Rule = Callable[[Call], Sequence[Layers]]
+Rule = Callable[[Call], Sequence[Labels]]
 RULES: dict[str, Rule] = {}  # by family
 
 
@@ -78,7 +77,7 @@ def find(func: Any) -> Rule | None:
 
 
 @rule("same memory", "same", "like another", "dropout")
-def same(call: Call) -> Sequence[Layers]:
+def same(call: Call) -> Sequence[Labels]:
     """The same shape, every slice for itself; dropout also returns its mask."""
     return [get(call.x)] * len(call.results)
 
@@ -88,21 +87,21 @@ ZERO = {"mul": "any", "div": "first", "add": "all", "sub": "all", "neg": "all"}
 
 
 @rule("pointwise without the tag")
-def elementwise(call: Call) -> Sequence[Layers]:
+def elementwise(call: Call) -> Sequence[Labels]:
     """Elementwise functions, with broadcasting."""
     operands = [t for t in tree_leaves((call.args, call.kwargs)) if isinstance(t, Tensor) and t.dim()]
     if not any(get(t) for t in operands):
         return [()]
     zero = ZERO.get(call.name.rstrip("_"), "none")
     if zero == "first" and len(operands) > 1:
-        by_zero = [layer for layer in get(operands[1]) if layer.zero]
+        by_zero = [label for label in get(operands[1]) if label.zero]
         call.ledger.fix_all(by_zero, f"zeros would be divided by ({call.where})")
     if call.name.startswith(("add", "sub")) and len(operands) < 2:
         zero = "none"  # a number is added
     rank = max(t.dim() for t in operands)
     reason = f"it meets a tensor of fixed width ({call.where})"
     pairs = [(get(t), _lengths(t)) for t in operands]
-    return [labels.combine(call.ledger, pairs, rank, zero, reason)]
+    return [combine(call.ledger, pairs, rank, zero, reason)]
 
 
 def _lengths(tensor: Tensor) -> list[int]:
@@ -111,17 +110,17 @@ def _lengths(tensor: Tensor) -> list[int]:
 
 
 @rule("new of a size")
-def like(call: Call) -> Sequence[Layers]:
+def like(call: Call) -> Sequence[Labels]:
     """A new tensor that takes its widths from another, as the masks of dropout do; if they are numbers of its own, it
     will not fit when channels go."""
     if call.out.dim() != call.x.dim():
         return [()]
     alike = {d for d, n in enumerate(call.out.shape) if n == call.x.shape[d]}
-    return [tuple(Layer(x.atoms) for x in get(call.x) if x.dims <= alike)]
+    return [tuple(Label(x.atoms) for x in get(call.x) if x.dims <= alike)]
 
 
 @rule("reductions")
-def reduce(call: Call) -> Sequence[Layers]:
+def reduce(call: Call) -> Sequence[Labels]:
     """Reductions and other functions of whole slices: what goes into one number cannot vanish in part."""
     x = call.x
     if isinstance(call.at(1, "other"), Tensor):  # the larger of two tensors
@@ -133,27 +132,27 @@ def reduce(call: Call) -> Sequence[Layers]:
     if call.name in ("topk", "kthvalue"):
         given = call.at(2, "dim", -1)
     dims = sorted({d % x.dim() for d in (given if isinstance(given, (list, tuple)) else [given])} or range(x.dim()))
-    layers = get(x)
+    labels = get(x)
     if call.name in ("sum", "norm", "linalg_vector_norm"):  # zeros add nothing
-        layers = tuple(layer for layer in layers if not (layer.zero and layer.dims <= set(dims)))
-    left = call.ledger.collapse_all(layers, dims, f"it is reduced over ({call.where})")
+        labels = tuple(label for label in labels if not (label.zero and label.dims <= set(dims)))
+    left = call.ledger.collapse_all(labels, dims, f"it is reduced over ({call.where})")
     out = tree_leaves(call.out)[0]
     if out.dim() != x.dim():
-        left = tuple(Layer(layer.atoms.squeeze(dims), layer.zero) for layer in left)
-    return [tuple(Layer(layer.atoms) for layer in left)] * len(tree_leaves(call.out))
+        left = tuple(Label(label.atoms.squeeze(dims), label.zero) for label in left)
+    return [tuple(Label(label.atoms) for label in left)] * len(tree_leaves(call.out))
 
 
 @rule("max pools", "adaptive pools", "pools", "interpolation", "samplers")
-def pool(call: Call) -> Sequence[Layers]:
+def pool(call: Call) -> Sequence[Labels]:
     """Functions of the spatial dimensions, each channel for itself."""
     rank = call.x.dim()
     spatial = next((k for k in (1, 2, 3) if f"{k}d" in call.name), 2)
     reason = f"it is mixed over space ({call.where})"
     left = call.ledger.collapse_all(get(call.x), range(rank - spatial, rank), reason)
-    return [tuple(Layer(x.atoms) for x in left)]
+    return [tuple(Label(x.atoms) for x in left)]
 
 
-def unknown(call: Call) -> Sequence[Layers]:
+def unknown(call: Call) -> Sequence[Labels]:
     """An operation without a rule: nothing that goes in can vanish."""
     for t in tree_leaves((call.args, call.kwargs)):
         call.ledger.fix_all(
@@ -162,18 +161,18 @@ def unknown(call: Call) -> Sequence[Layers]:
     return [()]
 
 
-def disjoint(call: Call, layers: Layers) -> Layers:
-    """Layers that came to share a dimension are cut down to what they can say together."""
+def disjoint(call: Call, labels: Labels) -> Labels:
+    """Labels that came to share a dimension are cut down to what they can say together."""
     seen: set[int] = set()
     result = []
-    for layer in layers:
-        if layer.dims & seen:
-            kept = call.ledger.collapse(layer, layer.dims & seen, f"its channels are interleaved ({call.where})")
+    for label in labels:
+        if label.dims & seen:
+            kept = call.ledger.collapse(label, label.dims & seen, f"its channels are interleaved ({call.where})")
             if kept is None or kept.dims & seen:
                 continue
-            layer = kept
-        seen |= layer.dims
-        result.append(layer)
+            label = kept
+        seen |= label.dims
+        result.append(label)
     return tuple(result)
 
 

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from regrow.channels import labels
-from regrow.channels.labels import Layer, Layers
+from regrow.channels.labels import Label, Labels, combine
 from regrow.channels.rules import Call, elementwise, get, rule, tie
 
 
 @rule("batch norms")
-def batch_norm(call: Call) -> Sequence[Layers]:
+def batch_norm(call: Call) -> Sequence[Labels]:
     """Each channel for itself, with affine parameters and running statistics."""
     x = call.x
     reason = f"it is normalised together with others ({call.where})"
@@ -21,7 +20,7 @@ def batch_norm(call: Call) -> Sequence[Layers]:
     for owner in [t for t in call.args[1:5] if isinstance(t, Tensor)]:
         tie(call, channels, call.ledger.along(get(owner), 0, reason))
     call.size(None, "num_features", _once(channels, call.attributes.get("num_features", 0)))
-    return [tuple(Layer(y.atoms) for y in given), (), ()]
+    return [tuple(Label(y.atoms) for y in given), (), ()]
 
 
 def _once(channels: Tensor | None, width: int) -> Tensor | None:
@@ -33,22 +32,22 @@ def _once(channels: Tensor | None, width: int) -> Tensor | None:
 
 
 @rule("layer norms")
-def layer_norm(call: Call) -> Sequence[Layers]:
+def layer_norm(call: Call) -> Sequence[Labels]:
     """What is normalised together vanishes together."""
     x, shape = call.x, call.args[1]
     dims = range(x.dim() - len(shape), x.dim())
     reason = f"its channels are normalised together, so removing some changes the others ({call.where})"
     left = []
-    for layer in get(x):
-        if layer.dims <= set(dims):  # whole: it cannot vanish unless a user insists, and is followed in case
-            call.ledger.fix(layer.atoms, reason, soft=True)
-            left.append(layer)
+    for label in get(x):
+        if label.dims <= set(dims):  # whole: it cannot vanish unless a user insists, and is followed in case
+            call.ledger.fix(label.atoms, reason, soft=True)
+            left.append(label)
         else:
-            left.extend(call.ledger.collapse_all((layer,), dims, reason))
+            left.extend(call.ledger.collapse_all((label,), dims, reason))
     for owner in call.args[2:4]:
         if isinstance(owner, Tensor):
             _insist(call, x, owner, len(shape), reason)
-    return [tuple(Layer(y.atoms) for y in left), (), ()]
+    return [tuple(Label(y.atoms) for y in left), (), ()]
 
 
 def _insist(call: Call, x: Tensor, owner: Tensor, rank: int, reason: str) -> None:
@@ -63,7 +62,7 @@ def _insist(call: Call, x: Tensor, owner: Tensor, rank: int, reason: str) -> Non
 
 
 @rule("group norms")
-def group_norm(call: Call) -> Sequence[Layers]:
+def group_norm(call: Call) -> Sequence[Labels]:
     """Whole groups of the norm vanish."""
     x, groups = call.x, int(call.args[6])
     reason = f"its channels are normalised together, so removing some changes the others ({call.where})"
@@ -82,11 +81,11 @@ def group_norm(call: Call) -> Sequence[Layers]:
         call.ledger.same(grid, grid[:, :1], reason)
         for owner in owners:
             call.size(owner, "num_groups", grid[:, 0])
-    return [tuple(Layer(y.atoms) for y in given), (), ()]
+    return [tuple(Label(y.atoms) for y in given), (), ()]
 
 
 @rule("slopes")
-def prelu(call: Call) -> Sequence[Layers]:
+def prelu(call: Call) -> Sequence[Labels]:
     """One slope, or one for each channel."""
     x, slope = call.args[:2]
     if slope.dim() == x.dim():
@@ -96,15 +95,15 @@ def prelu(call: Call) -> Sequence[Layers]:
         channels = call.ledger.along(get(x), 1, reason)
         tie(call, channels, call.ledger.along(get(slope), 0, reason))
         call.size(slope, "num_parameters", channels)
-    return [tuple(Layer(y.atoms) for y in get(x))]
+    return [tuple(Label(y.atoms) for y in get(x))]
 
 
 @rule("weight norms")
-def weight_norm(call: Call) -> Sequence[Layers]:
+def weight_norm(call: Call) -> Sequence[Labels]:
     """A direction, divided by its length along all dimensions but one, times a gain. Zeros do not change the length,
     but a row of zeros has none."""
     direction, gain = call.args[:2]
     call.ledger.fix_all(get(gain), f"a row of zeros cannot be divided by its length ({call.where})")
     reason = f"it meets a tensor of fixed width ({call.where})"
     pairs = [(get(direction), direction.shape), (get(gain), gain.shape)]
-    return [labels.combine(call.ledger, pairs, direction.dim(), "first", reason), ()]
+    return [combine(call.ledger, pairs, direction.dim(), "first", reason), ()]

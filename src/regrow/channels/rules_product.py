@@ -6,38 +6,37 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from regrow.channels import labels
-from regrow.channels.labels import Layer, Layers
+from regrow.channels.labels import Label, Labels, axis, combine, without
 from regrow.channels.rules import Call, disjoint, get, rule, tie
 from regrow.tracing.ops import ADDED
 
 
 @rule("matrix products", "products")
-def product(call: Call) -> Sequence[Layers]:
+def product(call: Call) -> Sequence[Labels]:
     """Matrix products: linear layers, and products of activations."""
-    layers = _product(call, *_factors(call))
+    labels = _product(call, *_factors(call))
     added = ADDED.get(call.func._overloadpacket)
     if added is None or not call.args[added].dim():
-        return [layers]
+        return [labels]
     bias = call.args[added]
     reason = f"it meets a tensor of fixed width ({call.where})"
     rank = call.out.dim()
-    return [labels.combine(call.ledger, [(layers, call.out.shape), (get(bias), bias.shape)], rank, "all", reason)]
+    return [combine(call.ledger, [(labels, call.out.shape), (get(bias), bias.shape)], rank, "all", reason)]
 
 
-def _product(call: Call, a: Tensor, b: Tensor) -> Layers:
+def _product(call: Call, a: Tensor, b: Tensor) -> Labels:
     rank = a.dim()
     ka, kb = a.dim() - 1, max(b.dim() - 2, 0)
     left, right = get(a), get(b)
     inner_a = next((x for x in left if ka in x.dims), None)
     inner_b = next((x for x in right if kb in x.dims), None)
-    left, right = labels.without(left, [ka]), labels.without(right, [kb])
+    left, right = without(left, [ka]), without(right, [kb])
     weight = b if _is_weight(b) else a if _is_weight(a) else None
     rows = _inner(call, a, b, inner_a, inner_b)
     if weight is not None:
         _linear_sizes(call, weight, inner_a if weight is b else inner_b, right if weight is b else left)
     if b.dim() == 1:
-        return tuple(Layer(x.atoms.squeeze(ka), x.zero) for x in left)
+        return tuple(Label(x.atoms.squeeze(ka), x.zero) for x in left)
     if rank > 2:  # batches of products: heads
         return _batched(call, left, right, rows, rank)
     return (*left, *right)
@@ -48,7 +47,7 @@ def _is_weight(tensor: Tensor) -> bool:
     return not getattr(tensor, "_regrow_live", False) and not any(min(x.dims) < tensor.dim() - 2 for x in get(tensor))
 
 
-def _inner(call: Call, a: Tensor, b: Tensor, x: Layer | None, y: Layer | None) -> Layers:
+def _inner(call: Call, a: Tensor, b: Tensor, x: Label | None, y: Label | None) -> Labels:
     """The summed dimension. Returns what is left of its labels along the batch."""
     reason = f"it is multiplied with a tensor of fixed width ({call.where})"
     if x is None or y is None:
@@ -72,22 +71,22 @@ def _inner(call: Call, a: Tensor, b: Tensor, x: Layer | None, y: Layer | None) -
         return ()
     # a product of activations does not vanish with a channel: only whole matrices can
     reason = f"a product of activations sums over it ({call.where})"
-    done = [call.ledger.collapse(layer, [*range(t.dim() - 2, t.dim())], reason) for layer, t in ((x, a), (y, b))]
+    done = [call.ledger.collapse(label, [*range(t.dim() - 2, t.dim())], reason) for label, t in ((x, a), (y, b))]
     if done[0] is None or done[1] is None:
-        call.ledger.fix_all([layer for layer in done if layer is not None], reason)
+        call.ledger.fix_all([label for label in done if label is not None], reason)
         return ()
     return (done[0], done[1])
 
 
-def _batched(call: Call, left: Layers, right: Layers, rows: Layers, rank: int) -> Layers:
+def _batched(call: Call, left: Labels, right: Labels, rows: Labels, rank: int) -> Labels:
     """Labels of a batch of products: where they vary along the batch, a whole matrix vanishes at once."""
     matrix = {rank - 2, rank - 1}
     reason = f"a batch of products mixes it ({call.where})"
     batch = [x for x in (*left, *right, *rows) if x.dims - matrix]
     free = [x for x in (*left, *right) if not x.dims - matrix]
-    whole: Layer | None = None
-    for layer in batch:
-        flat = call.ledger.collapse(layer, matrix, reason)
+    whole: Label | None = None
+    for label in batch:
+        flat = call.ledger.collapse(label, matrix, reason)
         if flat is not None:
             if whole is not None:
                 call.ledger.same(whole.atoms, flat.atoms, reason)
@@ -97,7 +96,7 @@ def _batched(call: Call, left: Layers, right: Layers, rows: Layers, rank: int) -
     if whole is not None and not all(sides):
         call.ledger.fix(whole.atoms, reason)
         whole = None
-    return (*free, *(() if whole is None else (Layer(whole.atoms),)))
+    return (*free, *(() if whole is None else (Label(whole.atoms),)))
 
 
 def _factors(call: Call) -> tuple[Tensor, Tensor]:
@@ -106,16 +105,16 @@ def _factors(call: Call) -> tuple[Tensor, Tensor]:
     return a, b
 
 
-def _linear_sizes(call: Call, weight: Tensor, inner: Layer | None, outer: Layers) -> None:
+def _linear_sizes(call: Call, weight: Tensor, inner: Label | None, outer: Labels) -> None:
     if inner is not None:
         call.size(weight, "in_features", inner.atoms.reshape(-1))
-    for layer in outer:
-        call.ledger.produced.append(layer.atoms.reshape(-1))
-        call.size(weight, "out_features", layer.atoms.reshape(-1))
+    for label in outer:
+        call.ledger.produced.append(label.atoms.reshape(-1))
+        call.size(weight, "out_features", label.atoms.reshape(-1))
 
 
 @rule("convolutions")
-def convolution(call: Call) -> Sequence[Layers]:
+def convolution(call: Call) -> Sequence[Labels]:
     """Convolutions of any rank: dense, grouped, depthwise, transposed."""
     x, weight, bias = call.args[:3]
     transposed, groups = bool(call.args[6]), int(call.args[8])
@@ -127,7 +126,7 @@ def convolution(call: Call) -> Sequence[Layers]:
     kernel = call.ledger.collapse_all(get(weight), range(2, weight.dim()), "it is a kernel's space, not a channel")
     w = [call.ledger.along(kernel, d, f"it is mixed by {call.where}") for d in (0, 1)]
     takes = 0 if transposed and groups == 1 else 1
-    if not all(layer.zero for layer in get(weight) if takes in layer.dims):
+    if not all(label.zero for label in get(weight) if takes in label.dims):
         call.ledger.fix_all(get(weight), f"the weight is computed from other weights ({call.where})")
     if groups == 1:
         w_in, w_out = (w[0], w[1]) if transposed else (w[1], w[0])
@@ -136,19 +135,19 @@ def convolution(call: Call) -> Sequence[Layers]:
     else:
         w_out = _grouped(call, x.shape[c], call.out.shape[c], groups, channels, w, transposed)
     if w_out is None:
-        out: Layers = ()
+        out: Labels = ()
     else:
         call.ledger.produced.append(w_out)
         call.size(weight, "out_channels", w_out)
-        zero = all(layer.zero for layer in get(weight))
-        out = (Layer(labels.axis(w_out, c, call.out.dim()), zero),)
+        zero = all(label.zero for label in get(weight))
+        out = (Label(axis(w_out, c, call.out.dim()), zero),)
     if bias is not None:
         shape = (-1,) + (1,) * (call.out.dim() - c - 1)
-        added = tuple(Layer(y.atoms.reshape(shape), y.zero) for y in get(bias))
+        added = tuple(Label(y.atoms.reshape(shape), y.zero) for y in get(bias))
         reason = f"it meets a tensor of fixed width ({call.where})"
         operands = [(out, call.out.shape), (added, bias.reshape(shape).shape)]
-        out = labels.combine(call.ledger, operands, call.out.dim(), "all", reason)
-    keep = labels.without(given, [c])
+        out = combine(call.ledger, operands, call.out.dim(), "all", reason)
+    keep = without(given, [c])
     return [disjoint(call, (*out, *keep))]
 
 

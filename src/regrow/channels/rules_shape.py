@@ -7,22 +7,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regrow.channels import labels
-from regrow.channels.labels import Axis, Layer, Layers
+from regrow.channels.labels import TOKENS, Axis, Label, Labels, axis, combine, compress, reshape, tidy
 from regrow.channels.rules import Call, disjoint, get, rule
 
 
 @rule("views")
-def view(call: Call) -> Sequence[Layers]:
+def view(call: Call) -> Sequence[Labels]:
     """The same elements in another shape."""
     out: Tensor = call.out
     result = []
-    for layer in get(call.x):
-        seen, mixed = labels.reshape(layer, call.x.shape, out.shape)
+    for label in get(call.x):
+        seen, mixed = reshape(label, call.x.shape, out.shape)
         for new in mixed:
             _grid(call, seen, new, out.shape)
         result.append(seen)
-    return [disjoint(call, labels.tidy(result))]
+    return [disjoint(call, tidy(result))]
 
 
 # attributes by which modules are known to cut their channels into heads or groups, or put them together again; others
@@ -35,13 +34,13 @@ COUNTS = [
 ]  # fmt: skip
 
 
-def _grid(call: Call, layer: Layer, dims: Sequence[int], shape: Sequence[int]) -> None:
+def _grid(call: Call, label: Label, dims: Sequence[int], shape: Sequence[int]) -> None:
     """Notes that what is kept must fill these dimensions evenly, and which attributes may count them."""
-    varying = [d for d in dims if layer.atoms.shape[d] > 1]
+    varying = [d for d in dims if label.atoms.shape[d] > 1]
     if len(varying) > 1:
-        call.ledger.grids.append(layer.atoms)
+        call.ledger.grids.append(label.atoms)
     for d in varying:
-        _counted(call, layer.atoms, d)
+        _counted(call, label.atoms, d)
 
 
 def _counted(call: Call, atoms: Tensor, dim: int) -> bool:
@@ -59,20 +58,20 @@ def _counted(call: Call, atoms: Tensor, dim: int) -> bool:
 
 
 @rule("orders of dimensions")
-def move(call: Call) -> Sequence[Layers]:
+def move(call: Call) -> Sequence[Labels]:
     """Dimensions in another order."""
-    return [tuple(Layer(call.func(x.atoms, *call.args[1:], **call.kwargs), x.zero) for x in get(call.x))]
+    return [tuple(Label(call.func(x.atoms, *call.args[1:], **call.kwargs), x.zero) for x in get(call.x))]
 
 
 @rule("expansion")
-def expand(call: Call) -> Sequence[Layers]:
+def expand(call: Call) -> Sequence[Labels]:
     """Broadcasting; new dimensions in front."""
     pad = (1,) * (call.out.dim() - call.x.dim())
-    return [tuple(Layer(x.atoms.reshape(pad + x.atoms.shape), x.zero) for x in get(call.x))]
+    return [tuple(Label(x.atoms.reshape(pad + x.atoms.shape), x.zero) for x in get(call.x))]
 
 
 @rule("cuts")
-def cut(call: Call) -> Sequence[Layers]:
+def cut(call: Call) -> Sequence[Labels]:
     """x[a:b:c]: equal parts are parts of a grid; any other cut is at a fixed place."""
     x, dim = call.x, call.at(1, "dim", 0) % call.x.dim()
     n, length = x.shape[dim], call.out.shape[dim]
@@ -85,7 +84,7 @@ def cut(call: Call) -> Sequence[Layers]:
 
 
 @rule("splits")
-def split(call: Call) -> Sequence[Layers]:
+def split(call: Call) -> Sequence[Labels]:
     """Parts one after the other, of equal lengths or not."""
     name = "dim"
     dim = call.at(2, name, 0) % call.x.dim()
@@ -95,47 +94,47 @@ def split(call: Call) -> Sequence[Layers]:
 
 
 @rule("gates")
-def glu(call: Call) -> Sequence[Layers]:
+def glu(call: Call) -> Sequence[Labels]:
     """One half times the sigmoid of the other."""
     dim = call.at(1, "dim", -1) % call.x.dim()
     half = call.x.shape[dim] // 2
     return _pieces(call, dim, [half, half], [(0, half)])
 
 
-def _pieces(call: Call, dim: int, lengths: list[int] | None, wanted: Sequence[tuple[int, int]]) -> list[Layers]:
+def _pieces(call: Call, dim: int, lengths: list[int] | None, wanted: Sequence[tuple[int, int]]) -> list[Labels]:
     """Labels of the wanted (start, length) parts; parts of equal length must keep equal numbers. A cut at a place that
     no attribute counts is at a fixed place."""
-    result: list[list[Layer]] = [[] for _ in wanted]
-    for layer in get(call.x):
-        if dim not in layer.dims:
-            parts: list[Layer] | None = [layer] * len(wanted)
+    result: list[list[Label]] = [[] for _ in wanted]
+    for label in get(call.x):
+        if dim not in label.dims:
+            parts: list[Label] | None = [label] * len(wanted)
         elif lengths is not None and len(set(lengths)) == 1:
-            parts = _even(call, layer, dim, lengths, wanted)
+            parts = _even(call, label, dim, lengths, wanted)
         else:
-            parts = _uneven(call, layer, dim, lengths, wanted)
+            parts = _uneven(call, label, dim, lengths, wanted)
         if parts is None:
-            left = call.ledger.collapse(layer, [dim], f"it is cut at a fixed place ({call.where})")
+            left = call.ledger.collapse(label, [dim], f"it is cut at a fixed place ({call.where})")
             parts = [] if left is None else [left] * len(wanted)
         for target, part in zip(result, parts, strict=False):
             target.append(part)
-    return [labels.tidy(part) for part in result]
+    return [tidy(part) for part in result]
 
 
-def _even(call: Call, layer: Layer, dim: int, lengths: list[int], wanted: Sequence[tuple[int, int]]) -> list[Layer]:
+def _even(call: Call, label: Label, dim: int, lengths: list[int], wanted: Sequence[tuple[int, int]]) -> list[Label]:
     if len(lengths) > 1:
-        parts = layer.atoms.unflatten(dim, (len(lengths), lengths[0]))
+        parts = label.atoms.unflatten(dim, (len(lengths), lengths[0]))
         call.ledger.same(parts, parts.narrow(dim, 0, 1), call.where)
-        _counted(call, layer.atoms.narrow(dim, 0, lengths[0]), dim)
-    return [Layer(layer.atoms.narrow(dim, start, length), layer.zero) for start, length in wanted]
+        _counted(call, label.atoms.narrow(dim, 0, lengths[0]), dim)
+    return [Label(label.atoms.narrow(dim, start, length), label.zero) for start, length in wanted]
 
 
 def _uneven(
-    call: Call, layer: Layer, dim: int, lengths: list[int] | None, wanted: Sequence[tuple[int, int]]
-) -> list[Layer] | None:
+    call: Call, label: Label, dim: int, lengths: list[int] | None, wanted: Sequence[tuple[int, int]]
+) -> list[Label] | None:
     """Parts of which attributes say how long each is; None where they do not."""
     if lengths is None or not set(lengths) <= set(call.attributes.values()):
         return None
-    parts = [Layer(layer.atoms.narrow(dim, start, length), layer.zero) for start, length in wanted]
+    parts = [Label(label.atoms.narrow(dim, start, length), label.zero) for start, length in wanted]
     first: dict[int, Tensor] = {}
     for part, length in zip(parts, lengths, strict=True):
         if length in first:
@@ -147,17 +146,17 @@ def _uneven(
 
 
 @rule("picks")
-def pick(call: Call) -> Sequence[Layers]:
+def pick(call: Call) -> Sequence[Labels]:
     """x[i]: nothing along this dimension can vanish on its own."""
     dim = call.at(1, "dim", 0) % call.x.dim()
     reason = f"it is picked by a fixed index ({call.where})"
     left = call.ledger.collapse_all(get(call.x), [dim], reason)
-    layers = tuple(Layer(x.atoms.squeeze(dim), x.zero) for x in left)
-    return [layers] * (len(call.out) if isinstance(call.out, (list, tuple)) else 1)
+    labels = tuple(Label(x.atoms.squeeze(dim), x.zero) for x in left)
+    return [labels] * (len(call.out) if isinstance(call.out, (list, tuple)) else 1)
 
 
 @rule("joins")
-def cat(call: Call) -> Sequence[Layers]:
+def cat(call: Call) -> Sequence[Labels]:
     """Concatenation."""
     tensors = [t for t in call.args[0] if t.dim() > 1 or t.numel()]
     rank = call.out.dim()
@@ -165,60 +164,60 @@ def cat(call: Call) -> Sequence[Layers]:
     reason = f"it is joined with a tensor of fixed width ({call.where})"
     across = [next((x for x in get(t) if dim in x.dims), None) for t in tensors]
     rest = [(tuple(x for x in get(t) if dim not in x.dims), [*t.shape[:dim], 1, *t.shape[dim + 1 :]]) for t in tensors]
-    result = list(labels.combine(call.ledger, rest, rank, "all", reason))
+    result = list(combine(call.ledger, rest, rank, "all", reason))
     if any(x is not None for x in across):
         shape = [max(x.atoms.shape[d] for x in across if x is not None) for d in range(rank)]
         parts = []
-        for t, layer in zip(tensors, across, strict=True):
+        for t, label in zip(tensors, across, strict=True):
             shape[dim] = t.shape[dim]
-            atoms = t.new_zeros((1,) * rank, dtype=torch.int64) if layer is None else layer.atoms
+            atoms = t.new_zeros((1,) * rank, dtype=torch.int64) if label is None else label.atoms
             parts.append(atoms.expand(shape))
         zero = all(x is None or x.zero for x in across)
-        result.append(Layer(labels.compress(torch.cat(parts, dim)), zero))
-    return [disjoint(call, labels.tidy(result))]
+        result.append(Label(compress(torch.cat(parts, dim)), zero))
+    return [disjoint(call, tidy(result))]
 
 
 @rule("stacks")
-def stack(call: Call) -> Sequence[Layers]:
+def stack(call: Call) -> Sequence[Labels]:
     """Concatenation along a new dimension."""
     dim = call.at(1, "dim", 0) % call.out.dim()
     reason = f"it is joined with a tensor of fixed width ({call.where})"
     parts = [
-        (tuple(Layer(x.atoms.unsqueeze(dim), x.zero) for x in get(t)), t.unsqueeze(dim).shape) for t in call.args[0]
+        (tuple(Label(x.atoms.unsqueeze(dim), x.zero) for x in get(t)), t.unsqueeze(dim).shape) for t in call.args[0]
     ]
-    return [labels.combine(call.ledger, parts, call.out.dim(), "all", reason)]
+    return [combine(call.ledger, parts, call.out.dim(), "all", reason)]
 
 
 @rule("moved entries")
-def carry(call: Call) -> Sequence[Layers]:
+def carry(call: Call) -> Sequence[Labels]:
     """Operations that only move data: they run on the labels."""
     result = []
-    for layer in get(call.x):
-        if layer.dims & _indexed(call):
-            call.ledger.fix(layer.atoms, f"it is picked by fixed indices ({call.where})")
+    for label in get(call.x):
+        if label.dims & _indexed(call):
+            call.ledger.fix(label.atoms, f"it is picked by fixed indices ({call.where})")
             continue
         if "channel_shuffle" in call.name:
-            call.ledger.grids.append(layer.atoms.unflatten(1, (int(call.args[1]), -1)))
+            call.ledger.grids.append(label.atoms.unflatten(1, (int(call.args[1]), -1)))
         if call.name == "constant_pad_nd":
-            result.append(_padded(call, layer))
+            result.append(_padded(call, label))
             continue
-        full = layer.atoms.expand(call.x.shape)
+        full = label.atoms.expand(call.x.shape)
         try:
             moved = call.func(full, *call.args[1:], **call.kwargs)
         except (RuntimeError, NotImplementedError):  # not for integers
             moved = call.func(full.double(), *call.args[1:], **call.kwargs).long()
-        result.append(Layer(labels.compress(moved), layer.zero))
-    return [disjoint(call, labels.tidy(result))]
+        result.append(Label(compress(moved), label.zero))
+    return [disjoint(call, tidy(result))]
 
 
-def _padded(call: Call, layer: Layer) -> Layer:
+def _padded(call: Call, label: Label) -> Label:
     """Padding with a constant: what is added along the channels has no label, along space it has that of its channel,
     and is not zero unless the constant is."""
     amounts = list(call.args[1])
     for i in range(0, len(amounts), 2):
-        if layer.atoms.shape[-1 - i // 2] == 1:
+        if label.atoms.shape[-1 - i // 2] == 1:
             amounts[i : i + 2] = [0, 0]
-    return Layer(torch.constant_pad_nd(layer.atoms, amounts, 0), layer.zero and not call.at(2, "value", 0))
+    return Label(torch.constant_pad_nd(label.atoms, amounts, 0), label.zero and not call.at(2, "value", 0))
 
 
 def _indexed(call: Call) -> set[int]:
@@ -235,12 +234,12 @@ def _indexed(call: Call) -> set[int]:
 
 
 @rule("embeddings")
-def embedding(call: Call) -> Sequence[Layers]:
+def embedding(call: Call) -> Sequence[Labels]:
     """Rows of a table."""
     weight, index = call.args[0], call.args[1]
-    reason = labels.TOKENS
+    reason = TOKENS
     left = call.ledger.collapse_all(get(weight), [0], reason)
-    for layer in left:
-        call.ledger.produced.append(layer.atoms.reshape(-1))
-        call.size(weight, "embedding_dim", layer.atoms.reshape(-1))
-    return [tuple(Layer(labels.axis(x.atoms.reshape(-1), -1, index.dim() + 1), x.zero) for x in left)]
+    for label in left:
+        call.ledger.produced.append(label.atoms.reshape(-1))
+        call.size(weight, "embedding_dim", label.atoms.reshape(-1))
+    return [tuple(Label(axis(x.atoms.reshape(-1), -1, index.dim() + 1), x.zero) for x in left)]

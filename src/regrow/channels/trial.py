@@ -36,7 +36,7 @@ _NOISE = 1_000_003  # numbers that are drawn; large parameters take them again a
 
 
 @dataclass(frozen=True)
-class Failure:
+class TrialFailure:
     """How a model without some channels fails.
 
     Attributes:
@@ -111,7 +111,7 @@ class Trial:
 
     # -- one trial ---------------------------------------------------------------------------------------------------
 
-    def failure(self, groups: Sequence[Group]) -> Failure | None:
+    def failure(self, groups: Sequence[Group]) -> TrialFailure | None:
         """What goes wrong without about half of the channels of these groups; None where nothing does.
 
         Groups that are not exact only have to run.
@@ -122,36 +122,36 @@ class Trial:
         exact = [group for group in groups if group.exact]
         if exact:
             off = self._difference(exact, None)
-            if isinstance(off, Failure):
+            if isinstance(off, TrialFailure):
                 return off
             if off > SINGLE:
                 precise = self._difference(exact, torch.float64)
                 # it may run in single precision only
-                if isinstance(precise, Failure) or precise > DOUBLE:
-                    return Failure(
+                if isinstance(precise, TrialFailure) or precise > DOUBLE:
+                    return TrialFailure(
                         f"computes something else with fewer channels ({_percent(off)} of its output), so its code "
                         "depends on their number in a way that cannot be followed"
                     )
         if len(exact) < len(groups):
             thin = self._thin(groups, None)
-            return thin if isinstance(thin, Failure) else None
+            return thin if isinstance(thin, TrialFailure) else None
         return None
 
-    def _difference(self, groups: Sequence[Group], kind: torch.dtype | None) -> float | Failure:
+    def _difference(self, groups: Sequence[Group], kind: torch.dtype | None) -> float | TrialFailure:
         """How far the thin model is from the masked one, over all modes; or why it does not run."""
         thin = self._thin(groups, kind)
-        if isinstance(thin, Failure):
+        if isinstance(thin, TrialFailure):
             return thin
         masked, off = self._masked(groups, kind), 0.0
         for mode, call in self._calls.items():
             try:
                 outputs = self._outputs(masked, mode, call, kind)
             except Exception as error:
-                return Failure(f"does not run with channels at zero: {first_line(error)}", "")
+                return TrialFailure(f"does not run with channels at zero: {first_line(error)}", "")
             off = max(off, difference(outputs, thin[mode], same_shapes=not call.inner))
         return off
 
-    def _thin(self, groups: Sequence[Group], kind: torch.dtype | None) -> dict[Mode, list[Tensor]] | Failure:
+    def _thin(self, groups: Sequence[Group], kind: torch.dtype | None) -> dict[Mode, list[Tensor]] | TrialFailure:
         """What the model returns without channels in each mode, or why it does not."""
         model = self._copy(kind)
         stack = ModuleStack(model)
@@ -159,7 +159,7 @@ class Trial:
             surgery.compact(model, Coupling(tuple(groups)), about_half(groups))
             return {mode: self._outputs(model, mode, call, kind, stack) for mode, call in self._calls.items()}
         except Exception as error:
-            return Failure(f"does not run with fewer channels: {first_line(error)}", stack.last)
+            return TrialFailure(f"does not run with fewer channels: {first_line(error)}", stack.last)
 
     def _copy(self, kind: torch.dtype | None = None) -> nn.Module:
         """The model, with buffers of its own; parameters share their values with it."""

@@ -57,11 +57,12 @@ def check(form: type[F], value: object, what: object, way_out: str) -> F:
     try:
         return form.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        first = error.errors(include_url=False, include_input=False)[0]
         if first["type"] == "string_unicode":  # a name in it is not UTF-8, which pydantic cannot hold
             return check(form, _utf8(value), what, way_out)
         key = ".".join(str(part) for part in first["loc"])
-        said = _SAID.get(first["type"]) or first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        own = first.get("ctx", {}).get("error")  # what a form's own check has raised
+        said = _SAID.get(first["type"]) or str(own or first["msg"].removeprefix("Input "))
         place = f"{shown(key)} {said[:1].lower()}{said[1:]}" if key else said
         raise UserError(f"{what} is damaged: {place}: {way_out}") from error
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -89,7 +90,7 @@ def _content(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # torch.load has no common base for what a damaged file can raise
-        if "weights_only" in str(error).lower() or "weights only" in str(error).lower():
+        if isinstance(error, UnpicklingError):
             damaged = (
                 f"{path} holds other Python objects than tensors, which are not read, as they can run any code: save "
                 "model.state_dict() alone"

@@ -139,8 +139,10 @@ def test_channels_are_followed_in_inference_mode_too(between):
 def test_inputs_that_the_model_changes_stay_as_they_were(in_place):
     x = torch.randn(2, 3, 8, 8)
     given = x.clone()
-    couple(convolutions(in_place, torch.relu), x)
-    assert torch.equal(x, given)
+    model = convolutions(in_place, torch.relu)
+    for read in (couple, count_flops, network_of):
+        read(model, x)
+        assert torch.equal(x, given), read
 
 
 def test_flops_and_latency_are_read_from_one_trace():

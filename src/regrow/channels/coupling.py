@@ -62,9 +62,8 @@ def couple(
     """
     start = time.process_time()
     forbid, force, add = tuple(forbid), tuple(force), tuple(add)
-    inputs = Inputs.of(example_inputs)
+    inputs, deadline = Inputs.of(example_inputs), start + time_limit
     _check_names(model, (*forbid, *force))
-    deadline = start + time_limit
     try:
         demands = follow(model, inputs, deadline)
         trial = Trial(model, inputs, deadline)
@@ -72,8 +71,7 @@ def couple(
         _check_forced(found, force)
         groups = (*found.groups, *add)
         _check_added(model, found.groups, add)
-        failure = trial.failure(groups) if add else None
-        if failure is not None:
+        if add and (failure := trial.failure(groups)) is not None:
             raise UserError(f"the added groups are not right: the model {failure.reason}")
     except TimeLimit as limit:
         at = f" (it had come to {limit.args[0]!r})" if limit.args[0] else ""

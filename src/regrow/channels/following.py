@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,12 +76,12 @@ class Follower:
                 t._regrow_names = operands[0]._regrow_names
 
 
-def _hollow(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def _hollow(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Executes an operation, but what multiplies on shapes only: it returns zeros."""
     known = isinstance(func, torch._ops.OpOverload) and func._overloadpacket in FORMULAS
     if not known or any(t.device.type != "cpu" for t in tree_leaves(args) if isinstance(t, Tensor)):
         return func(*args, **kwargs)
-    on_meta = tree_map_only(Tensor, lambda t: t.detach().to("meta"), (args, dict(kwargs)))
+    on_meta = tree_map_only(Tensor, lambda t: t.detach().to("meta"), (args, kwargs))
     out = func(*on_meta[0], **on_meta[1])
     return tree_map_only(Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype), out)
 

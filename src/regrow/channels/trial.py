@@ -6,7 +6,7 @@ written by hand, heads folded into the batch) often runs with fewer channels all
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -198,7 +198,7 @@ class Trial:
         return inner if call.inner else out
 
 
-def _still(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def _still(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Executes an operation without leaving anything to chance, as two widths would draw different numbers: dropout
     keeps all, noise is constant."""
     name = name_of(func)

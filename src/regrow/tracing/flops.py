@@ -153,7 +153,7 @@ class _Count:
         op = func._overloadpacket if overload else func
         formula = FORMULAS.get(op)
         if formula is not None:
-            given = (operation.args, dict(operation.kwargs), operation.out)
+            given = (operation.args, operation.kwargs, operation.out)
             args, kwargs, out = tree_map_only(Value, lambda value: value.shape, given)
             self.flops[self._multiplied(op, operation.args)] += formula(*args, **kwargs, out_val=out)
         elif not is_free(func):

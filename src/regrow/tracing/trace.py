@@ -55,7 +55,7 @@ class Operation:
 
     func: Any
     args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    kwargs: dict[str, Any]
     out: Any
     module: str = ""
 
@@ -67,7 +67,7 @@ class Operation:
     @property
     def operands(self) -> list[Any]:
         """All tensors, or values, among its arguments."""
-        return _tensors((self.args, dict(self.kwargs)))
+        return _tensors((self.args, self.kwargs))
 
     @property
     def results(self) -> list[Any]:
@@ -76,8 +76,7 @@ class Operation:
 
     def map(self, function: Callable[[Tensor], Any]) -> Operation:
         """The same operation with something else in the place of each tensor."""
-        given = (self.args, dict(self.kwargs), self.out)
-        args, kwargs, out = tree_map_only(Tensor, function, given)
+        args, kwargs, out = tree_map_only(Tensor, function, (self.args, self.kwargs, self.out))
         return replace(self, args=args, kwargs=kwargs, out=out)
 
 

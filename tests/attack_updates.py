@@ -165,7 +165,7 @@ def interrupt(kind: str, step: int, share: float, expected: dict[str, Any]) -> s
                 return f"{kind}, step {step}, call at {share:.3f}: {name} is not zero where it is pruned"
     if not kind.startswith("weights"):
         cost = made[2]._units.prices.cost({n: kept for n, (kept, _) in made[2].widths().items()})  # type: ignore[union-attr]
-        within = all(cost[k] <= budget for k, budget in made[2]._units.bound.budgets.items())  # type: ignore[union-attr]
+        within = all(cost[k] <= budget for k, budget in made[2]._units.budgets.amounts.items())  # type: ignore[union-attr]
         return "" if within else f"{kind}, step {step}, call at {share:.3f}: over budget"
     found = counts(made)
     return "" if found == expected else f"{kind}, step {step}, call at {share:.3f}: {found} instead of {expected}"

@@ -41,10 +41,14 @@ class Reference:
     def length(self):
         if self.method == "iee":
             return self.o["h"] + (self.o["j"] if self.o.get("improve", True) else 0) + self.o["q"]
+        if self.method == "acdc":
+            return self.o["sparse"] + self.o["dense"]
         return self.o.get("interval") or self.o.get("h") or self.total + 1
 
     def start(self):
         """The step at which the first structure is taken."""
+        if self.method == "acdc":
+            return int(self.o["warm_up"] * self.total)
         return self.o.get("start_steps", 0)
 
     def begin(self):
@@ -52,7 +56,8 @@ class Reference:
         return max(self.start(), self.o.get("begin_at", 0))
 
     def until(self):
-        return int(self.o.get("update_end", 0.75) * self.total) if self.method != "oneshot" else self.o["h"]
+        default = 0.85 if self.method == "acdc" else 0.75
+        return int(self.o.get("update_end", default) * self.total) if self.method != "oneshot" else self.o["h"]
 
     def updates(self):
         return 0 if self.method in ("static", "dense") else (self.until() - self.begin()) // self.length()
@@ -61,7 +66,11 @@ class Reference:
         size, final = self.params[k].numel(), self.final[k]
         sizes = sum(p.numel() for p in self.params.values())
         sparsity = 1 - sum(self.final.values()) / sizes
-        initial = {"gmp": self.o.get("initial_sparsity", 0.0), "iee": self.o.get("ramp")}.get(self.method)
+        initial = {
+            "gmp": self.o.get("initial_sparsity", 0.0),
+            "granet": self.o.get("initial_sparsity", 0.0),
+            "iee": self.o.get("ramp"),
+        }.get(self.method)
         if self.method == "oneshot" and self.o["h"] and update < 0:
             return size
         if initial is None:
@@ -70,10 +79,10 @@ class Reference:
         return size - round(min(now / sparsity, 1.0) * (size - final))
 
     def churn(self, k, update):
-        if self.method not in ("iee", "rigl", "set"):
+        if self.method not in ("iee", "rigl", "set", "granet"):
             return 0
         t = self.begin() + update * self.length() + (self.o["h"] if self.method == "iee" else self.length())
-        share = 0.3 / 2 * (1 + math.cos(math.pi * t / self.until()))
+        share = (0.5 if self.method == "granet" else 0.3) / 2 * (1 + math.cos(math.pi * t / self.until()))
         target = self.target(k, update)
         return 0 if target == self.params[k].numel() else int(share * target)
 
@@ -86,7 +95,7 @@ class Reference:
     def score(self, k, role, i):
         if role == "grow" and self.method == "set":
             return torch.rand(self.params[k].shape, generator=generator(self.seed, self.step, i))
-        if role == "grow" and self.method == "rigl":
+        if role == "grow" and self.method in ("rigl", "granet"):
             return self.dense_grad[k]
         if self.criterion == "taylor":
             return self.sums[k] / max(self.seen, 1)
@@ -218,9 +227,17 @@ class Reference:
                         b.copy_(old)
                 self.grow(self.o.get("grown_init", "mru"))
                 self.update += 1
+        elif self.method == "acdc":
+            if position == self.o["sparse"]:
+                for k, p in self.params.items():
+                    self.trains[k] = self.write(k, set(range(p.numel())))
+                self.forget()
+            if position == self.length():
+                self.prune()
+                self.update += 1
         elif position == self.length():
             self.prune()
-            if self.method in ("rigl", "set"):
+            if self.method in ("rigl", "set", "granet"):
                 self.grow("zero")
             self.update += 1
 
@@ -228,7 +245,7 @@ class Reference:
         for i, k in enumerate(self.params):
             keep = self.target(k, self.update) - self.churn(k, self.update)
             self.trains[k] = self.write(k, self.best(self.score(k, "prune", i), self.active[k], keep))
-        if self.method == "iee" or self.method in ("gmp", "oneshot"):
+        if self.method == "iee" or self.method in ("gmp", "oneshot", "acdc"):
             self.forget()
 
     def reactivate(self):
@@ -255,3 +272,84 @@ class Reference:
     def forget(self):
         self.sums = {k: torch.zeros_like(p) for k, p in self.params.items()}
         self.seen = 0
+
+
+class Straight:
+    """The slow straight-through engine: latent weights beside the parameters, projected again after every step."""
+
+    def __init__(self, model, params, optimizer, counts, o, criterion, total_steps):
+        self.model, self.params, self.optimizer, self.final, self.o = model, params, optimizer, counts, o
+        self.criterion, self.total, self.step, self.update = criterion, total_steps, 0, 0
+        self.latent = {k: p.detach().clone() for k, p in params.items()}
+        self.started = not o.get("start_steps")
+        self.active = {k: set(range(p.numel())) for k, p in params.items()}
+        self.forget()
+        if self.started:
+            self.select(0.0, {k: v.abs() for k, v in self.latent.items()})
+            self.project()
+
+    def counts(self, progress):
+        sizes = {k: p.numel() for k, p in self.params.items()}
+        sparsity, ramp = 1 - sum(self.final.values()) / sum(sizes.values()), self.o["ramp"]
+        if ramp is None:
+            return self.final
+        now = ramp + (sparsity - ramp) * (1 - (1 - min(progress / self.o["ramp_end"], 1.0)) ** 3)
+        return {k: n - round(min(now / sparsity, 1.0) * (n - self.final[k])) for k, n in sizes.items()}
+
+    def select(self, progress, scores):
+        for k, count in self.counts(progress).items():
+            flat = scores[k].flatten().tolist()
+            self.active[k] = set(sorted(range(len(flat)), key=lambda i, flat=flat: (-flat[i], i))[:count])
+        self.forget()
+
+    def project(self):
+        for k, p in self.params.items():
+            latent, out, power = self.latent[k].view(-1), p.detach().view(-1), self.o["p"]
+            removed = [latent[i].abs() for i in range(len(latent)) if i not in self.active[k]]
+            threshold = max(removed, default=torch.tensor(0.0))
+            size = latent.abs()  # powers of single numbers and of many differ in their last bit
+            if power == 1:
+                size = (size - threshold).clamp(min=0)
+            elif not math.isinf(power):
+                size = size * (1 - (threshold / size) ** power).clamp(min=0) ** (1 / power)
+            for i in range(len(latent)):
+                out[i] = torch.copysign(size[i], latent[i]) if i in self.active[k] else 0.0
+
+    def train(self, loss_fn):
+        self.optimizer.zero_grad()
+        loss_fn(self.model).backward()
+        start, taylor = self.o.get("start_steps", 0), self.criterion == "taylor"
+        updates = (self.total - start) // self.o["every"]
+        live = self.started and self.update < updates
+        for k, p in self.params.items():
+            self.sums[k] += ((self.latent[k] if live else p.detach()) * p.grad).abs()
+            for i in range(p.numel()) if live else ():
+                if i not in self.active[k]:
+                    if not self.normalizes():
+                        p.grad.view(-1)[i] *= self.o["scale"]
+                    p.grad.view(-1)[i] += self.o["pull"] * self.latent[k].view(-1)[i]
+            if live:
+                p.detach().copy_(self.latent[k])
+        self.optimizer.step()
+        self.step += 1
+        for k, p in self.params.items():
+            new, old = p.detach().clone(), self.latent[k].view(-1)
+            for i in range(p.numel()) if live and self.normalizes() else ():
+                if i not in self.active[k]:
+                    new.view(-1)[i] = torch.lerp(old[i], new.view(-1)[i], self.o["scale"])
+            self.latent[k] = new
+        scores = self.sums if taylor else {k: v.abs() for k, v in self.latent.items()}
+        if not self.started and self.step == start:
+            self.started = True
+            self.select(0.0, scores)
+        elif live and (self.step - start) % self.o["every"] == 0:
+            self.update += 1
+            self.select(self.update / updates, scores)
+        if self.started:
+            self.project()
+
+    def normalizes(self):
+        return "eps" in self.optimizer.param_groups[0]
+
+    def forget(self):
+        self.sums = {k: torch.zeros_like(p) for k, p in self.params.items()}

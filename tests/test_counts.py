@@ -12,8 +12,8 @@ from torch import nn
 
 import regrow
 from engine import batches, loss_of, network, train
+from regrow.actions import Explore, Prune, counts_at, kept, sparsity_of
 from regrow.methods import GMP, IEE, METHODS, SET, RigL, Static
-from regrow.units import counts_at, kept
 
 METHODS_SHORT = [
     IEE(h=3, j=2, q=2),
@@ -28,20 +28,20 @@ METHODS_SHORT = [
 
 
 def check(model: nn.Module, sparsifier: regrow.Sparsifier, target: dict[str, tuple[int, int]]) -> None:
-    """Everything that holds at any step, from the method's own schedule."""
+    """Everything that holds at any step, from what the method has asked for last."""
     timeline, method = sparsifier._timeline, sparsifier.method
-    step = sparsifier.step_count
-    span = timeline.phase_at(step)
-    updates = timeline.updates
-    target_sparsity = sparsifier._target
+    span = timeline.phase_at(sparsifier.step_count)
     if span.phase == "fixed":
         expected = {name: active for name, (active, _) in target.items()}
     else:
-        first = step < timeline.prune_step(span.update)
-        expected = counts_at(target, method.sparsity_at(span.update - first, updates, target_sparsity))
-        if not first:
-            churn = method.churn(span.update, timeline)
-            expected = {name: kept(n, target[name][1], churn) for name, n in expected.items()}
+        actions = list(method.at_start(sparsity_of(target)))
+        for step in range(sparsifier.step_count + 1):
+            for boundary in timeline.ended_at(step):
+                actions += method.at_end(boundary, sparsity_of(target))
+        last = [action for action in actions if not isinstance(action, Explore)][-1]
+        expected = counts_at(target, last.sparsity)
+        if isinstance(last, Prune):
+            expected = {name: kept(n, target[name][1], last.churn) for name, n in expected.items()}
     masks = sparsifier.masks
     if sparsifier.pattern.ranks_globally:
         assert sum(int(m.sum()) for m in masks.values()) == sum(expected.values())
@@ -51,7 +51,7 @@ def check(model: nn.Module, sparsifier: regrow.Sparsifier, target: dict[str, tup
     with sparsifier.sparse():
         for name, mask in masks.items():
             assert (model.get_parameter(name)[~mask] == 0).all()
-    if span.phase != "explore":
+    if not span.explores:
         for name, mask in masks.items():
             assert (model.get_parameter(name)[~mask] == 0).all()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 import regrow
 from engine import batches, network
-from reference import Reference
+from reference import Reference, Straight
 from regrow.methods import METHODS
 
 STEPS = 60
@@ -29,7 +30,12 @@ OPTIONS = {
     "oneshot": {"h": 9},
     "static": {},
     "dense": {},
+    "acdc": {"sparse": 7, "dense": 5, "warm_up": 0.1},
+    "granet": {"interval": 7},
+    "ste": {"every": 3},
+    "srste": {"every": 2},
 }
+STRAIGHT = {"p": math.inf, "scale": 1.0, "pull": 0.0, "ramp": None, "ramp_end": 0.75}  # and what each method changes
 
 
 def lockstep(method: str, options: dict, optimizer: str, criterion: str) -> None:
@@ -41,7 +47,12 @@ def lockstep(method: str, options: dict, optimizer: str, criterion: str) -> None
     )
     counts = {name: active for name, (active, _) in pattern.counts(slow).items()} if method != "dense" else {}
     params = {name: slow.get_parameter(name) for name in counts}
-    reference = Reference(slow, params, opt_slow, counts, method, options, criterion, STEPS)
+    reference: Reference | Straight
+    if method in ("ste", "srste"):
+        own = STRAIGHT | {name: value for name, value in vars(sparsifier.method).items() if value is not None}
+        reference = Straight(slow, params, opt_slow, counts, own, criterion, STEPS)
+    else:
+        reference = Reference(slow, params, opt_slow, counts, method, options, criterion, STEPS)
     for step, (x, y) in enumerate(batches(STEPS)):
         nn.functional.cross_entropy(fast(x), y).backward()
         opt_fast.step()

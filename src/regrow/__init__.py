@@ -2,7 +2,7 @@
 
 >>> import regrow
 >>> sorted(regrow.methods.METHODS)
-['dense', 'gmp', 'halp', 'iee', 'oneshot', 'rigl', 'set', 'static', 'uniform']
+['acdc', 'dense', 'gmp', 'granet', 'halp', 'iee', 'oneshot', 'rigl', 'set', 'srste', 'static', 'ste', 'uniform']
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from regrow.lazy import submodules
 if TYPE_CHECKING:
     from regrow.batchnorm import recalibrate
     from regrow.errors import UserError
-    from regrow.methods import GMP, HALP, IEE, SET, Dense, OneShot, RigL, Static, Uniform
-    from regrow.patterns import Channels, Weights
+    from regrow.methods import ACDC, GMP, HALP, IEE, SET, SRSTE, STE, Dense, GraNet, OneShot, RigL, Static, Uniform
+    from regrow.patterns import NM, Blocks, Channels, Weights
     from regrow.schedule import Budget
     from regrow.sparsifier import Sparsifier
     from regrow.storage import load, save
@@ -26,8 +26,22 @@ __version__ = "0.1.0"
 # Public names by the module that has them, imported when they are first asked for: `regrow --help` answers at once.
 _HOMES = {
     "errors": ["UserError"],
-    "methods": ["GMP", "HALP", "IEE", "SET", "Dense", "OneShot", "RigL", "Static", "Uniform"],
-    "patterns": ["Channels", "Weights"],
+    "methods": [
+        "ACDC",
+        "GMP",
+        "HALP",
+        "IEE",
+        "SET",
+        "SRSTE",
+        "STE",
+        "Dense",
+        "GraNet",
+        "OneShot",
+        "RigL",
+        "Static",
+        "Uniform",
+    ],  # fmt: skip,
+    "patterns": ["NM", "Blocks", "Channels", "Weights"],
     "batchnorm": ["recalibrate"],
     "schedule": ["Budget"],
     "sparsifier": ["Sparsifier"],
@@ -35,24 +49,9 @@ _HOMES = {
 }
 
 __all__ = [
-    "GMP",
-    "HALP",
-    "IEE",
-    "SET",
-    "Budget",
-    "Channels",
-    "Dense",
-    "OneShot",
-    "RigL",
-    "Sparsifier",
-    "Static",
-    "Uniform",
-    "UserError",
-    "Weights",
-    "load",
-    "recalibrate",
-    "save",
-]
+    "ACDC", "GMP", "HALP", "IEE", "NM", "SET", "SRSTE", "STE", "Blocks", "Budget", "Channels", "Dense", "GraNet",
+    "OneShot", "RigL", "Sparsifier", "Static", "Uniform", "UserError", "Weights", "load", "recalibrate", "save",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

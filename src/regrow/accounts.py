@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from regrow.cost import PhaseSteps, training_cost
 from regrow.errors import UserError
 from regrow.inputs import Inputs
-from regrow.schedule import PhaseName
+from regrow.schedule import Trains
 from regrow.tracing.flops import ModelFlops, count_flops
 
 
@@ -37,9 +37,12 @@ class Accounts:
         self.recorder = InputRecorder()
         self._model, self._flops = model, flops
 
-    def book(self, until: int, phase: PhaseName, dense_gradient_steps: int, densities: Mapping[str, float]) -> None:
+    def book(
+        self, until: int, phase: str, trains: Trains, dense_gradient_steps: int, densities: Mapping[str, float]
+    ) -> None:
         """Books the steps since the last time, all of one phase and at these densities."""
-        self.ledger.setdefault(phase, PhaseSteps()).add(until - self.until, dense_gradient_steps, densities)
+        entry = self.ledger.setdefault(phase, PhaseSteps(trains))
+        entry.add(until - self.until, dense_gradient_steps, densities)
         self.until = until
 
     def flops(self) -> ModelFlops | None:
@@ -53,9 +56,7 @@ class Accounts:
         flops = self.flops() if example_inputs is None else count_flops(self._model, example_inputs)
         if flops is None:
             raise UserError("training_cost() has not seen the model run uncompiled; pass example_inputs=one batch")
-        cost = training_cost(flops, self.ledger)
-        phases: tuple[PhaseName, ...] = ("estimate", "improve", "explore", "fixed")
-        return {phase: cost.get(phase, 0.0) for phase in phases} | {"total": cost["total"]}
+        return training_cost(flops, self.ledger)
 
     def state_dict(self) -> dict[str, Any]:
         """The ledger in plain numbers."""

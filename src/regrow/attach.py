@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,13 +15,14 @@ from regrow import names, optim_state
 from regrow.criteria import Criterion
 from regrow.errors import UserError, nearest
 from regrow.methods import IEE, METHODS, Method
-from regrow.patterns.base import Binding, Pattern
+from regrow.patterns.base import Pattern
 from regrow.saliency import Scoring
-from regrow.schedule import PhaseName, Timeline
+from regrow.schedule import Timeline
+from regrow.units import NoUnits, Units
 
 FEW = 5  # updates
 
-Scorings = Mapping[PhaseName, tuple[Scoring, ...]]
+Scorings = Mapping[str, tuple[Scoring, ...]]
 Groups = dict[int, tuple[Optimizer, dict[str, Any]]]  # id of a parameter → its optimizer and group
 
 
@@ -140,9 +142,10 @@ def total_steps(value: int | None) -> int:
 
 
 def bind(
-    pattern: Pattern | None, how: Method, scorings: Scorings, model: nn.Module, example_inputs: Any, on_resize: Any
-) -> Binding | None:
-    """The pattern put to the model, or None for a method that sparsifies nothing.
+    pattern: Pattern | None, how: Method, scorings: Scorings, timeline: Timeline, model: nn.Module, example_inputs: Any,
+    on_resize: Any,
+) -> Units:  # fmt: skip
+    """What the pattern makes of the model.
 
     Args:
         model: as the user gave it, in its wrapper.
@@ -152,16 +155,16 @@ def bind(
         UserError: where pattern, method and model do not go together.
     """
     if not how.sparsifies:
-        return None
+        return NoUnits()
     if pattern is None:
         raise UserError("pattern is missing; say what to sparsify, e.g. pattern=regrow.Weights(0.9, 'erk')")
     how.check_pattern(pattern)
-    bound = pattern.bind(names.unwrap(model), example_inputs)
-    if bound.resizes and on_resize is None:
+    units = pattern.bind(names.unwrap(model), example_inputs)
+    if units.resizes and on_resize is None:
         check_unwrapped(model)
     if pattern.blind:
-        check_growth(how.name, scorings, how.shadow is not None)
-    return bound
+        check_growth(how.name, scorings, timeline, how.shadow is not None)
+    return units
 
 
 def parameter_groups(found: Iterable[Optimizer]) -> Groups:
@@ -248,19 +251,44 @@ def check_unwrapped(model: nn.Module) -> None:
         )
 
 
-def check_growth(method: str, scorings: Scorings, shadow: bool) -> None:
+def check_growth(method: str, scorings: Scorings, timeline: Timeline, shadow: bool) -> None:
     """Refuses a method that ranks removed units by gradients which the pattern does not have.
 
     Raises:
         UserError: naming the method.
     """
-    blind = any(s.role == "grow" and s.criterion.uses_grad for phase in scorings if phase != "explore"
-                for s in scorings[phase])  # fmt: skip
-    if blind or shadow:
+    unexplored = [phase.name for phase in timeline.cycle if phase.trains == "active"]
+    latent = any(phase.latent is not None for phase in timeline.cycle)
+    blind = any(s.role == "grow" and s.criterion.uses_grad for name in unexplored for s in scorings.get(name, ()))
+    if blind or shadow or latent:
         raise UserError(
-            f"{method} grows by the gradients of what was removed, but removed channels have none; use IEE, which "
+            f"{method} needs the gradients of what was removed, but removed channels have none; use IEE, which "
             "explores them"
         )
+
+
+class OwnHook:
+    """A hook of one model that calls a method, for as long as somebody else holds the object that has it. Copies of the
+    model have a hook that does nothing.
+
+    Args:
+        method: bound; takes what the hook is called with, and returns nothing.
+    """
+
+    def __init__(self, method: Callable[..., None] | None = None) -> None:
+        self._method = None if method is None else weakref.WeakMethod(method)
+
+    def __call__(self, *args: object) -> None:
+        """Calls the method."""
+        method = None if self._method is None else self._method()
+        if method is not None:
+            method(*args)
+
+    def __deepcopy__(self, memo: object) -> OwnHook:
+        return OwnHook()
+
+    def __reduce__(self) -> tuple[type[OwnHook], tuple[()]]:
+        return OwnHook, ()
 
 
 class LoadListener:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from regrow.schedule import Trains
 from regrow.tracing.flops import ModelFlops
 
 
@@ -13,12 +14,14 @@ class PhaseSteps:
     """What training has done so far in one phase: sums over its steps, which is all that the cost depends on.
 
     Attributes:
+        trains: what the phase trains.
         steps: number of optimizer steps.
         dense_gradient_steps: how many of them needed the gradient of every weight, pruned and frozen ones too.
         density_steps: parameter name → its density summed over all the steps (a parameter that is not named is dense).
         dense_density_steps: the same sum over the dense-gradient steps only.
     """
 
+    trains: Trains = "active"
     steps: int = 0
     dense_gradient_steps: int = 0
     density_steps: dict[str, float] = field(default_factory=dict)
@@ -39,8 +42,8 @@ def training_cost(
     """Training FLOPs × those of dense training, by phase, and their sum under ``"total"``.
 
     With f_S and f_D the FLOPs of a sparse and of the dense forward pass, a step costs 3·f_S; with dense weight
-    gradients 2·f_S + f_D; in the phase named ``"explore"`` 2·f_D + (f_D − f_S), as only what was pruned gets weight
-    gradients, or 3·f_D with dense weight gradients. A dense step costs 3·f_D.
+    gradients 2·f_S + f_D; where only what was removed trains 2·f_D + (f_D − f_S); where everything does 3·f_D, which is
+    what a dense step costs.
 
     Args:
         flops: from `regrow.tracing.flops.count_flops`.
@@ -55,8 +58,10 @@ def training_cost(
     for name, phase in ledger.items():
         sparse = _summed(flops, phase.steps, phase.density_steps)
         sparse_at_dense_gradient = _summed(flops, phase.dense_gradient_steps, phase.dense_density_steps)
-        if name == "explore":
-            spent = dense_step * phase.steps - (sparse - sparse_at_dense_gradient)
+        if phase.trains == "all":
+            spent = dense_step * phase.steps
+        elif phase.trains == "removed":
+            spent = dense_step * phase.steps - sparse
         else:
             dense = flops.total * phase.dense_gradient_steps
             spent = 3 * sparse - sparse_at_dense_gradient + dense
@@ -79,7 +84,7 @@ def dense_gradient_cost(
     whole = 3 * flops.total * (total_steps if total_steps is not None else done)
     costs: dict[str, float] = {}
     for name, phase in ledger.items():
-        if name != "explore":  # which trains them
+        if phase.trains in ("active", "latent"):  # in others they are what trains
             sparse = _summed(flops, phase.dense_gradient_steps, phase.dense_density_steps)
             costs[name] = (flops.total * phase.dense_gradient_steps - sparse) / whole if whole else 0.0
     return costs

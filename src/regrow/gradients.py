@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from regrow.attach import parameter_groups
 from regrow.saliency import Saliency, Scoring, finite_gradients
+from regrow.schedule import Span
 from regrow.shadow import Shadow
 from regrow.state import WeightState
 
@@ -48,8 +49,9 @@ class Gradients:
         self,
         optimizer: Optimizer,
         due: list[Scoring],
+        span: Span,
+        step: int,
         shadow: Shadow | None,
-        freezes: bool,
         unscale: Tensor | None,
         after_skipped_step: bool,
     ) -> None:
@@ -58,14 +60,15 @@ class Gradients:
         Args:
             optimizer: one of those in `by_optimizer`.
             due: what is scored in this step.
+            span: the phase of this step, which says what trains.
+            step: its number.
             shadow: how what is out of use evolves in this step, if it does.
-            freezes: whether parameters that are not sparsified get no gradient.
             unscale: what gradients are multiplied by before they are scored, if a gradient scaler has not done so.
             after_skipped_step: whether a gradient that has changed in place since it was prepared may be of a new
                 backward pass, after a step that was skipped; otherwise it was clipped.
         """
         states = self._by_optimizer[id(optimizer)]
-        if freezes:
+        if span.trains == "removed":
             _drop(optimizer, {id(state.param) for state in states.values()})
         probe = next((s.param.grad for s in states.values() if s.param.grad is not None), None)
         if probe is None:
@@ -76,7 +79,7 @@ class Gradients:
             if last.version == probe._version:
                 return
             finite = last.finite
-        if (due or shadow) and (finite is None or (after_skipped_step and not finite)):
+        if (due or shadow or span.latent) and (finite is None or (after_skipped_step and not finite)):
             ready = {name: state for name, state in states.items() if state.param.grad is not None}
             finite = finite_gradients(state.param.grad for state in ready.values() if state.param.grad is not None)
             self._saliency.observe(ready, due, unscale, finite)
@@ -84,6 +87,9 @@ class Gradients:
                 of_parameter = parameter_groups([optimizer])  # anew, as loading replaces an optimizer's groups
                 groups = {name: of_parameter[id(state.param)][1] for name, state in ready.items()}
                 shadow.evolve(ready, groups, unscale, finite)
+            if span.latent is not None:
+                for state in ready.values():
+                    state.scale_gradient(span.latent.due(step))
         for state in states.values():
             state.mask_gradient()
         self._prepared[id(optimizer)] = _Prepared(weakref.ref(probe), probe._version, finite)

@@ -102,10 +102,10 @@ def show_channels(
         from regrow.patterns import Channels
 
         pattern = Channels(**budgets, table=table, round_to=round_to, exclude=tuple(exclude))  # type: ignore[arg-type]
-        bound = pattern.bind(model, example)
-        coupling, prices = bound.coupling, bound.prices
+        units = pattern.bind(model, example)
+        coupling, prices = units.coupling, units.prices
         floor = {group.id: pattern.floor_of(group.id, group.size) for group in coupling.groups}
-        kept = uniform(prices, floor, dict.fromkeys(floor, round_to), bound.budgets)
+        kept = uniform(prices, floor, dict.fromkeys(floor, round_to), units.budgets.amounts)
         shares = {kind: cost / prices.dense[kind] for kind, cost in prices.cost(kept).items()}
     else:
         coupling = couple(model, example, forbid=tuple(exclude))

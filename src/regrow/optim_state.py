@@ -6,7 +6,7 @@ State tensors are recognised by their shape (that of the parameter) and by the t
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, Literal
 
 import torch
@@ -117,6 +117,11 @@ def typical_step(state: MutableMapping[str, Any], param: Tensor, eps: float) -> 
         if kind == "second":
             return (value.sum(dtype=torch.float32) / (value != 0).sum().clamp(min=1)).sqrt() + eps
     return None
+
+
+def normalizes(group: Mapping[str, Any]) -> bool:
+    """Whether an optimizer with these options undoes any scale of gradients: by second moments, signs, or a norm."""
+    return "eps" in group or "betas" in group
 
 
 @torch.no_grad()

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
+from regrow.actions import Action, Final, counts_after, sparsity_of
 from regrow.cost import PhaseSteps, training_cost
 from regrow.criteria import Criterion
 from regrow.errors import UserError
 from regrow.methods.base import Method
 from regrow.schedule import START
 from regrow.tracing.flops import ModelFlops
-from regrow.units import counts_at, kept, sparsity_of
-
-Final = Mapping[str, tuple[int, int]]
 
 _LONGEST = 2**32  # steps; a method without an update in so many will not have one in more
 
@@ -33,21 +31,23 @@ def planned_ledger(method: Method, criterion: Criterion, final: Final, total_ste
     final = final if method.sparsifies else {}
     target = sparsity_of(final)
     ledger: dict[str, PhaseSteps] = {}
+    counts = {name: size for name, (_, size) in final.items()}
+
+    def carry_out(actions: Sequence[Action]) -> None:
+        nonlocal counts
+        for action in actions:
+            counts = counts_after(action, final, counts)
+
+    if timeline.start == 0:
+        carry_out(method.at_start(target))
     for span in timeline.spans():
-        steps = min(span.end, total_steps) - span.start
-        last = timeline.updates - 1 if span.phase == "fixed" else -1
-        update = last if span.update is None else span.update
-        if span.update == START:
-            ledger.setdefault(span.phase, PhaseSteps()).add(steps, 0, dict.fromkeys(final, 1.0))
-            continue
-        begins = span.update is not None and span.end == timeline.prune_step(span.update)
-        counts = counts_at(final, method.sparsity_at(update - begins, timeline.updates, target))
-        if span.update is not None and not begins:  # pruned, not grown yet
-            share = method.churn(update, timeline)
-            counts = {name: kept(count, final[name][1], share) for name, count in counts.items()}
-        dense = method.dense_gradient_steps(criterion, span, span.start, span.start + steps)
+        end = min(span.end, total_steps)
+        dense = method.dense_gradient_steps(criterion, span, span.start, end)
         densities = {name: count / final[name][1] for name, count in counts.items()}
-        ledger.setdefault(span.phase, PhaseSteps()).add(steps, dense, densities)
+        ledger.setdefault(span.phase, PhaseSteps(span.trains)).add(end - span.start, dense, densities)
+        for boundary in timeline.ended_at(end):
+            starts = boundary.update == START
+            carry_out(method.at_start(target) if starts else method.at_end(boundary, target))
     return ledger
 
 

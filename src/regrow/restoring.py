@@ -11,7 +11,7 @@ from torch import Tensor
 
 from regrow.errors import UserError
 from regrow.saliency import Role
-from regrow.schedule import PhaseName
+from regrow.schedule import Trains
 from regrow.state import ALL_FLAGS, WeightState
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -146,9 +146,9 @@ def _ledger(state: Any, weights: Mapping[str, WeightState], step: int) -> None:
     _kind("ledger", state, dict)
     for phase, entry in state.items():
         key = f"ledger.{phase}"
-        if phase not in get_args(PhaseName):
-            raise _wrong(key, "is no phase")
-        _keys(key, entry, ("steps", "dense_gradient_steps", "density_steps", "dense_density_steps"))
+        _keys(key, entry, ("trains", "steps", "dense_gradient_steps", "density_steps", "dense_density_steps"))
+        if entry["trains"] not in get_args(Trains):
+            raise _wrong(f"{key}.trains", f"is {entry['trains']!r}, but must be one of {', '.join(get_args(Trains))}")
         _number(f"{key}.steps", entry["steps"], whole=True)
         _number(f"{key}.dense_gradient_steps", entry["dense_gradient_steps"], whole=True)
         for sums in ("density_steps", "dense_density_steps"):

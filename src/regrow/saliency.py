@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from regrow.criteria import Criterion
-from regrow.schedule import START, PhaseName, Span
+from regrow.schedule import START, Span
 from regrow.state import WeightState
 
 Role = Literal["prune", "grow"]
@@ -50,7 +50,7 @@ class Saliency:
         self,
         states: Mapping[str, WeightState],
         criterion: Criterion,
-        scorings: Mapping[PhaseName, tuple[Scoring, ...]],
+        scorings: Mapping[str, tuple[Scoring, ...]],
         seed: int,
     ) -> None:
         self.states = states
@@ -92,7 +92,8 @@ class Saliency:
             for name, state in states.items():
                 grad = state.param.grad
                 assert grad is not None
-                weight = state.param.detach() if scoring.role == "prune" else state.values()
+                of_live = scoring.role == "prune" and state.latent is None
+                weight = state.param.detach() if of_live else state.values()
                 score = scoring.criterion(weight, grad if unscale is None else grad * unscale)
                 if not on_host:
                     score = score.masked_fill(~finite, 0)
@@ -135,7 +136,7 @@ class Saliency:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes the sums that `state_dict` gave."""
+        """Restores from `state_dict`."""
         device = {name: s.param.device for name, s in self.states.items()}
         self._sums = {
             role: {name: v.to(device[name]).clone() for name, v in sums.items()} for role, sums in state["sums"].items()

@@ -8,8 +8,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from regrow.errors import UserError, percent
+from regrow.latent import Latent
 
-PhaseName = Literal["estimate", "improve", "explore", "fixed"]
+# What the optimizer changes while a phase lasts, and what the network computes with meanwhile:
+#   active   the active structure, as which the network computes
+#   removed  what is not in it; all of it computes, the active structure stands still, to the bit
+#   all      everything, as which the network computes
+#   latent   latent weights, all of them; the network computes as their projection
+Trains = Literal["active", "removed", "all", "latent"]
 START = -1  # the update that takes the first structure
 Shape = Literal["cosine", "exponential", "linear", "constant"]
 
@@ -63,29 +69,59 @@ def cubic(step: float, initial: float, final: float) -> float:
 class Phase:
     """A stretch of steps under one rule; of no steps at all where a method leaves it out."""
 
-    name: PhaseName
+    name: str
     steps: int
+    trains: Trains = "active"
+    latent: Latent | None = None  # where it trains latent weights, how
 
 
 @dataclass(frozen=True)
 class Span:
     """The phase around a step: it holds from step `start` up to, not including, step `end`."""
 
-    phase: PhaseName
+    phase: str  # its name
     start: int
     end: int
     update: int | None  # which update, from 0; START before the first structure is taken; None outside all of them
+    trains: Trains = "active"
+    latent: Latent | None = None
+
+    @property
+    def explores(self) -> bool:
+        """Whether what is removed trains for a preview."""
+        return self.trains in ("removed", "all")
+
+    @property
+    def outside(self) -> bool:
+        """Whether it belongs to no update."""
+        return self.update is None or self.update == START
 
 
 @dataclass(frozen=True)
 class Boundary:
-    """The end of a phase of an update, or (update START) of the steps that score a model before its first structure is
-    taken; `last` where it ends the update, too."""
+    """The end of a phase, named `ended`, of an update, or (update START) of the steps that score a model before its
+    first structure is taken.
 
-    ended: PhaseName
+    Attributes:
+        ended: the name of the phase.
+        update: which, from 0.
+        step: how many steps are done.
+        last: whether it ends the update, too.
+        updates: how many the run has.
+        until: the step by which updates must have ended.
+    """
+
+    ended: str
     update: int
     step: int
     last: bool
+    updates: int = 0
+    until: int = 0
+
+    @property
+    def progress(self) -> float:
+        """The share of all updates that are done with this one."""
+        return (self.update + 1) / self.updates
 
 
 @dataclass(frozen=True)
@@ -129,14 +165,14 @@ class Timeline:
         start = self.begin + update * self.length
         for phase in self.cycle:
             if step < start + phase.steps:
-                return Span(phase.name, start, start + phase.steps, update)
+                return Span(phase.name, start, start + phase.steps, update, phase.trains, phase.latent)
             start += phase.steps
         raise AssertionError("a step beyond its own cycle")
 
     def ended_at(self, step: int) -> list[Boundary]:
         """The phases that have ended once `step` steps are done, in their order; empty between boundaries."""
         if 0 < step == self.start:
-            return [Boundary("estimate", START, step, last=False)]
+            return [Boundary("estimate", START, step, last=False, updates=self.updates, until=self.until)]
         if not self.begin < step <= self.end:
             return []
         update = (step - self.begin - 1) // self.length  # of the step just done
@@ -145,7 +181,8 @@ class Timeline:
         for i, phase in enumerate(self.cycle):
             ended += phase.steps
             if ended == position:
-                found.append(Boundary(phase.name, update, step, last=i == len(self.cycle) - 1))
+                last = i == len(self.cycle) - 1
+                found.append(Boundary(phase.name, update, step, last, self.updates, self.until))
         return found
 
     def spans(self) -> Iterator[Span]:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from regrow import attach, fingerprint, gradients, names, processes, restoring
 from regrow import summary as summaries
 from regrow.accounts import Accounts
+from regrow.actions import Action
 from regrow.batchnorm import HeldStatistics, norm_buffers, write
 from regrow.cost import PhaseSteps
 from regrow.criteria import Criterion
@@ -22,14 +23,12 @@ from regrow.ema import SparseAverage
 from regrow.errors import UserError
 from regrow.inputs import first_line
 from regrow.methods import Method
-from regrow.optim_state import keeper, keeps_zero
+from regrow.optim_state import keeper, keeps_zero, normalizes
 from regrow.patterns.base import Attached, Pattern
-from regrow.saliency import Saliency
-from regrow.schedule import START, Boundary, PhaseName
+from regrow.schedule import START, Boundary, Span
 from regrow.state import WeightState
 from regrow.summary import Summary
 from regrow.undo import Scope, all_or_nothing
-from regrow.units import Units
 from regrow.watch import Watch, WidthGuard
 
 if TYPE_CHECKING:
@@ -91,9 +90,10 @@ class Sparsifier:
         groups = attach.parameter_groups(self._optimizers)
         attach.check_model(self.model, groups)
         scorings = self.method.scorings(self.criterion)
-        bound = attach.bind(self.pattern, self.method, scorings, model, example_inputs, on_resize)
-        params = bound.parameters if bound else {}
-        self._bound = bound
+        self._units = attach.bind(
+            self.pattern, self.method, scorings, self._timeline, model, example_inputs, on_resize
+        )  # fmt: skip
+        params = self._units.parameters
         self._shapes = {name: tuple(p.shape) for name, p in names.parameters(self.model).items()}
         attach.check_weights(params, groups)
         attach.check_shadow(self.method, params, groups)
@@ -105,24 +105,21 @@ class Sparsifier:
         }
         for state in self._states.values():
             processes.agree(state.param.data)
-        self._units: Units | None = None
-        if bound is not None:
-            attached = Attached(
-                self._states, self._optimizers, self.criterion, scorings, processes.agree, seed, on_resize
-            )  # fmt: skip
-            self._units = bound.units(attached)
-        self._target = self._units.target if self._units else 0.0
-        self._saliency = self._units.saliency if self._units else Saliency({}, self.criterion, {}, seed)
+        self._units.attach(
+            Attached(self._states, self._optimizers, self.criterion, scorings, processes.agree, seed, on_resize)
+        )
+        self._saliency = self._units.saliency
         self._gradients = gradients.Gradients(self._by_optimizer, self._saliency)
         self._on_resize = on_resize
         self._finished = self._compacted = False
         self._skipped = False
         self._shown_sparse = self._inside_sparse = False
         self._statistics = HeldStatistics(self.model)  # of norms, as they were when exploration began
-        self._accounts = Accounts(self.model, bound.flops if bound else None)
-        if self._units is not None:
-            with self._units.full_width():
-                self._start(self._units)
+        self._accounts = Accounts(self.model, self._units.flops)
+        with self._units.full_width():
+            if self._timeline.start == 0:
+                self._carry_out(self.method.at_start(self._units.target))
+            self._units.mark()
         self._loads = attach.LoadListener()
         self._watch = Watch(self.model, params, self._optimizers)
         self._guard = WidthGuard(self._units)
@@ -132,12 +129,11 @@ class Sparsifier:
     def _warn(self) -> None:
         """Of what is allowed, and probably not meant."""
         attach.warn_of_few_updates(self.method, self._timeline)
-        if self._bound is not None:
-            left = {n: why for n, why in self._bound.dense.items() if n not in self._states}
-            sizes = {name: math.prod(shape) for name, shape in self._shapes.items()}
-            said = summaries.unseen(summaries.reasons(left, sizes), sum(sizes.values()), self._bound.decided)
-            if said:
-                warnings.warn(said, stacklevel=4)
+        left = {n: why for n, why in self._units.dense.items() if n not in self._states}
+        sizes = {name: math.prod(shape) for name, shape in self._shapes.items()}
+        said = summaries.unseen(summaries.reasons(left, sizes), sum(sizes.values()), self._units.decided)
+        if said:
+            warnings.warn(said, stacklevel=4)
 
     def _register(self) -> list[Any]:
         """Hooks on the model and its optimizers; returns their handles."""
@@ -147,6 +143,7 @@ class Sparsifier:
             self.model.register_load_state_dict_pre_hook(self._guard),
             self._watch.hook(),
             self.model.register_forward_pre_hook(processes.refuse_join),
+            self.model.register_forward_pre_hook(attach.OwnHook(self._hide_latent)),
         ]
         for one in self._optimizers:
             handles.append(keeper(one).register_load_state_dict_pre_hook(self._guard))
@@ -158,9 +155,16 @@ class Sparsifier:
     # -- what users look at ------------------------------------------------------------------------------------------
 
     @property
-    def phase(self) -> PhaseName:
+    def phase(self) -> str:
         """The phase of the coming step; "fixed" once updates have ended."""
-        return "fixed" if self._finished else self._timeline.phase_at(self.step_count).phase
+        return self._span.phase
+
+    @property
+    def _span(self) -> Span:
+        """The phase of the coming step, and when."""
+        if self._finished:
+            return Span("fixed", self.step_count, max(self.total_steps, self.step_count + 1), None)
+        return self._timeline.phase_at(self.step_count)
 
     def __repr__(self) -> str:
         return f"Sparsifier: {self.summary().head()}"
@@ -181,7 +185,7 @@ class Sparsifier:
 
     def density(self) -> float:
         """Active / all sparsified entries; 1.0 where nothing is sparsified."""
-        return self._units.density() if self._units else 1.0
+        return self._units.density()
 
     def layer_density(self) -> dict[str, float]:
         """The same, for each sparsified parameter."""
@@ -189,13 +193,13 @@ class Sparsifier:
 
     def widths(self) -> dict[str, tuple[int, int]]:
         """Group of channels → (how many are active, how many there are); empty for other patterns."""
-        return self._units.widths() if self._units else {}
+        return self._units.widths()
 
     @property
     def latency_table(self) -> LatencyTable | None:
         """What prices the latency of channels, as given or as measured when attaching (`LatencyTable.save` keeps it);
         None where there is no such budget."""
-        return self._bound.table if self._bound else None
+        return self._units.table
 
     def training_cost(self, example_inputs: Any = None) -> dict[str, float]:
         """Training FLOPs so far × those of as many dense steps: by phase, and "total" (`paper` formulas in cost.py).
@@ -225,7 +229,7 @@ class Sparsifier:
         """Scores and masks the gradients of this step. The optimizer's step does it by itself; call it before clipping
         gradients (and after unscaling them), so that their norm is that of the weights that train. Idempotent."""
         for optimizer in self._optimizers:
-            self._prepare(optimizer, None, again=True)
+            self._prepare(optimizer, None, after_skipped_step=True)
 
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -243,22 +247,31 @@ class Sparsifier:
         if self._skipped:
             return None
         scale = getattr(optimizer, "grad_scale", None)
-        self._prepare(optimizer, None if scale is None else scale.reciprocal(), again=False)
+        self._prepare(optimizer, None if scale is None else scale.reciprocal(), after_skipped_step=False)
+        for state in self._by_optimizer[id(optimizer)].values():
+            state.show_latent()
         return None
+
+    def _hide_latent(self, *_: object) -> None:
+        """After a step that has failed half-way."""
+        for state in self._states.values():
+            state.hide_latent()
 
     def _prepare_after(self, closure: Callable[[], Any]) -> Any:
         with torch.enable_grad():
             loss = closure()
         self.prepare_step()
+        for state in self._states.values():
+            state.show_latent()
         return loss
 
-    def _prepare(self, optimizer: Optimizer, unscale: Tensor | None, again: bool) -> None:
+    def _prepare(self, optimizer: Optimizer, unscale: Tensor | None, after_skipped_step: bool) -> None:
         if self._loads.unsettled:
             self._settle()
-        span = self._timeline.phase_at(self.step_count)
-        due = [] if self._finished else self._saliency.due(span, self.step_count)
-        shadow = None if self._finished else self.method.shadow_at(span, self.step_count)
-        self._gradients.prepare(optimizer, due, shadow, self._freezes, unscale, again)
+        span = self._span
+        due = self._saliency.due(span, self.step_count)
+        shadow = self.method.shadow_at(span, self.step_count)
+        self._gradients.prepare(optimizer, due, span, self.step_count, shadow, unscale, after_skipped_step)
 
     def _settle(self) -> None:
         """Makes what has been loaded stand: it is what is frozen now, and zero where the structure is."""
@@ -271,10 +284,6 @@ class Sparsifier:
         if self.step_count == 0 and shadow is not None and shadow.fresh:
             for state in self._states.values():
                 state.memory.zero_()  # what was never in use starts its preview from nothing
-
-    @property
-    def _freezes(self) -> bool:
-        return self.method.explores and self.phase == "explore"
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._watch.stepping = False
@@ -295,37 +304,31 @@ class Sparsifier:
 
     def _all_or_nothing(self) -> AbstractContextManager[None]:
         parts = [self, *self._states.values(), self._statistics, self._accounts]
-        parts += self._units.parts() if self._units else []
+        parts += self._units.parts()
         keepers = [keeper(one) for one in self._optimizers]
         return all_or_nothing(Scope(self.model, keepers, parts, self._on_resize))
 
-    def _start(self, units: Units) -> None:
-        """Takes the first structure, or leaves the model dense until it has been scored."""
-        if self.step_count < self._timeline.start:
-            units.aim(0.0, 0.0, 0)
-            units.mark()
-        else:
-            units.aim(self.method.sparsity_at(START, self._timeline.updates, self._target), 0.0, self.step_count)
-            self.method.begin(units)
+    def _carry_out(self, actions: Sequence[Action]) -> None:
+        """Does what the method asks for before the coming step, whose phase says what of it trains."""
+        span = self._span
+        for action in actions:
+            self._units.carry_out(action, self.step_count, span)
+        self._units.enter(span)
 
     def _cross(self, boundary: Boundary) -> None:
-        assert self._units is not None
         self._account()
         with self._units.full_width():
             if boundary.update == START:
-                self._start(self._units)
-                self._saliency.forget()
-                return
-            if boundary.ended == "explore":
+                self._carry_out(self.method.at_start(self._units.target))
+                self._units.mark()
+            else:
                 self._statistics.restore()
-            sparsity = self.method.sparsity_at(boundary.update, self._timeline.updates, self._target)
-            self._units.aim(sparsity, self.method.churn(boundary.update, self._timeline), self.step_count)
-            self.method.at_boundary(boundary, self._units)
-            self._saliency.forget()
+                self._carry_out(self.method.at_end(boundary, self._units.target))
+                if self._span.trains == "removed":
+                    self._statistics.hold()
             if boundary.last:
                 self.history.append(self._units.record(boundary.update))
-            if self._freezes:
-                self._statistics.hold()
+            self._saliency.forget()
 
     def _account(self) -> None:
         """Books the steps since the last call, all of one phase, for `training_cost`."""
@@ -333,9 +336,10 @@ class Sparsifier:
         if start == end:
             return
         span = self._timeline.phase_at(start)
-        phase: PhaseName = "fixed" if self._finished else span.phase
-        dense = 0 if self._finished else self.method.dense_gradient_steps(self.criterion, span, start, end)
-        self._accounts.book(end, phase, dense, self.layer_density())
+        if self._finished:
+            span = Span("fixed", start, end, None)
+        dense = self.method.dense_gradient_steps(self.criterion, span, start, end)
+        self._accounts.book(end, span.phase, span.trains, dense, self.layer_density())
 
     # -- evaluation, end, checkpoints --------------------------------------------------------------------------------
 
@@ -347,7 +351,7 @@ class Sparsifier:
             state.write_zeros()
         outermost, self._inside_sparse = not self._inside_sparse, True
         try:
-            with self._active_only() if self.phase == "explore" and outermost else nullcontext():
+            with self._active_only() if self._span.explores and outermost else nullcontext():
                 yield
         finally:
             self._inside_sparse = not outermost
@@ -377,8 +381,8 @@ class Sparsifier:
 
     def _stood_still(self) -> bool:
         """Whether the active structure was frozen in the step just done."""
-        done = self._timeline.phase_at(max(0, self.step_count - 1)).phase
-        return self.method.explores and done == "explore" and not self._finished
+        done = self._timeline.phase_at(max(0, self.step_count - 1))
+        return done.trains == "removed" and not self._finished
 
     def finalize(self) -> None:
         """Ends updates at the exact target, also in the middle of one; the structure stays fixed and enforced."""
@@ -388,9 +392,8 @@ class Sparsifier:
         with self._all_or_nothing():
             with self.full_width():
                 self._statistics.restore()
-                if self._units and self.step_count < self._timeline.end:
-                    self._units.aim(self._target, 0.0, self.step_count)
-                    self._units.settle()
+                if self.step_count < self._timeline.end:
+                    self._units.end_at_target(self.step_count)
                     self._saliency.forget()
             self._finished = True
             for state in self._states.values():
@@ -399,7 +402,7 @@ class Sparsifier:
     def full_width(self) -> AbstractContextManager[None]:
         """Inside it, a model that trains thin has its full width: for saving and loading checkpoints of model and
         optimizer, whose shapes then do not depend on when. For patterns that resize nothing it does nothing."""
-        return self._units.full_width() if self._units else nullcontext()
+        return self._units.full_width()
 
     def compact(self) -> nn.Module:
         """Finalizes, takes the removed channels out of the model for good, and detaches. Returns the model (the same
@@ -408,7 +411,7 @@ class Sparsifier:
         Raises:
             UserError: where the pattern is not one of channels.
         """
-        if self._units is None or not self._units.widths():
+        if not self._units.widths():
             raise UserError("compact() takes out channels, but the pattern is not regrow.Channels")
         self.detach()
         self._units.compact()
@@ -435,7 +438,7 @@ class Sparsifier:
             "finished": self._finished,
             "weights": {name: state.state_dict() for name, state in self._states.items()},
             "saliency": self._saliency.state_dict(),
-            "units": self._units.state_dict() if self._units else {},
+            "units": self._units.state_dict(),
             "buffers": self._statistics.state_dict(),
             "history": list(self.history),
             "ledger": self._accounts.state_dict(),
@@ -463,8 +466,7 @@ class Sparsifier:
         try:
             fingerprint.check(state, FORMAT, self._fingerprint(), shapes)
             with self._all_or_nothing(), self.full_width():
-                units = self._units.state_dict() if self._units else {}
-                example = {"units": units}
+                example = {"units": self._units.state_dict()}
                 restoring.check(state, example, self._states, self._saliency.shapes, norm_buffers(self.model))
                 self._load(state)
         except UserError:
@@ -478,10 +480,11 @@ class Sparsifier:
                 one.undo_start()  # the model may have been loaded before attaching pruned it
             one.load_state_dict(state["weights"][name])
         self._saliency.load_state_dict(state["saliency"])
-        if self._units:
-            self._units.load_state_dict(state["units"])
+        self._units.load_state_dict(state["units"])
         self.step_count = state["step"]
         self._finished = state["finished"]
+        for one in self._states.values():
+            one.latent = self._span.latent
         self._loads.unsettled = True
         self.history = [dict(record) for record in state["history"]]
         self._accounts.load_state_dict(state["ledger"], self.step_count)
@@ -497,4 +500,4 @@ def _state(name: str, param: nn.Parameter, held: tuple[Optimizer, dict[str, Any]
     def optimizer_state() -> Any:
         return keeper(optimizer).state.get(param, {})
 
-    return WeightState(name, param, optimizer_state, keeps_zero(optimizer, group, param.dtype))
+    return WeightState(name, param, optimizer_state, keeps_zero(optimizer, group, param.dtype), normalizes(group))

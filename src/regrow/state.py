@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any, Literal
 
@@ -13,12 +14,13 @@ from torch import Tensor
 
 from regrow import optim_state
 from regrow.errors import UserError
+from regrow.latent import Latent
 
 # Two bits of code. The lower one says that an entry trains: it is what gradients are masked with.
 PRUNED = 0  # out of use: zero, its last value in memory
 TRAINABLE = 1  # in the active structure, training
 FROZEN = 2  # in the active structure, held at the value in memory
-EXPLORED = 3  # in the exploration space, training for a preview
+EXPLORED = 3  # in the exploration space, training for a preview; in a latent phase, zero, and training in memory
 
 # Two bits of history beside it: what the last update left.
 _CODE = 3
@@ -36,24 +38,31 @@ Init = Literal["mru", "explored", "zero"]
 class WeightState:
     """Codes and memory of one parameter: one byte and one number for each of its entries.
 
-    The live value of an entry is: PRUNED → 0; FROZEN → memory; TRAINABLE and EXPLORED → the parameter's own.
+    The live value of an entry is: PRUNED → 0; FROZEN → memory; TRAINABLE and EXPLORED → the parameter's own. In a
+    latent phase memory holds the latent values of all entries, and the live ones are their projection.
 
     Args:
         name: the parameter's canonical name.
         param: the parameter, any shape; written in place only.
         optimizer_state: a function that gives the optimizer's state of this parameter.
         holds_zero: whether the optimizer leaves pruned entries at zero by itself once their gradient is masked.
+        normalizes: whether the optimizer undoes any scale of gradients.
     """
 
-    def __init__(self, name: str, param: Tensor, optimizer_state: Any, holds_zero: bool) -> None:
+    def __init__(
+        self, name: str, param: Tensor, optimizer_state: Any, holds_zero: bool, normalizes: bool = False
+    ) -> None:
         self.name = name
         self.param = param
         self.holds_zero = holds_zero
+        self.normalizes = normalizes
         self._memory = torch.zeros_like(param, requires_grad=False)
         self._flags = torch.full_like(param, TRAINABLE, dtype=torch.uint8, requires_grad=False)
         self.held: dict[str, Tensor] = {}  # parameter-like optimizer state while entries are frozen
         self.at_rest = False  # while the parameter holds only what is active, in another shape: nothing to enforce
         self._optimizer_state = optimizer_state
+        self.latent: Latent | None = None  # while latent values train
+        self._shown = False  # whether the parameter holds latent values, for the optimizer's step
         self._has_frozen = False
         self._has_pruned = False
         self._settled = False
@@ -114,19 +123,25 @@ class WeightState:
         return self._optimizer_state() if self._settled else {}
 
     def values(self) -> Tensor:
-        """What each entry is worth now: its live value, or for pruned ones the value in memory."""
+        """What each entry is worth now: its live value, or where it is pruned or latent, the value in memory."""
+        if self.latent is not None:
+            return self.memory.clone()
         return torch.where(self.code == PRUNED, self.memory, self.param.detach())
 
     @torch.no_grad()
-    def transition(self, code: Tensor, init: Init = "zero") -> None:
+    def transition(self, code: Tensor, init: Init = "zero", latent: Latent | None = None) -> None:
         """Puts new codes in force: saves live values, writes the parameter, mends the optimizer's state.
+
+        Where latent values stop training, active entries keep the values that the network has computed with.
 
         Args:
             code: uint8, the parameter's shape.
             init: the value of entries that come into use (out of PRUNED, or from EXPLORED into the active structure):
                 ``"mru"`` the value they last had before this exploration; ``"explored"`` the one they have
                 reached in it; ``"zero"``.
+            latent: how latent values train from now on, if they do.
         """
+        self.show_latent()
         old, new = self.code, code
         was_live = (old & 1).view(torch.bool)
         arrives = ((old == PRUNED) & (new != PRUNED)) | ((old == EXPLORED) & ((new == TRAINABLE) | (new == FROZEN)))
@@ -135,6 +150,9 @@ class WeightState:
             value = torch.where(arrives, self.memory, value)
         elif init == "zero":
             value.masked_fill_(arrives, 0)
+        if self.latent is not None and latent is None:
+            active = (new == TRAINABLE) | (new == FROZEN)
+            value = torch.where(active, self.latent.project(value, active), value)
         self.memory.copy_(torch.where(was_live, self.param, self.memory))
         self.memory.copy_(torch.where(new == FROZEN, value, self.memory))
         self.param.copy_(value.masked_fill_(new == PRUNED, 0))
@@ -143,7 +161,10 @@ class WeightState:
         trains = (new & 1).view(torch.bool)
         restarted = (new == PRUNED) | (arrives & (old == PRUNED) if init == "explored" else arrives)
         optim_state.mend(self.optimizer_state(), self.param, trains, was_live, restarted)
+        self.latent, self._shown = latent, False
         self._settle()
+        if latent is not None:
+            self._project(latent)
 
     def _settle(self) -> None:
         """Notes what the codes ask of every step, and holds parameter-like optimizer state of frozen entries."""
@@ -171,6 +192,76 @@ class WeightState:
         assert self.param.grad is not None
         for memory, grad in _pieces(self.memory, self.param.grad):
             memory.mul_(decay).add_(change(grad))
+
+    @torch.no_grad()
+    def show_latent(self) -> None:
+        """Puts the latent values of what trains into the parameter, for the optimizer's step."""
+        if self.latent is None or self._shown or self.at_rest:
+            return
+        self._take_written()
+        for live, memory, flags in _pieces(self.param.detach(), self.memory, self.flags):
+            live.copy_(memory)
+            if self._has_pruned:
+                live.masked_fill_((flags & _CODE) == PRUNED, 0)
+        self._shown = True
+
+    @torch.no_grad()
+    def hide_latent(self) -> None:
+        """Takes the latent values back into memory; the parameter is their projection again."""
+        if self.latent is None or not self._shown:
+            return
+        gain = self.latent.gain
+        if gain != 1 and self.normalizes:
+            for live, memory, flags in _pieces(self.param.detach(), self.memory, self.flags):
+                removed = (flags & _CODE) == EXPLORED
+                torch.where(removed, torch.lerp(memory, live, gain), live, out=live)
+        self._project(self.latent)
+
+    def _project(self, latent: Latent) -> None:
+        """memory ← the parameter, where it is not pruned; the parameter ← the projection of memory."""
+        live = self.param.detach()
+        for part, memory, flags in _pieces(live, self.memory, self.flags):
+            if self._has_pruned:
+                torch.where((flags & _CODE) == PRUNED, memory, part, out=memory)
+            else:
+                memory.copy_(part)
+            if math.isinf(latent.p):
+                part.masked_fill_((flags & _CODE) != TRAINABLE, 0)
+        if not math.isinf(latent.p):
+            live.copy_(latent.project(self.memory, self.active))
+        self._shown = False
+        self._version = self.param._version
+
+    def _take_written(self) -> None:
+        """What others have written into active entries since the last step is their latent value now."""
+        if self.latent is None:
+            return
+        active = self.active
+        if math.isinf(self.latent.p):
+            torch.where(active, self.param, self.memory, out=self.memory)
+        elif self.param._version != self._version:
+            written = active & (self.param != self.latent.project(self.memory, active))
+            torch.where(written, self.param, self.memory, out=self.memory)
+
+    @torch.no_grad()
+    def scale_gradient(self, due: bool) -> None:
+        """Scales the gradients of removed entries whose latent values train; once for each backward pass.
+
+        Args:
+            due: whether this step uses them.
+        """
+        grad, latent = self.param.grad, self.latent
+        if grad is None or latent is None:
+            return
+        gain = latent.gain
+        for part, memory, flags in _pieces(grad, self.memory, self.flags):
+            removed = (flags & _CODE) == EXPLORED
+            if not due or gain == 0:
+                part.masked_fill_(removed, 0)
+            elif gain != 1 and not self.normalizes:
+                torch.where(removed, part * gain, part, out=part)
+            if latent.pull:
+                part.add_(memory.masked_fill(~removed, 0), alpha=latent.pull)
 
     @torch.no_grad()
     def mark(self, previous: Tensor | None = None, grown: Tensor | None = None) -> None:
@@ -216,6 +307,9 @@ class WeightState:
         self._settled = True
         if self.at_rest:
             return
+        self._take_written()
+        if self.latent is not None:
+            self.param.copy_(self.latent.project(self.memory, self.active))
         self.write_zeros()
         trains = self.trainable
         optim_state.mend(self.optimizer_state(), self.param, trains, trains, self.code == PRUNED)
@@ -223,7 +317,11 @@ class WeightState:
     @torch.no_grad()
     def write_zeros(self) -> None:
         """Zeroes what is pruned."""
-        if self._has_pruned and not self.at_rest:
+        if self.at_rest:
+            return
+        if self.latent is not None:
+            self.param.masked_fill_(self.code != TRAINABLE, 0)
+        elif self._has_pruned:
             self.param.masked_fill_(self.code == PRUNED, 0)
 
     @torch.no_grad()
@@ -233,6 +331,7 @@ class WeightState:
         Where the optimizer holds zeros by itself, they are written again only where others have written them: into the
         parameter before the step, or by its data or its gradient past all notice, which a probe finds.
         """
+        self.hide_latent()
         if self.at_rest or not (self._has_frozen or self._has_pruned):
             return
         self._follow()
@@ -283,7 +382,7 @@ class WeightState:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes the place where `state_dict` was written; values of the parameter are not part of it."""
+        """Restores from `state_dict`; values of the parameter are not part of it."""
         self.flags.copy_(state["flags"])
         self.memory.copy_(state["memory"])
         self._has_frozen = bool((self.code == FROZEN).any())

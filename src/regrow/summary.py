@@ -131,7 +131,7 @@ class Summary:
 
 def of(sparsifier: Sparsifier) -> Summary:
     """The picture of a sparsifier as it is now."""
-    units, bound, timeline = sparsifier._units, sparsifier._bound, sparsifier._timeline
+    units, timeline = sparsifier._units, sparsifier._timeline
     shapes = sparsifier.dense_shapes()
     layers = tuple(Layer(name, shapes[name], int(mask.sum())) for name, mask in sparsifier.masks.items())
     flops = sparsifier._accounts.flops()
@@ -141,11 +141,11 @@ def of(sparsifier: Sparsifier) -> Summary:
         criterion=sparsifier.criterion.name, steps=(sparsifier.step_count, sparsifier.total_steps),
         phase=sparsifier.phase, updates=timeline.updates,
         cycle=tuple((phase.name, phase.steps) for phase in timeline.cycle if phase.steps),
-        layers=layers, widths=units.widths() if units else {}, budgets=units.costs() if units else {},
-        dense=reasons(bound.dense, {name: math.prod(shape) for name, shape in shapes.items()}) if bound else (),
+        layers=layers, widths=units.widths(), budgets=units.costs(),
+        dense=reasons(units.dense, {name: math.prod(shape) for name, shape in shapes.items()}),
         parameters=sum(math.prod(shape) for shape in shapes.values()),
         flops=None if flops is None or now is None else (now, flops.total),
-        notes=(bound.note,) if bound and bound.note else (),
+        notes=(units.note,) if units.note else (),
     )  # fmt: skip
 
 

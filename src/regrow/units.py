@@ -2,44 +2,31 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from regrow import state as codes
+from regrow.actions import Action, Explore, Grow, Prune, Select, Start, counts_after, sparsity_of
 from regrow.criteria import CRITERIA, Criterion
 from regrow.errors import UserError
-from regrow.patterns.base import Attached, Binding, EntryPattern
+from regrow.latent import Latent
+from regrow.patterns.base import Attached, EntryPattern
 from regrow.saliency import Role, Saliency, generator
+from regrow.schedule import Span
 from regrow.state import Init, WeightState
 
 if TYPE_CHECKING:
     from regrow.channels.surgery import Index
-
-Start = Literal["random", "criterion"]
-
-
-def sparsity_of(final: Mapping[str, tuple[int, int]]) -> float:
-    """The share of all entries that these (active, total) leave out; 0.0 where there are none."""
-    total = sum(size for _, size in final.values())
-    return 1 - sum(active for active, _ in final.values()) / total if total else 0.0
+    from regrow.cost import ModelFlops
+    from regrow.latency.table import LatencyTable
 
 
-def counts_at(final: Mapping[str, tuple[int, int]], sparsity: float) -> dict[str, int]:
-    """Active entries per layer where all layers have gone the same share of the way to their final (active, total)."""
-    target = sparsity_of(final)
-    progress = 1.0 if target == 0 else min(sparsity / target, 1.0)
-    return {name: size - round(progress * (size - active)) for name, (active, size) in final.items()}
-
-
-def kept(count: int, size: int, churn: float) -> int:
-    """How many of `count` active units of a layer an update keeps before it grows; all where the layer is dense."""
-    return count if count == size else count - math.floor(churn * count)
+Masks = Mapping[str, Tensor]  # parameter → bool, its shape
 
 
 def check_ranks_at_once(criterion: Criterion) -> None:
@@ -56,18 +43,34 @@ def check_ranks_at_once(criterion: Criterion) -> None:
 
 
 class Units(ABC):
-    """The sparsified units of one model, and the transitions that methods take with them.
+    """The units that a pattern makes of one model: what can be removed, and the transitions that methods take with it.
+
+    A pattern's `bind` makes them; `attach` gives them the states of their parameters, once all is checked.
 
     Attributes:
-        states: of the sparsified parameters.
+        parameters: what is sparsified, by canonical name, in the model's order.
+        dense: parameter → why it stays dense, or why its outputs are in no group.
+        decided: which of these reasons somebody has decided for, in options or in what the model is for.
+        note: what there is to say about how all this was found, or "".
+        flops: of the dense model, where they have been counted.
+        resizes: whether parameters change their shapes in training.
+        table: of latencies, where there is such a budget.
         target: the sparsity that the run ends at.
+        states: of the sparsified parameters.
         saliency: the scores.
         step: at which the coming transitions happen.
         tally: counts of the update under way.
     """
 
-    states: Mapping[str, WeightState]
+    parameters: dict[str, nn.Parameter]
+    dense: Mapping[str, str]
+    decided: frozenset[str] = frozenset()
+    note: str = ""
+    flops: ModelFlops | None = None
+    resizes: bool = False
+    table: LatencyTable | None = None
     target: float
+    states: Mapping[str, WeightState]
     saliency: Saliency
 
     def __init__(self) -> None:
@@ -75,33 +78,53 @@ class Units(ABC):
         self.tally: dict[str, int] = {}
 
     @abstractmethod
-    def aim(self, sparsity: float, churn: float, step: int) -> None:
-        """Says what the coming transitions are to reach, and at which step they happen."""
+    def attach(self, attached: Attached) -> None:
+        """Takes the states of the parameters, all of them active, and what scores them."""
 
-    # -- transitions, in the words of the methods --------------------------------------------------------------------
+    # -- transitions -------------------------------------------------------------------------------------------------
 
-    @abstractmethod
-    def start(self, how: Start) -> None:
-        """Takes the first structure, of the aimed counts.
+    def carry_out(self, action: Action, step: int, span: Span) -> None:
+        """Does what a method asks for.
 
-        Raises:
-            UserError: where the criterion needs gradients that do not exist yet.
+        Args:
+            action: one of `regrow.actions`.
+            step: at which it happens.
+            span: the phase that begins, which says what trains.
         """
+        self.step = step
+        match action:
+            case Start():
+                self._start(action, span)
+            case Prune():
+                self._prune(action, span)
+            case Explore():
+                self._explore(action, span)
+            case Grow():
+                self._grow(action, span)
+            case Select():
+                self._select(action, span)
 
     @abstractmethod
-    def prune(self) -> None:
-        """Keeps the most important active units: the aimed counts less the budget's share, which is grown later."""
+    def _start(self, action: Start, span: Span) -> None:
+        """Raises: UserError, where the criterion needs gradients that do not exist yet."""
 
     @abstractmethod
-    def reactivate(self, value: Literal["mru", "zero"], freeze: bool) -> None:
-        """Brings every pruned unit back to train for a preview, the active ones frozen (or training on)."""
+    def _prune(self, action: Prune, span: Span) -> None: ...
 
     @abstractmethod
-    def grow(self, init: Init) -> None:
-        """Adds the most important units outside the active structure, up to the aimed counts; the rest is pruned."""
+    def _explore(self, action: Explore, span: Span) -> None: ...
 
     @abstractmethod
-    def settle(self) -> None:
+    def _grow(self, action: Grow, span: Span) -> None: ...
+
+    @abstractmethod
+    def _select(self, action: Select, span: Span) -> None: ...
+
+    def enter(self, span: Span) -> None:  # noqa: B027 (most have no latent values)
+        """Begins or ends the training of latent values, where the actions before have not done so."""
+
+    @abstractmethod
+    def end_at_target(self, step: int) -> None:
         """Leaves an unfinished update, back to the structure before it, and prunes what the target does not allow."""
 
     # -- what an update did ------------------------------------------------------------------------------------------
@@ -110,9 +133,10 @@ class Units(ABC):
     def mark(self) -> None:
         """Takes the present structure as what the last update left, and forgets the counts."""
 
-    @abstractmethod
     def density(self) -> float:
-        """Active entries as a share of all sparsified ones."""
+        """Active entries as a share of all sparsified ones; 1.0 where nothing is sparsified."""
+        total = sum(state.flags.numel() for state in self.states.values())
+        return sum(int(state.active.sum()) for state in self.states.values()) / total if total else 1.0
 
     @abstractmethod
     def _overlap(self) -> Iterable[tuple[Tensor, Tensor]]:
@@ -183,97 +207,166 @@ class Units(ABC):
         return {"tally": dict(self.tally)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes the place where `state_dict` was written."""
+        """Restores from `state_dict`."""
         self.tally = dict(state["tally"])
 
 
-class EntryBinding(Binding):
-    """Single entries of the parameters of one model."""
+class NoUnits(Units):
+    """Nothing is sparsified."""
 
-    def __init__(self, pattern: EntryPattern, model: nn.Module, example_inputs: Any = None) -> None:
-        self.pattern = pattern
-        selection = pattern.select(model, example_inputs)
-        self.parameters, self.dense, self.decided = selection.parameters, selection.dense, selection.decided
-        self.flops, self.note = selection.flops, selection.note
-        self.final = pattern.counts_of(self.parameters)
+    def __init__(self) -> None:
+        super().__init__()
+        self.parameters, self.dense, self.states, self.target = {}, {}, {}, 0.0
 
-    def units(self, attached: Attached) -> EntryUnits:
-        return EntryUnits(self.pattern, self.final, attached)
+    def attach(self, attached: Attached) -> None:
+        self.saliency = Saliency({}, attached.criterion, attached.scorings, attached.seed)
+
+    def carry_out(self, action: Action, step: int, span: Span) -> None:
+        """Nothing."""
+
+    def end_at_target(self, step: int) -> None:
+        """Nothing."""
+
+    def mark(self) -> None:
+        """Nothing."""
+
+    def _nothing(self, *_: Any, **__: Any) -> Any:
+        return ()
+
+    _start = _prune = _explore = _grow = _select = _overlap = _nothing
 
 
 class EntryUnits(Units):
     """Single entries of parameters, or what a pattern makes of them.
 
     Args:
-        pattern: what a selection may be.
-        final: (active, total) entries per parameter at the target.
-        attached: the parameters' states, and what scores them.
+        pattern: which entries there are, and what a selection of them may be.
+        model: stays as it is.
+        example_inputs: one batch, if there is one.
+
+    Attributes:
+        final: (active, all) units of each parameter at the target.
     """
 
-    def __init__(self, pattern: EntryPattern, final: Mapping[str, tuple[int, int]], attached: Attached) -> None:
+    def __init__(self, pattern: EntryPattern, model: nn.Module, example_inputs: Any = None) -> None:
         super().__init__()
-        self.states = attached.states
         self.pattern = pattern
-        self.final = final
+        selection = pattern.select(model, example_inputs)
+        self.parameters, self.dense, self.decided = selection.parameters, selection.dense, selection.decided
+        self.flops, self.note = selection.flops, selection.note
+        self._axes = selection.axes
+        self.final = pattern.counts_of(self.parameters)
+        self.target = sparsity_of(self.final)
+
+    def attach(self, attached: Attached) -> None:
+        self.states = attached.states
         self.saliency = Saliency(attached.states, attached.criterion, attached.scorings, attached.seed)
-        self.target = sparsity_of(final)
-        self.targets = counts_at(final, 0.0)
-        self.churn = 0.0
         self._agree = attached.agree
         self._seed = attached.seed
 
-    def aim(self, sparsity: float, churn: float, step: int) -> None:
-        self.targets = counts_at(self.final, sparsity)
-        self.churn = churn
-        self.step = step
-
-    def start(self, how: Start) -> None:
-        if how == "random":
+    def _start(self, action: Start, span: Span) -> None:
+        if action.how == "random":
             noise = CRITERIA["random"]
-            self._prune(self.targets, lambda name: noise(self.states[name].values(), generator=self._generator(name)))
+            self._keep(
+                action, lambda name: noise(self.states[name].values(), generator=self._generator(name)), span.latent
+            )
         else:
-            if self.step == 0 and self.targets != {name: size for name, (_, size) in self.final.items()}:
+            if self.step == 0 and self._counts(action) != {name: size for name, (_, size) in self.final.items()}:
                 check_ranks_at_once(self.saliency.criterion)
-            self._prune(self.targets, self._by("prune"))
-        self.mark()
+            self._keep(action, self._by("prune"), span.latent)
 
-    def prune(self) -> None:
-        keep = {name: kept(count, self.final[name][1], self.churn) for name, count in self.targets.items()}
-        self._prune(keep, self._by("prune"))
+    def _prune(self, action: Prune, span: Span) -> None:
+        self._keep(action, self._by("prune"), span.latent)
 
-    def reactivate(self, value: Literal["mru", "zero"], freeze: bool) -> None:
+    def _explore(self, action: Explore, span: Span) -> None:
+        if action.value == "zero" and self._are_latent():
+            self._become({name: state.active for name, state in self.states.items()}, "mru")
         for state in self.states.values():
             code = torch.full_like(state.flags, codes.EXPLORED)
-            code[state.active] = codes.FROZEN if freeze else codes.TRAINABLE
-            state.transition(code, value)
+            code[state.active] = codes.FROZEN if span.trains == "removed" else codes.TRAINABLE
+            state.transition(code, action.value, span.latent)
 
-    def grow(self, init: Init) -> None:
+    def enter(self, span: Span) -> None:
+        if span.latent is not None and not self._are_latent():
+            self._explore(Explore("mru"), span)
+        elif span.latent is None and self._are_latent():
+            self._become({name: state.active for name, state in self.states.items()}, "mru")
+
+    def _are_latent(self) -> bool:
+        return any(state.latent is not None for state in self.states.values())
+
+    def _grow(self, action: Grow, span: Span) -> None:
         active = {name: state.active for name, state in self.states.items()}
-        missing = {name: self.targets[name] - int(active[name].sum()) for name in self.states}
         outside = {name: ~mask for name, mask in active.items()}
-        chosen = self.pattern.choose(self._by("grow"), missing, outside, spare=False)
+        counts = self._counts(action)
+        missing = {name: counts[name] - self._count_of(mask) for name, mask in active.items()}
+        chosen = self._choose(self._by("grow"), missing, outside, active)
+        self._become({name: active[name] | chosen[name] for name in self.states}, action.init, span.latent)
         for name, state in self.states.items():
-            code = self._agree((active[name] | chosen[name]).to(torch.uint8) * codes.TRAINABLE)
-            state.transition(code, init)
             new = state.active & outside[name]
             self._count(grown=new, regrown=new & state.previous)
             state.mark(grown=new)
 
-    def settle(self) -> None:
-        for state in self.states.values():
-            state.transition(self._agree(state.previous.to(torch.uint8) * codes.TRAINABLE), "mru")
+    def _select(self, action: Select, span: Span) -> None:
+        before = {name: state.active for name, state in self.states.items()}
+        nothing = {name: torch.zeros_like(mask) for name, mask in before.items()}
+        everything = {name: ~mask for name, mask in nothing.items()}
+        chosen = self._choose(self._by("prune"), self._counts(action), everything, nothing)
+        self._become(chosen, "mru", span.latent)
+        for name, state in self.states.items():
+            now, grown = state.active, state.grown
+            self._count(pruned=before[name] & ~now, grown_before=grown, survived=grown & now)
+            new = now & ~before[name]
+            self._count(grown=new, regrown=new & state.previous)
+            state.mark(grown=new)
+
+    def end_at_target(self, step: int) -> None:
+        self.step = step
+        self._become({name: state.previous for name, state in self.states.items()}, "mru")
         criterion = self.saliency.criterion
         read = CRITERIA["magnitude"] if criterion.uses_grad else criterion
-        self._prune(self.targets, lambda name: read(self.states[name].values(), generator=self._generator(name)))
+        target = Prune(self.target)
+        self._keep(target, lambda name: read(self.states[name].values(), generator=self._generator(name)))
         self.mark()
 
-    def _prune(self, keep: Mapping[str, int], scores: Callable[[str], Tensor]) -> None:
+    def _keep(self, action: Action, scores: Callable[[str], Tensor], latent: Latent | None = None) -> None:
+        """The best of what is active, to the counts of an action."""
         active = {name: state.active for name, state in self.states.items()}
-        chosen = self.pattern.choose(scores, keep, active, spare=True)
+        nothing = {name: torch.zeros_like(mask) for name, mask in active.items()}
+        self._become(self._choose(scores, self._counts(action), active, nothing), latent=latent)
         for name, state in self.states.items():
-            state.transition(self._agree(chosen[name].to(torch.uint8) * codes.TRAINABLE))
             still = state.active
             self._count(pruned=active[name] & ~still, grown_before=state.grown, survived=state.grown & still)
+
+    def _choose(
+        self, scores: Callable[[str], Tensor], counts: Mapping[str, int], candidates: Masks, occupied: Masks
+    ) -> Masks:
+        """The pattern's choice, which sees the axis that it has asked for as the last."""
+
+        def turned(masks: Masks) -> Masks:
+            return {name: mask.movedim(self._axes.get(name, -1), -1) for name, mask in masks.items()}
+
+        def turned_scores(name: str) -> Tensor:
+            return scores(name).movedim(self._axes.get(name, -1), -1)
+
+        chosen = self.pattern.choose(turned_scores, counts, turned(candidates), turned(occupied))
+        return {name: mask.movedim(-1, self._axes.get(name, -1)) for name, mask in chosen.items()}
+
+    def _become(self, masks: Mapping[str, Tensor], init: Init = "zero", latent: Latent | None = None) -> None:
+        """Puts a structure in force, the same on all ranks; latent values of what it leaves out train on."""
+        out_of_use = codes.PRUNED if latent is None else codes.EXPLORED
+        for name, state in self.states.items():
+            active = self._agree(masks[name].to(torch.uint8)).to(torch.bool)
+            state.transition(
+                torch.full_like(state.flags, out_of_use).masked_fill_(active, codes.TRAINABLE), init, latent
+            )
+
+    def _counts(self, action: Action) -> dict[str, int]:
+        return counts_after(action, self.final, {name: self._count_of(s.active) for name, s in self.states.items()})
+
+    def _count_of(self, mask: Tensor) -> int:
+        """How many units a mask of entries has."""
+        return int(mask.sum()) // self.pattern.unit_size
 
     def _by(self, role: Role) -> Callable[[str], Tensor]:
         return lambda name: self.saliency.scores(role, name, self.step)
@@ -288,7 +381,3 @@ class EntryUnits(Units):
 
     def _overlap(self) -> Iterable[tuple[Tensor, Tensor]]:
         return ((state.active, state.previous) for state in self.states.values())
-
-    def density(self) -> float:
-        total = sum(size for _, size in self.final.values())
-        return sum(int(state.active.sum()) for state in self.states.values()) / total

@@ -386,7 +386,7 @@ def test_latency_is_measured_where_no_table_is_given_and_goes_along_in_the_state
                 sparsifier.load_state_dict(saved)
             else:
                 saved = sparsifier.state_dict()
-        tables.append((units.prices.dense, units.bound.budgets, sparsifier.widths()))  # type: ignore[attr-defined]
+        tables.append((units.prices.dense, units.budgets.amounts, sparsifier.widths()))  # type: ignore[attr-defined]
     assert len(measured) == 2
     assert measured[0].model() < measured[1].model()
     assert tables[0] == tables[1]

@@ -19,7 +19,6 @@ def test_single_weights_are_previewed_in_memory_at_no_step() -> None:
     method = IEE().suited(Weights(0.9), MAGNITUDE)
     assert method == IEE()
     assert method.shadow == Shadow(0.2)
-    assert not method.explores
     assert {span.phase for span in method.timeline(1000).spans()} == {"estimate", "fixed"}
 
 
@@ -31,7 +30,8 @@ def test_what_cannot_be_previewed_in_memory_is_explored(
     pattern: regrow.patterns.base.Pattern, criterion: Criterion
 ) -> None:
     method = IEE().suited(pattern, criterion)
-    assert (method.q, method.shadow, method.explores) == (5, None, True)
+    assert (method.q, method.shadow) == (5, None)
+    assert [phase.trains for phase in method.timeline(1000).cycle] == ["active", "active", "removed"]
     share = sum(span.end - span.start for span in method.timeline(10_000).spans() if span.phase == "explore") / 10_000
     assert 0 < share <= 0.1
     assert IEE(h=3, j=2).suited(pattern, criterion).q == 1

@@ -9,7 +9,7 @@ from torch import nn
 from engine import network
 from regrow import Weights
 from regrow.errors import UserError
-from regrow.patterns.weights import EXCLUDED, FIRST, NOT_INCLUDED
+from regrow.patterns.layers import EXCLUDED, FIRST, NOT_INCLUDED
 
 
 def test_convolutions_and_linear_layers_but_no_norm_or_bias() -> None:

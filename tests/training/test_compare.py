@@ -333,8 +333,8 @@ def test_a_comparison_of_channels(tmp_path, capsys, monkeypatch):
 def test_channels_that_cannot_be_compared(tmp_path):
     path = tiny.write(tmp_path, CHANNEL_EXTRA)
     for words, labels, message, match in (
-        (["--compare.rigl.interval", "4"], ["iee", "rigl"], "^rigl: rigl grows by the gradients of what", "steps"),
-        (["--method.shadow_speed", "1"], ["iee"], "^iee: iee grows by the gradients of what was removed", "steps"),
+        (["--compare.rigl.interval", "4"], ["iee", "rigl"], "^rigl: rigl needs the gradients of what", "steps"),
+        (["--method.shadow_speed", "1"], ["iee"], "^iee: iee needs the gradients of what was removed", "steps"),
         (["--pattern.flops", "0.001"], ["dense", "iee"], "^iee: flops=0.001 cannot be met", "steps"),
         (["--train.compile", "true"], ["dense", "iee"], "^iee: train.compile would compile anew", "steps"),
         (

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from regrow import names
 from regrow import state as codes
+from regrow.actions import Explore, Grow, Prune, Select, Start
 from regrow.channels.allocation import allocate, uniform
+from regrow.channels.budgets import ChannelBudgets, left_dense
+from regrow.channels.coupling import couple
+from regrow.channels.labels import FORBIDDEN, OUTPUT, TOKENS
 from regrow.channels.saliency import ChannelSaliency
 from regrow.channels.surgery import Index
 from regrow.channels.width import Masked, Thin, Width, active_entries
+from regrow.cost import count_flops
 from regrow.criteria import CRITERIA
+from regrow.errors import UserError
 from regrow.latency.table import LatencyTable
 from regrow.patterns.base import Attached
 from regrow.saliency import Role
+from regrow.schedule import Span
 from regrow.state import Init
-from regrow.units import Start, Units, check_ranks_at_once
+from regrow.units import Units, check_ranks_at_once
 
 if TYPE_CHECKING:
-    from regrow.patterns.channels import ChannelBinding
+    from regrow.patterns.channels import Channels
 
 Masks = dict[str, Tensor]  # group → bool [channels]
 
@@ -36,106 +44,128 @@ class ChannelUnits(Units):
     and grows back up to it.
 
     Args:
-        bound: the pattern put to the model.
-        attached: the parameters' states, and what scores them.
+        pattern: the budgets, and how channels are chosen.
+        model: stays as it is.
+        example_inputs: one batch, which is followed through the model.
+
+    Raises:
+        UserError: where no channels can be removed, or the budgets cannot be met.
     """
 
     saliency: ChannelSaliency
 
-    def __init__(self, bound: ChannelBinding, attached: Attached) -> None:
+    def __init__(self, pattern: Channels, model: nn.Module, example_inputs: Any) -> None:
         super().__init__()
-        pattern = bound.pattern
-        self.bound, self.pattern = bound, pattern
-        self.states = attached.states
-        self.sizes = {group.id: group.size for group in bound.coupling.groups}
+        if example_inputs is None:
+            raise UserError("Channels follows a batch through the model; pass example_inputs=one batch to Sparsifier")
+        self.pattern, self.model = pattern, model
+        self.resizes = pattern.thin
+        self.coupling = couple(model, example_inputs, forbid=pattern.exclude)
+        if not self.coupling.groups:
+            raise UserError(
+                f"no channels of this model can be removed: {left_dense(model, self.coupling) or 'it has no layers'}"
+            )
+        self.dense, self.decided = self.coupling.dense, frozenset([FORBIDDEN, OUTPUT, TOKENS])
+        if self.coupling.untrained:
+            self.note = f"the channels were not tried in training mode: {self.coupling.untrained}"
+        cut = {part.name for group in self.coupling.groups for part in group.slices}
+        self.parameters = {name: p for name, p in names.parameters(model).items() if name in cut}
+        self.flops = count_flops(model, example_inputs)
+        self.budgets = ChannelBudgets(pattern, model, self.coupling, self.flops, example_inputs)
+        self.sizes = {group.id: group.size for group in self.coupling.groups}
         self.floor = {name: pattern.floor_of(name, size) for name, size in self.sizes.items()}
         self.steps = {name: pattern.step_of(name) for name in self.sizes}
+        self._price()
+
+    def _price(self) -> None:
+        self.prices, self.table = self.budgets.prices, self.budgets.table
+        dense = self.prices.dense
+        self._shares = {kind: min(1.0, amount / dense[kind]) for kind, amount in self.budgets.amounts.items()}
+        self.target = 1 - min(self._shares.values())
+
+    def attach(self, attached: Attached) -> None:
+        self.states = attached.states
         self.active: Masks = {name: torch.ones(size, dtype=torch.bool) for name, size in self.sizes.items()}
         self.previous = dict(self.active)
         self.grown: Masks = {name: ~mask for name, mask in self.active.items()}
         self.exploring = False
-        kind = Thin if pattern.thin else Masked
-        self._width: Width = kind(bound.model, bound.coupling, self.states, attached.optimizers)
-        self._on_resize = attached.on_resize if pattern.thin else None
+        kind = Thin if self.pattern.thin else Masked
+        self._width: Width = kind(self.model, self.coupling, self.states, attached.optimizers)
+        self._on_resize = attached.on_resize if self.pattern.thin else None
         self._inside = self._compacted = False
-        self.saliency = ChannelSaliency(bound.model, bound.coupling, attached, self._width)
+        self.saliency = ChannelSaliency(self.model, self.coupling, attached, self._width)
         self._agree = attached.agree
-        self._price()
-        self.budgets = dict(self.prices.dense)
-        self.churn = 0.0
 
-    def _price(self) -> None:
-        self.prices = self.bound.prices
-        dense = self.prices.dense
-        self._shares = {kind: min(1.0, budget / dense[kind]) for kind, budget in self.bound.budgets.items()}
-        self.target = 1 - min(self._shares.values())
-
-    def aim(self, sparsity: float, churn: float, step: int) -> None:
+    def _limits(self, sparsity: float, churn: float = 0.0) -> dict[str, float]:
+        """Kind → what may be spent at a sparsity, less the churn of what can be removed at all."""
         progress = 1.0 if self.target == 0 else min(sparsity / self.target, 1.0)
         dense = self.prices.dense
-        self.budgets = {
-            kind: self.bound.budgets[kind] if progress == 1 else (1 - progress * (1 - share)) * dense[kind]
+        limits = {
+            kind: self.budgets.amounts[kind] if progress == 1 else (1 - progress * (1 - share)) * dense[kind]
             for kind, share in self._shares.items()
         }
-        self.churn = churn
-        self.step = step
+        if not churn:
+            return limits
+        smallest = self.prices.smallest(self.floor)
+        return {
+            kind: max(smallest[kind], smallest[kind] + (1 - churn) * (limit - smallest[kind]))
+            for kind, limit in limits.items()
+        }
 
     # -- transitions -------------------------------------------------------------------------------------------------
 
-    def start(self, how: Start) -> None:
-        if all(self.budgets[kind] >= self.prices.dense[kind] for kind in self.budgets):
-            self.mark()
+    def _start(self, action: Start, span: Span) -> None:
+        limits = self._limits(action.sparsity)
+        if all(limits[kind] >= self.prices.dense[kind] for kind in limits):
             return
         everything = {name: torch.ones(size, dtype=torch.bool) for name, size in self.sizes.items()}
-        if how == "criterion":
+        if action.how == "criterion":
             if self.step == 0:
                 check_ranks_at_once(self.saliency.criterion)
-            self._keep(everything, self.budgets, self._by("prune"))
+            self._keep(everything, limits, self._by("prune"))
         else:
-            counts = uniform(self.prices, self.floor, self.steps, self.budgets)
+            counts = uniform(self.prices, self.floor, self.steps, limits)
             noise = {name: self._rank(CRITERIA["random"], name) for name in self.sizes}
             self._become({name: _best(noise[name], everything[name], counts[name]) for name in self.sizes})
-        self.mark()
 
-    def prune(self) -> None:
-        smallest = self.prices.smallest(self.floor)
-        budgets = {
-            kind: max(smallest[kind], smallest[kind] + (1 - self.churn) * (budget - smallest[kind]))
-            for kind, budget in self.budgets.items()
-        }
-        self._keep(self.active, budgets, self._by("prune"))
+    def _prune(self, action: Prune, span: Span) -> None:
+        self._keep(self.active, self._limits(action.sparsity, action.churn), self._by("prune"))
 
-    def reactivate(self, value: Literal["mru", "zero"], freeze: bool) -> None:
+    def _explore(self, action: Explore, span: Span) -> None:
         self.exploring = True
         for state in self.states.values():
             code = torch.full_like(state.flags, codes.EXPLORED)
-            code[state.active] = codes.FROZEN if freeze else codes.TRAINABLE
-            state.transition(code, value)
+            code[state.active] = codes.FROZEN if span.trains == "removed" else codes.TRAINABLE
+            state.transition(code, action.value)
 
-    def grow(self, init: Init) -> None:
+    def _grow(self, action: Grow, span: Span) -> None:
         scores = {name: self._by("grow")(name) for name in self.sizes}
-        counts = self._counts(self.active, scores, self.budgets, grow=True)
+        counts = self._counts(self.active, scores, self._limits(action.sparsity), grow=True)
         before = self.active
         missing = {name: counts[name] - int(before[name].sum()) for name in self.sizes}
         chosen = {name: before[name] | _best(scores[name], ~before[name], missing[name]) for name in self.sizes}
         self.exploring = False
-        self._become(chosen, init)
+        self._become(chosen, action.init)
         self.grown = {name: self.active[name] & ~before[name] for name in self.sizes}
         for name, new in self.grown.items():
             self._count(grown=new, regrown=new & self.previous[name])
 
-    def settle(self) -> None:
+    def _select(self, action: Select, span: Span) -> None:
+        raise UserError("channels that are removed have no scores of their own; use IEE, which explores them")
+
+    def end_at_target(self, step: int) -> None:
+        self.step = step
         self.exploring = False
         self._become(self.previous, "mru")
         criterion = self.saliency.criterion
         read = CRITERIA["magnitude"] if criterion.uses_grad else criterion
-        self._keep(self.active, self.budgets, lambda name: self._rank(read, name))
+        self._keep(self.active, self._limits(self.target), lambda name: self._rank(read, name))
         self.mark()
 
-    def _keep(self, among: Masks, budgets: Mapping[str, float], scores: Callable[[str], Tensor]) -> None:
+    def _keep(self, among: Masks, limits: Mapping[str, float], scores: Callable[[str], Tensor]) -> None:
         """The best of these channels that fit the budgets."""
         found = {name: scores(name) for name in self.sizes}
-        counts = self._counts(among, found, budgets, grow=False)
+        counts = self._counts(among, found, limits, grow=False)
         before = self.active
         self._become({name: _best(found[name], among[name], counts[name]) for name in self.sizes})
         for name in self.sizes:
@@ -143,12 +173,12 @@ class ChannelUnits(Units):
             self._count(pruned=before[name] & ~still, grown_before=grown, survived=grown & still)
 
     def _counts(
-        self, among: Masks, scores: Mapping[str, Tensor], budgets: Mapping[str, float], grow: bool
+        self, among: Masks, scores: Mapping[str, Tensor], limits: Mapping[str, float], grow: bool
     ) -> dict[str, int]:
         """How many channels each group has afterwards: all of `among` and the best others, or the best of `among`."""
         now = {name: int(mask.sum()) for name, mask in among.items()}
         if self.pattern.distribution == "uniform":
-            found = uniform(self.prices, self.floor, self.steps, budgets)
+            found = uniform(self.prices, self.floor, self.steps, limits)
             return {name: max(n, now[name]) if grow else min(n, now[name]) for name, n in found.items()}
         between, values = {}, {}
         for name, mask in among.items():
@@ -156,7 +186,7 @@ class ChannelUnits(Units):
             ranked = scores[name][~mask if grow else mask].sort(descending=True).values.double().clamp(min=0).numpy()
             values[name] = np.concatenate([np.zeros(now[name]), ranked]) if grow else ranked
         return allocate(
-            self.prices, values, between, budgets, now=now, round_to=self.steps, solver=self.pattern.solver
+            self.prices, values, between, limits, now=now, round_to=self.steps, solver=self.pattern.solver
         )  # fmt: skip
 
     def _become(self, masks: Masks, init: Init = "zero") -> None:
@@ -166,7 +196,7 @@ class ChannelUnits(Units):
         parts = self._agree(flat).cpu().to(torch.bool).split(list(self.sizes.values()))
         self.active = {name: part.clone() for name, part in zip(self.sizes, parts, strict=True)}
         params = {name: state.param for name, state in self.states.items()}
-        for name, mask in active_entries(self.bound.coupling, self.active, params).items():
+        for name, mask in active_entries(self.coupling, self.active, params).items():
             self.states[name].transition(mask.to(torch.uint8) * codes.TRAINABLE, init)
 
     def _by(self, role: Role) -> Callable[[str], Tensor]:
@@ -188,17 +218,13 @@ class ChannelUnits(Units):
         cost = self.prices.cost({name: kept for name, (kept, _) in self.widths().items()})
         return super().record(update) | {kind: cost[kind] / self.prices.dense[kind] for kind in cost}
 
-    def density(self) -> float:
-        total = sum(state.flags.numel() for state in self.states.values())
-        return sum(int(state.active.sum()) for state in self.states.values()) / total
-
     def index(self) -> Mapping[str, Index]:
         return self._width.index
 
     def active_of(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        cut = {part.name for group in self.bound.coupling.groups for part in group.slices}
+        cut = {part.name for group in self.coupling.groups for part in group.slices}
         found = {name: tensor for name, tensor in tensors.items() if name in cut}
-        return active_entries(self.bound.coupling, self.active, found)
+        return active_entries(self.coupling, self.active, found)
 
     def widths(self) -> dict[str, tuple[int, int]]:
         return {name: (int(mask.sum()), self.sizes[name]) for name, mask in self.active.items()}
@@ -236,7 +262,7 @@ class ChannelUnits(Units):
             state.at_rest = True
 
     def parts(self) -> list[object]:
-        return [*super().parts(), self._width, self.bound]
+        return [*super().parts(), self._width, self.budgets]
 
     @property
     def resized(self) -> bool:
@@ -247,7 +273,7 @@ class ChannelUnits(Units):
         return {
             **super().state_dict(),
             "exploring": self.exploring,
-            "table": self.bound.table.to_json() if self.bound.table else None,
+            "table": self.table.to_json() if self.table else None,
             **{what: {name: mask.clone() for name, mask in by_name.items()} for what, by_name in masks.items()},
         }
 
@@ -255,7 +281,7 @@ class ChannelUnits(Units):
         super().load_state_dict(state)
         self.exploring = state["exploring"]
         if state["table"] is not None:  # what is measured a second time would be a little different
-            self.bound.adopt(LatencyTable.from_json(state["table"]))
+            self.budgets.adopt(LatencyTable.from_json(state["table"]))
             self._price()
         self.active, self.previous, self.grown = (dict(state[what]) for what in ("active", "previous", "grown"))
 

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
+from regrow.actions import Action
 from regrow.criteria import Criterion
 from regrow.errors import UserError
 from regrow.patterns.base import Pattern
 from regrow.saliency import Scoring
-from regrow.schedule import START, Boundary, PhaseName, Span, Timeline
+from regrow.schedule import Boundary, Span, Timeline
 from regrow.shadow import Shadow
-from regrow.units import Units
 
 METHODS: dict[str, type[Method]] = {}
 START_STEPS = 20  # that score a trained model where nobody says how many
 
 
 class Method(ABC):
-    """A frozen dataclass of options; it holds no state. All of it are pure functions of the step but `at_boundary`,
-    which asks `Units` for transitions."""
+    """A frozen dataclass of options that holds no state: a timeline of phases, and a function from the end of a phase
+    to what is done there (`regrow.actions`)."""
 
     name: ClassVar[str]
     sparsifies: ClassVar[bool] = True
@@ -67,25 +67,26 @@ class Method(ABC):
         if self.channels_only and pattern.name != "channels":
             raise UserError(f"{self.name} removes channels; use pattern=regrow.Channels(...) with it")
 
-    def scorings(self, criterion: Criterion) -> Mapping[PhaseName, tuple[Scoring, ...]]:
-        """What is scored in which phase."""
+    def scorings(self, criterion: Criterion) -> Mapping[str, tuple[Scoring, ...]]:
+        """What is scored in which phase, by its name."""
         return {}
 
-    def sparsity_at(self, update: int, updates: int, target: float) -> float:
-        """The sparsity that this update (from 0) leaves; -1 for the start. Reaches `target` with the last update."""
-        return target
+    def at_start(self, target: float) -> Sequence[Action]:
+        """What gives the model the structure to start with: when attaching, or once the steps that score it are done.
 
-    def churn(self, update: int, timeline: Timeline) -> float:
-        """The share of the active units that this update replaces."""
-        return 0.0
+        Args:
+            target: the sparsity that the run ends at.
+        """
+        return ()
 
-    @abstractmethod
-    def begin(self, units: Units) -> None:
-        """Takes the structure to start with."""
+    def at_end(self, of: Boundary, target: float) -> Sequence[Action]:
+        """What is done where a phase of an update ends. The last update must reach the target.
 
-    def at_boundary(self, boundary: Boundary, units: Units) -> None:
-        """What is done once a phase of an update has ended."""
-        raise NotImplementedError(f"{type(self).__name__} has updates but no at_boundary")
+        Args:
+            of: the phase, and when.
+            target: the sparsity that the run ends at.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has updates but no at_end")
 
     @property
     def shadow(self) -> Shadow | None:
@@ -95,20 +96,17 @@ class Method(ABC):
     def shadow_at(self, span: Span, step: int) -> Shadow | None:
         """The same, where it uses the gradient of this step."""
         shadow = self.shadow
-        at_rest = shadow is None or _outside(span) or span.phase == "explore" or not shadow.due(step)
+        at_rest = shadow is None or span.outside or span.explores or not shadow.due(step)
         return None if at_rest else shadow
-
-    @property
-    def explores(self) -> bool:
-        """Whether there are steps in which the active structure is frozen."""
-        return False
 
     def dense_gradient_steps(self, criterion: Criterion, span: Span, start: int, end: int) -> int:
         """How many of the steps from `start` to `end` of a span use the gradient of every weight."""
-        if _outside(span):
+        if span.outside or span.trains == "removed":
             return 0
-        if span.phase == "explore":
-            return 0 if self.explores else end - start
+        if span.trains == "all":
+            return end - start
+        if span.latent is not None:
+            return span.latent.steps(start, end)
         if self.shadow is not None:
             return self.shadow.steps(start, end)
         windows = [
@@ -117,10 +115,6 @@ class Method(ABC):
             if scoring.role == "grow" and scoring.criterion.uses_grad
         ]
         return max(0, end - max(start, span.end - max(windows))) if windows else 0
-
-
-def _outside(span: Span) -> bool:
-    return span.update is None or span.update == START
 
 
 def register(cls: type[Method]) -> type[Method]:

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from regrow.methods.base import Method, register
 from regrow.schedule import Timeline
-from regrow.units import Units
 
 
 @register
@@ -20,6 +19,3 @@ class Dense(Method):
 
     def timeline(self, total_steps: int) -> Timeline:
         return Timeline(total_steps)
-
-    def begin(self, units: Units) -> None:
-        pass

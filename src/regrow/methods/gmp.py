@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from regrow.actions import Action, Prune, Start
 from regrow.criteria import Criterion
 from regrow.errors import UserError, percent
 from regrow.methods.base import Method, check_steps, register
 from regrow.saliency import Scoring
-from regrow.schedule import Boundary, Phase, PhaseName, Timeline, cubic, repeat, steps_of
-from regrow.units import Units
+from regrow.schedule import Boundary, Phase, Timeline, cubic, repeat, steps_of
 
 
 @register
@@ -56,14 +56,11 @@ class GMP(Method):
         cycle = Phase("estimate", self.interval)
         return repeat(cycle, total_steps=total_steps, until=until, begin=begin, start=self.start_steps or 0)
 
-    def scorings(self, criterion: Criterion) -> Mapping[PhaseName, tuple[Scoring, ...]]:
+    def scorings(self, criterion: Criterion) -> Mapping[str, tuple[Scoring, ...]]:
         return {"estimate": (Scoring("prune", criterion),)}
 
-    def sparsity_at(self, update: int, updates: int, target: float) -> float:
-        return cubic((update + 1) / updates, min(self.initial_sparsity, target), target)
+    def at_start(self, target: float) -> Sequence[Action]:
+        return [Start(min(self.initial_sparsity, target), "criterion")]
 
-    def begin(self, units: Units) -> None:
-        units.start("criterion")
-
-    def at_boundary(self, boundary: Boundary, units: Units) -> None:
-        units.prune()
+    def at_end(self, of: Boundary, target: float) -> Sequence[Action]:
+        return [Prune(cubic(of.progress, min(self.initial_sparsity, target), target))]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from regrow.actions import Action, Prune, Start
 from regrow.criteria import Criterion
 from regrow.errors import UserError
 from regrow.methods.base import Method, check_steps, register
 from regrow.saliency import Scoring
-from regrow.schedule import Boundary, Phase, PhaseName, Timeline, repeat
-from regrow.units import Units
+from regrow.schedule import Boundary, Phase, Timeline, repeat
 
 
 @register
@@ -47,16 +47,11 @@ class HALP(Method):
             )
         return repeat(Phase("estimate", self.interval), total_steps=total_steps, until=until)
 
-    def scorings(self, criterion: Criterion) -> Mapping[PhaseName, tuple[Scoring, ...]]:
+    def scorings(self, criterion: Criterion) -> Mapping[str, tuple[Scoring, ...]]:
         return {"estimate": (Scoring("prune", criterion),)}
 
-    def sparsity_at(self, update: int, updates: int, target: float) -> float:
-        if update + 1 >= updates:
-            return target
-        return float(1 - (1 - target) ** ((update + 1) / updates))
+    def at_start(self, target: float) -> Sequence[Action]:
+        return [Start(0.0, "criterion")]
 
-    def begin(self, units: Units) -> None:
-        units.start("criterion")
-
-    def at_boundary(self, boundary: Boundary, units: Units) -> None:
-        units.prune()
+    def at_end(self, of: Boundary, target: float) -> Sequence[Action]:
+        return [Prune(target if of.progress == 1 else 1 - float((1 - target) ** of.progress))]

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from regrow import shadow as shadows
+from regrow.actions import Action, Explore, Grow, How, Prune, Start
 from regrow.criteria import Criterion
 from regrow.errors import UserError, percent
 from regrow.methods.base import Method, check_start, check_steps, register
 from regrow.patterns.base import Pattern
 from regrow.saliency import Scoring
-from regrow.schedule import Boundary, Budget, Phase, PhaseName, Timeline, cubic, repeat, steps_of
+from regrow.schedule import Boundary, Budget, Phase, Timeline, cubic, repeat, steps_of
 from regrow.state import Init
-from regrow.units import Start, Units
 
 _SHADOW_SPEED = 0.2  # chosen on a validation split: docs/studies.md
 
@@ -70,7 +70,7 @@ class IEE(Method):
     reactivate: Literal["mru", "zero"] = "mru"
     freeze: bool = True
     improve: bool = True
-    start: Start = "random"
+    start: How = "random"
     start_steps: int | None = None
     ramp: float | None = None
     shadow_speed: float | None = None
@@ -133,41 +133,33 @@ class IEE(Method):
         return repeat(
             Phase("estimate", self.h),
             Phase("improve", self.j if self.improve else 0),
-            Phase("explore", self.explored),
+            Phase("explore", self.explored, trains="removed" if self.freeze else "all"),
             total_steps=total_steps,
             until=steps_of("update_end", self.update_end, total_steps),
             start=self.start_steps or 0,
         )
 
-    def scorings(self, criterion: Criterion) -> Mapping[PhaseName, tuple[Scoring, ...]]:
+    def scorings(self, criterion: Criterion) -> Mapping[str, tuple[Scoring, ...]]:
         if criterion.uses_grad and self.explored == 0:
             raise UserError(f"criterion {criterion.name!r} needs steps to score what was removed; use q ≥ 1")
         return {"estimate": (Scoring("prune", criterion),), "explore": (Scoring("grow", criterion),)}
 
-    def sparsity_at(self, update: int, updates: int, target: float) -> float:
-        if self.ramp is None:
-            return target
-        return cubic((update + 1) / updates, min(self.ramp, target), target)
-
-    def churn(self, update: int, timeline: Timeline) -> float:
-        return self.budget.fraction(timeline.prune_step(update), timeline.until)
+    def _sparsity(self, progress: float, target: float) -> float:
+        return target if self.ramp is None else cubic(progress, min(self.ramp, target), target)
 
     @property
     def shadow(self) -> shadows.Shadow | None:
         return shadows.of(self.speed, self.shadow_every, fresh=self.start == "random")
 
-    @property
-    def explores(self) -> bool:
-        return self.freeze and self.explored > 0
+    def at_start(self, target: float) -> Sequence[Action]:
+        return [Start(self._sparsity(0.0, target), self.start)]
 
-    def begin(self, units: Units) -> None:
-        units.start(self.start)
-
-    def at_boundary(self, boundary: Boundary, units: Units) -> None:
-        match boundary.ended:
+    def at_end(self, of: Boundary, target: float) -> Sequence[Action]:
+        sparsity = self._sparsity(of.progress, target)
+        match of.ended:
             case "estimate":
-                units.prune()
+                return [Prune(sparsity, self.budget.fraction(of.step, of.until))]
             case "improve":
-                units.reactivate(self.reactivate, freeze=self.explores)
-            case "explore":
-                units.grow(self.grown_init)
+                return [Explore(self.reactivate)]
+            case _:
+                return [Grow(sparsity, self.grown_init)]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from regrow.actions import Action, Prune, Start
 from regrow.criteria import Criterion
 from regrow.methods.base import START_STEPS, Method, check_steps, register
 from regrow.patterns.base import Pattern
 from regrow.saliency import Scoring
-from regrow.schedule import Boundary, Phase, PhaseName, Timeline, repeat
-from regrow.units import Units
+from regrow.schedule import Boundary, Phase, Timeline, repeat
 
 
 @register
@@ -49,14 +49,11 @@ class OneShot(Method):
             return Timeline(total_steps)
         return repeat(Phase("estimate", self.h), total_steps=total_steps, until=min(self.h, total_steps))
 
-    def scorings(self, criterion: Criterion) -> Mapping[PhaseName, tuple[Scoring, ...]]:
+    def scorings(self, criterion: Criterion) -> Mapping[str, tuple[Scoring, ...]]:
         return {"estimate": (Scoring("prune", criterion),)} if self.h else {}
 
-    def sparsity_at(self, update: int, updates: int, target: float) -> float:
-        return 0.0 if self.h and update < 0 else target
+    def at_start(self, target: float) -> Sequence[Action]:
+        return [Start(0.0 if self.h else target, "criterion")]
 
-    def begin(self, units: Units) -> None:
-        units.start("criterion")
-
-    def at_boundary(self, boundary: Boundary, units: Units) -> None:
-        units.prune()
+    def at_end(self, of: Boundary, target: float) -> Sequence[Action]:
+        return [Prune(target)]

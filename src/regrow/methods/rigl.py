@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from regrow.actions import Action, Grow, How, Prune, Start
 from regrow.criteria import Criterion
 from regrow.methods.base import Method, check_start, check_steps, register
 from regrow.saliency import Scoring
-from regrow.schedule import Boundary, Budget, Phase, PhaseName, Timeline, repeat, steps_of
-from regrow.units import Start, Units
+from regrow.schedule import Boundary, Budget, Phase, Timeline, repeat, steps_of
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class DropAndGrow(Method):
     interval: int = 100
     budget: Budget = Budget("cosine", 0.3)
     update_end: float | int = 0.75
-    start: Start = "random"
+    start: How = "random"
     start_steps: int | None = None
 
     growth: ClassVar[str]
@@ -52,19 +52,15 @@ class DropAndGrow(Method):
             Phase("estimate", self.interval), total_steps=total_steps, until=until, start=self.start_steps or 0
         )
 
-    def scorings(self, criterion: Criterion) -> Mapping[PhaseName, tuple[Scoring, ...]]:
+    def scorings(self, criterion: Criterion) -> Mapping[str, tuple[Scoring, ...]]:
         growth = Criterion.of(self.growth)
         return {"estimate": (Scoring("prune", criterion), Scoring("grow", growth, window=1))}
 
-    def churn(self, update: int, timeline: Timeline) -> float:
-        return self.budget.fraction(timeline.prune_step(update), timeline.until)
+    def at_start(self, target: float) -> Sequence[Action]:
+        return [Start(target, self.start)]
 
-    def begin(self, units: Units) -> None:
-        units.start(self.start)
-
-    def at_boundary(self, boundary: Boundary, units: Units) -> None:
-        units.prune()
-        units.grow("zero")
+    def at_end(self, of: Boundary, target: float) -> Sequence[Action]:
+        return [Prune(target, self.budget.fraction(of.step, of.until)), Grow(target, "zero")]
 
 
 @register

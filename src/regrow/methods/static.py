@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from regrow.actions import Action, How, Start
 from regrow.methods.base import Method, check_start, register
 from regrow.schedule import Timeline, fixed
-from regrow.units import Start, Units
 
 
 @register
@@ -23,7 +24,7 @@ class Static(Method):
 
     name: ClassVar[str] = "static"
 
-    start: Start = "random"
+    start: How = "random"
     start_steps: int | None = None
 
     def __post_init__(self) -> None:
@@ -36,5 +37,5 @@ class Static(Method):
     def timeline(self, total_steps: int) -> Timeline:
         return fixed(total_steps, self.start_steps or 0)
 
-    def begin(self, units: Units) -> None:
-        units.start(self.start)
+    def at_start(self, target: float) -> Sequence[Action]:
+        return [Start(target, self.start)]

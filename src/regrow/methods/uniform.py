@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from regrow.actions import Action, Start
 from regrow.methods.base import Method, register
 from regrow.schedule import Timeline
-from regrow.units import Units
 
 
 @register
@@ -22,5 +23,5 @@ class Uniform(Method):
     def timeline(self, total_steps: int) -> Timeline:
         return Timeline(total_steps)
 
-    def begin(self, units: Units) -> None:
-        units.start("random")
+    def at_start(self, target: float) -> Sequence[Action]:
+        return [Start(target, "random")]

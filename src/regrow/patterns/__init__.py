@@ -1,7 +1,9 @@
 """What a unit is, which parameters have them, and which selections are legal."""
 
 from regrow.patterns.base import PATTERNS, EntryPattern, Pattern
+from regrow.patterns.blocks import Blocks
 from regrow.patterns.channels import Channels
+from regrow.patterns.nm import NM
 from regrow.patterns.weights import Weights
 
-__all__ = ["PATTERNS", "Channels", "EntryPattern", "Pattern", "Weights"]
+__all__ = ["NM", "PATTERNS", "Blocks", "Channels", "EntryPattern", "Pattern", "Weights"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -12,9 +12,7 @@ from torch.optim import Optimizer
 
 if TYPE_CHECKING:
     from regrow.criteria import Criterion
-    from regrow.latency.table import LatencyTable
     from regrow.saliency import Scoring
-    from regrow.schedule import PhaseName
     from regrow.state import WeightState
     from regrow.tracing.flops import ModelFlops
     from regrow.units import Units
@@ -24,7 +22,7 @@ PATTERNS: dict[str, type[Pattern]] = {}
 
 @dataclass(frozen=True)
 class Attached:
-    """What a binding makes its units from.
+    """What units are attached to.
 
     Attributes:
         states: of the sparsified parameters.
@@ -39,7 +37,7 @@ class Attached:
     states: Mapping[str, WeightState]
     optimizers: Sequence[Optimizer]
     criterion: Criterion
-    scorings: Mapping[PhaseName, tuple[Scoring, ...]]
+    scorings: Mapping[str, tuple[Scoring, ...]]
     agree: Callable[[Tensor], Tensor]
     seed: int
     on_resize: Callable[[], None] | None = None
@@ -55,6 +53,7 @@ class Selection:
         flops: of the model at the example; None without one, or where it does not run on it.
         note: what there is to say about how they were found, or "".
         decided: which of the reasons somebody has decided for, in options or in what the model is for.
+        axes: parameter → its axis that `choose` is to see as the last.
     """
 
     parameters: dict[str, nn.Parameter]
@@ -62,32 +61,7 @@ class Selection:
     flops: ModelFlops | None = None
     note: str = ""
     decided: frozenset[str] = frozenset()
-
-
-class Binding(ABC):
-    """A pattern put to one model.
-
-    Attributes:
-        parameters: what is sparsified, by canonical name, in the model's order.
-        dense: parameter → why it stays dense, or why its outputs are in no group.
-        decided: which of these reasons somebody has decided for, in options or in what the model is for.
-        note: what there is to say about how all this was found, or "".
-        flops: of the dense model, where binding has counted them.
-        resizes: whether parameters change their shapes in training.
-        table: of latencies, where there is such a budget.
-    """
-
-    parameters: dict[str, nn.Parameter]
-    dense: Mapping[str, str]
-    decided: frozenset[str] = frozenset()
-    note: str = ""
-    flops: ModelFlops | None = None
-    resizes: bool = False
-    table: LatencyTable | None = None
-
-    @abstractmethod
-    def units(self, attached: Attached) -> Units:
-        """The units of the model, all of them active."""
+    axes: Mapping[str, int] = field(default_factory=dict)
 
 
 class Pattern(ABC):
@@ -101,7 +75,7 @@ class Pattern(ABC):
     blind: ClassVar[bool] = False
 
     @abstractmethod
-    def bind(self, model: nn.Module, example_inputs: Any = None) -> Binding:
+    def bind(self, model: nn.Module, example_inputs: Any = None) -> Units:
         """Finds what there is to sparsify in a model, and checks that the target can be met.
 
         Args:
@@ -114,7 +88,13 @@ class Pattern(ABC):
 
 
 class EntryPattern(Pattern):
-    """A pattern of single entries, each parameter to its own count. Scores and masks have the parameters' shapes."""
+    """A pattern of entries of single parameters, each to its own count. Scores and masks have the parameters' shapes.
+
+    Attributes:
+        unit_size: entries of a unit.
+    """
+
+    unit_size: int = 1
 
     @abstractmethod
     def select(self, model: nn.Module, example_inputs: Any = None) -> Selection:
@@ -130,7 +110,7 @@ class EntryPattern(Pattern):
 
     @abstractmethod
     def counts_of(self, parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
-        """(active, total) entries of each of the selected parameters once the target is reached.
+        """(active, all) units of each of the selected parameters once the target is reached.
 
         Raises:
             UserError: where the target cannot be met.
@@ -146,24 +126,29 @@ class EntryPattern(Pattern):
 
     @abstractmethod
     def choose(
-        self, scores: Callable[[str], Tensor], counts: Mapping[str, int], among: Mapping[str, Tensor], spare: bool
+        self,
+        scores: Callable[[str], Tensor],
+        counts: Mapping[str, int],
+        candidates: Mapping[str, Tensor],
+        occupied: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
-        """The legal selection of the highest scores.
+        """The legal selection of the highest scores. Every parameter keeps something. Where `select` names an axis for
+        a parameter, all tensors have it as their last.
 
         Args:
-            scores: gives the fp32 scores of a parameter.
-            counts: how many entries of each parameter; only their sum matters where the scope is global.
-            among: bool, the candidates.
-            spare: whether every parameter must keep at least one entry.
+            scores: gives the fp32 scores of a parameter's entries.
+            counts: how many units of each parameter to choose; only their sum matters where layers are ranked together.
+            candidates: bool, the entries that may be chosen.
+            occupied: bool, the entries that stay whatever is chosen; no candidates among them.
 
         Returns:
-            bool masks with exactly these counts.
+            bool masks of what is chosen, with exactly these counts, `occupied` not among it.
         """
 
-    def bind(self, model: nn.Module, example_inputs: Any = None) -> Binding:
-        from regrow.units import EntryBinding
+    def bind(self, model: nn.Module, example_inputs: Any = None) -> Units:
+        from regrow.units import EntryUnits
 
-        return EntryBinding(self, model, example_inputs)
+        return EntryUnits(self, model, example_inputs)
 
 
 def register(cls: type[Pattern]) -> type[Pattern]:

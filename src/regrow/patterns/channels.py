@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 import math
-import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
 from torch import nn
 
 from regrow import names
-from regrow.errors import UserError, nearest, percent
-from regrow.patterns.base import Attached, Binding, Pattern, register
+from regrow.channels.amounts import amount
+from regrow.errors import UserError
+from regrow.patterns.base import Pattern, register
 
 if TYPE_CHECKING:
-    from regrow.channels.pricing import Prices
-    from regrow.channels.table import Coupling
     from regrow.channels.units import ChannelUnits
-    from regrow.latency.table import LatencyTable
-
-_UNITS: dict[str, dict[str, float]] = {
-    "latency": {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6},
-    "flops": {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12},
-    "params": {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9},
-}
-_AMOUNT = re.compile(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-zµ]*|%)\s*", re.IGNORECASE)
-_PROFILE_SECONDS = 60.0
-_MEASURED = (
-    "regrow has measured a latency table of this model and machine; sparsifier.latency_table.save('latency.json') "
-    "keeps it for Channels(table='latency.json'), and `regrow profile` measures one more finely"
-)
 
 
 @register
@@ -113,161 +96,7 @@ class Channels(Pattern):
         step = self.step_of(group)
         return min(size, math.ceil(max(1, math.ceil(least)) / step) * step)
 
-    def bind(self, model: nn.Module, example_inputs: Any = None) -> ChannelBinding:
-        return ChannelBinding(self, names.unwrap(model), example_inputs)
-
-
-class ChannelBinding(Binding):
-    """The coupled channels of one model, and what they cost.
-
-    Attributes:
-        coupling: the groups.
-        prices: what the model costs at any widths.
-        budgets: kind → amount at the end.
-        table: of latencies, if there is such a budget.
-    """
-
-    def __init__(self, pattern: Channels, model: nn.Module, example_inputs: Any) -> None:
-        from regrow.channels.coupling import couple
-        from regrow.channels.labels import FORBIDDEN, OUTPUT, TOKENS
-        from regrow.tracing.flops import count_flops
-
-        if example_inputs is None:
-            raise UserError("Channels follows a batch through the model; pass example_inputs=one batch to Sparsifier")
-        self.pattern = pattern
-        self.model = model
-        self.resizes = pattern.thin
-        self.coupling: Coupling = couple(model, example_inputs, forbid=pattern.exclude)
-        if not self.coupling.groups:
-            raise UserError(f"no channels of this model can be removed: {self._left_dense() or 'it has no layers'}")
-        self.dense = self.coupling.dense
-        self.decided = frozenset([FORBIDDEN, OUTPUT, TOKENS])
-        if self.coupling.untrained:
-            self.note = f"the channels were not tried in training mode: {self.coupling.untrained}"
-        self.parameters = self._sliced(model)
-        self.flops = count_flops(model, example_inputs)
-        self.table = self._table(example_inputs) if pattern.latency is not None else None
-        self.prices, self.budgets = self._priced()
-        self._check_budgets()
-
-    def _priced(self) -> tuple[Prices, dict[str, float]]:
-        from regrow.channels.pricing import Prices
-
-        asked = self.pattern.budgets
-        prices = Prices.of(self.model, self.coupling, kinds=tuple(asked), flops=self.flops, table=self.table)
-        return prices, {kind: amount(kind, value, prices.dense[kind]) for kind, value in asked.items()}
-
-    def adopt(self, table: LatencyTable) -> None:
-        """Takes another table of the same model, which must have its full width."""
-        self.table = table
-        self.prices, self.budgets = self._priced()
-
-    def _sliced(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        cut = {part.name for group in self.coupling.groups for part in group.slices}
-        return {name: p for name, p in names.parameters(model).items() if name in cut}
-
-    def _table(self, example_inputs: Any) -> LatencyTable:
-        from regrow.latency.table import LatencyTable
-
-        given = self.pattern.table
-        if isinstance(given, LatencyTable):
-            return given
-        if given is not None:
-            return LatencyTable.load(given)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            raise UserError("several processes cannot measure latency at once; run `regrow profile` and give table=")
-        from regrow.profiling import profile
-
-        threads = torch.get_num_threads()
-        table, _ = profile(self.model, example_inputs, threads=threads, time_limit=_PROFILE_SECONDS, check=1)
-        print(_MEASURED, file=sys.stderr)
-        return table
-
-    def _check_budgets(self) -> None:
-        floor = {group.id: self.pattern.floor_of(group.id, group.size) for group in self.coupling.groups}
-        smallest = self.prices.smallest(floor)
-        for kind, budget in self.budgets.items():
-            if smallest[kind] > budget:
-                dense = self.prices.dense[kind]
-                least = math.ceil(smallest[kind] / dense * 1e4) / 1e4
-                raise UserError(
-                    f"{kind}={self.pattern.budgets[kind]} cannot be met: with min_channels={self.pattern.min_channels} "
-                    f"and round_to={self.pattern.round_to} the smallest that can is {least} of the dense model; "
-                    f"ask for more, or lower these{self._blame()}"
-                )
-
-    def _blame(self) -> str:
-        """What stays dense whatever the options are, where that is much."""
-        fixed = sum(n for name, n in self._sizes().items() if name in self.coupling.dense)
-        share = fixed / max(1, sum(self._sizes().values()))
-        return f"; {share:.0%} of the parameters cannot lose outputs: {self._left_dense()}" if share > 0.1 else ""
-
-    def _left_dense(self, most: int = 3) -> str:
-        """The reasons for which most parameters keep their outputs, each with its largest parameter."""
-        sizes = self._sizes()
-        by_reason: dict[str, list[str]] = {}
-        for name, reason in self.coupling.dense.items():
-            by_reason.setdefault(reason, []).append(name)
-        ranked = sorted(by_reason.items(), key=lambda item: -sum(sizes[name] for name in item[1]))
-        said = []
-        for reason, found in ranked[:most]:
-            largest = max(found, key=sizes.__getitem__)
-            said.append(f"{largest}{f' and {len(found) - 1} more' if len(found) > 1 else ''}, as {reason}")
-        more = f"; and {len(ranked) - most} other reasons" if len(ranked) > most else ""
-        return "; ".join(said) + more
-
-    def _sizes(self) -> dict[str, int]:
-        return {name: p.numel() for name, p in names.parameters(self.model).items()}
-
-    def units(self, attached: Attached) -> ChannelUnits:
+    def bind(self, model: nn.Module, example_inputs: Any = None) -> ChannelUnits:
         from regrow.channels.units import ChannelUnits
 
-        return ChannelUnits(self, attached)
-
-
-def amount(kind: str, value: float | str, dense: float) -> float:
-    """What a budget allows, in the unit of `Prices` (seconds, FLOPs, parameters).
-
-    Args:
-        kind: latency, flops or params.
-        value: a share of dense up to 1, or an amount.
-        dense: the dense model's.
-
-    Raises:
-        UserError: a value that is neither.
-    """
-    units = _UNITS[kind]
-    example = {"latency": "'12 ms'", "flops": "'1.1 G'", "params": "'5 M'"}[kind]
-    shown = value[:40] if isinstance(value, str) else value
-    wrong = f"{kind} is {shown!r}, but must be a share of dense in (0, 1] or an amount such as {example}"
-    if isinstance(value, str):
-        match = _AMOUNT.fullmatch(value)
-        if match is None:
-            raise UserError(wrong)
-        try:
-            number = float(match[1])
-        except ValueError as error:
-            raise UserError(wrong) from error
-        unit = match[2].lower()
-        if unit in ("", "%"):
-            return _amount(kind, number / 100 if unit else number, dense, wrong)
-        if unit not in units:
-            raise UserError(f"{kind} is {value!r}, but {match[2]!r} is no unit of it{nearest(unit, units)}")
-        if not 0 < number < math.inf:
-            raise UserError(wrong)
-        return number * units[unit]
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(wrong)
-    return _amount(kind, value, dense, wrong)
-
-
-def _amount(kind: str, number: float, dense: float, wrong: str) -> float:
-    """The same, of a plain number."""
-    if not 0 < number < math.inf:
-        raise UserError(wrong)
-    if number <= 1:
-        return number * dense
-    # no network has so few operations or parameters: per cent are meant
-    if kind == "latency" or number <= 100:
-        raise UserError(f"{wrong}{percent(number)}")
-    return float(number)
+        return ChannelUnits(self, names.unwrap(model), example_inputs)

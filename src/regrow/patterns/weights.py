@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from regrow import matrices, names
 from regrow.distribution import RAW, active_counts
 from regrow.errors import UserError, nearest, percent
 from regrow.patterns.base import EntryPattern, Selection, register
+from regrow.patterns.layers import check_names, match, select
 from regrow.selection import top_k, top_k_of_all
-from regrow.tracing.flops import ModelFlops, count_flops
-
-FIRST = "the first layer, which distribution='uniform' keeps dense"
-EXCLUDED = "excluded"
-NOT_INCLUDED = "not among those of include="
 
 
 @register
@@ -63,9 +57,7 @@ class Weights(EntryPattern):
         self._check_distribution()
         if self.scope not in ("layer", "global"):
             raise UserError(f"scope {self.scope!r} is unknown; use 'layer' or 'global'")
-        for option in ("exclude", "include"):
-            if isinstance(getattr(self, option), str):
-                raise UserError(f"{option} must be a list of names, not the string {getattr(self, option)!r}")
+        check_names(exclude=self.exclude, include=self.include)
 
     def _check_distribution(self) -> None:
         if isinstance(self.distribution, str):
@@ -90,31 +82,8 @@ class Weights(EntryPattern):
         return self.scope == "global" or self.distribution == "global"
 
     def select(self, model: nn.Module, example_inputs: Any = None) -> Selection:
-        model = names.unwrap(model)
-        flops, note = _traced(model, example_inputs)
-        found = matrices.find(model, flops)
-        everything = {name: p for name, p in names.parameters(model).items() if p.dim() > 1 and p.numel()}
-        named = _match(self.include, everything, "include")
-        dense = dict(found.dense)
-        if named:
-            dense = {name: NOT_INCLUDED for name in everything if name not in named}
-        elif self.distribution == "uniform" and len(found.names) > 1 and found.first in found.names:
-            dense[found.first] = FIRST
-        for name in named:
-            if not everything[name].requires_grad:
-                raise UserError(f"include names {name!r}, which has requires_grad=False; let it train or leave it out")
-        dense |= dict.fromkeys(_match(self.exclude, everything, "exclude"), EXCLUDED)
-        chosen = {name: everything[name] for name in (named or found.names) if name not in dense}
-        if not chosen:
-            raise UserError(
-                "nothing is left to sparsify: the model has no trainable convolution or linear weight, or other "
-                "matrix, that is not excluded; name parameters with include=[...]"
-            )
-        meant = {FIRST, EXCLUDED, NOT_INCLUDED, matrices.EMBEDDING, matrices.FROZEN} | {
-            why for why in dense.values() if matrices.NOT_REAL in why
-        }
-        left = {name: dense[name] for name in everything if name in dense}
-        return Selection(chosen, left, flops, note, frozenset(meant))
+        keep_first = self.distribution == "uniform"
+        return select(model, example_inputs, include=self.include, exclude=self.exclude, keep_first=keep_first)
 
     def counts_of(self, parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
         shapes = {name: tuple(p.shape) for name, p in parameters.items()}
@@ -125,46 +94,23 @@ class Weights(EntryPattern):
         else:
             exact_last = sorted(self.distribution.items(), key=lambda item: item[0] in shapes)
             for pattern, density in exact_last:
-                named |= dict.fromkeys(_match([pattern], shapes, "distribution"), density)
+                named |= dict.fromkeys(match([pattern], shapes, "distribution"), density)
         counts = active_counts(shapes, self.sparsity, kind, named)
         return {name: (counts[name], p.numel()) for name, p in parameters.items()}
 
     def choose(
-        self, scores: Callable[[str], Tensor], counts: Mapping[str, int], among: Mapping[str, Tensor], spare: bool
+        self,
+        scores: Callable[[str], Tensor],
+        counts: Mapping[str, int],
+        candidates: Mapping[str, Tensor],
+        occupied: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
         if not self.ranks_globally:
-            return {name: top_k(scores(name), counts[name], among[name]) for name in counts}
+            return {name: top_k(scores(name), counts[name], candidates[name]) for name in counts}
         together = {name: scores(name) for name in counts}
-        return top_k_of_all(together, sum(counts.values()), among, floor=int(spare))
-
-
-def _traced(model: nn.Module, example_inputs: Any) -> tuple[ModelFlops | None, str]:
-    """FLOPs of a forward pass at the example; None without one. And why there are none in spite of one, or ""."""
-    if example_inputs is None:
-        return None, ""
-    try:
-        return count_flops(model, example_inputs), ""
-    except UserError as error:
-        return None, f"matrices were found by layer, shape and name, as {error}"
+        begins = not any(mask.any() for mask in occupied.values())
+        return top_k_of_all(together, sum(counts.values()), candidates, floor=int(begins))
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _match(patterns: Sequence[str], names: Mapping[str, object], option: str) -> list[str]:
-    """The parameter names that these patterns mean: by themselves, by their module, or by any module above it."""
-    found: dict[str, None] = {}
-    for pattern in patterns:
-        hits = [
-            name
-            for name in names
-            if any(fnmatchcase(".".join(name.split(".")[:depth]), pattern) for depth in range(1, name.count(".") + 2))
-        ]
-        if not hits:
-            modules = {name.rpartition(".")[0] for name in names} - {""}
-            raise UserError(
-                f"{option} names {pattern!r}, which the model does not have{nearest(pattern, [*names, *modules])}"
-            )
-        found |= dict.fromkeys(hits)
-    return list(found)

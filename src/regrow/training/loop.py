@@ -307,7 +307,7 @@ class Trainer:
         measured |= {
             "seconds": time.monotonic() - self.started,
             "steps": run.total_steps,
-            "explore_steps": sum(span.end - span.start for span in spans if span.phase == "explore"),
+            "explore_steps": sum(span.end - span.start for span in spans if span.explores),
             "run": ".",
         }
         return results(run.recipe, [run_entry(run, cost, **measured)])

@@ -187,8 +187,7 @@ class Run:
 
     def cost(self) -> dict[str, float]:
         """Training FLOPs of the steps so far, x those of ``cost_steps`` dense ones: by phase, and in total."""
-        spent = training_cost(self.flops, self.sparsifier.ledger, self.cost_steps)
-        return {phase: spent.get(phase, 0.0) for phase in ("estimate", "improve", "explore", "fixed", "total")}
+        return training_cost(self.flops, self.sparsifier.ledger, self.cost_steps)
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of the first parameter group at ``step``."""

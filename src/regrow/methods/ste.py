@@ -1,0 +1,127 @@
+"""Straight-through: the network computes with a projection of weights that all go on training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from regrow.actions import Action, How, Select, Start
+from regrow.criteria import Criterion
+from regrow.errors import UserError, percent
+from regrow.latent import Latent
+from regrow.methods.base import Method, check_start, check_steps, register
+from regrow.saliency import Scoring
+from regrow.schedule import Boundary, Phase, Timeline, cubic, repeat, steps_of
+
+
+@dataclass(frozen=True)
+class Straight(Method):
+    """What straight-through methods share: latent weights, and a structure selected anew among all of them.
+
+    Args:
+        every: steps between selections.
+        update_end: when the last one is, a share of training or a number of steps.
+        start: how a structure that is not dense is chosen at first.
+        start_steps: steps that score the model before ``start="criterion"`` chooses; None takes 20 for criteria that
+            use gradients and 0 for others.
+    """
+
+    every: int = 1
+    update_end: float | int = 1.0
+    start: How = "criterion"
+    start_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        check_steps("every", self.every, 1)
+        check_start(self.start, self.start_steps)
+        self._latent()
+
+    def _latent(self) -> Latent:
+        raise NotImplementedError
+
+    def _sparsity(self, progress: float, target: float) -> float:
+        return target
+
+    @property
+    def ranks_at_start(self) -> bool:
+        return self.start == "criterion"
+
+    def timeline(self, total_steps: int) -> Timeline:
+        until = steps_of("update_end", self.update_end, total_steps)
+        phase = Phase("latent", self.every, trains="latent", latent=self._latent())
+        return repeat(phase, total_steps=total_steps, until=until, start=self.start_steps or 0)
+
+    def scorings(self, criterion: Criterion) -> Mapping[str, tuple[Scoring, ...]]:
+        return {"latent": (Scoring("prune", criterion),)}
+
+    def at_start(self, target: float) -> Sequence[Action]:
+        return [Start(self._sparsity(0.0, target), self.start)]
+
+    def at_end(self, of: Boundary, target: float) -> Sequence[Action]:
+        return [Select(self._sparsity(of.progress, target))]
+
+
+@register
+@dataclass(frozen=True)
+class STE(Straight):
+    """Trains all weights by the gradients of a projection of them, and selects the best again and again. Feather, ST-3
+    and Top-KAST's dense backward are settings of it.
+
+    Args:
+        p: of the projection: 1 is the soft threshold, infinity leaves active weights as they are (`regrow.latent`).
+        scale: of the gradients of removed weights.
+        ramp: sparsity to start with, which rises to the target along GMP's cubic; None starts at the target.
+        ramp_end: when it reaches the target, as a share of the updates.
+
+    Raises:
+        UserError: for options out of range.
+    """
+
+    name: ClassVar[str] = "ste"
+
+    p: float = 3.0
+    scale: float = 0.5
+    ramp: float | None = 0.0
+    ramp_end: float = 0.75
+
+    @classmethod
+    def feather(cls, scale: float = 0.5, **options: Any) -> STE:
+        """Feather (arXiv:2310.02448): p = 3, a cubic ramp from dense, thresholds anew at every step.
+
+        Args:
+            scale: θ; the paper takes 1.0 up to 90% and about 0.5 above.
+            options: others of `STE`.
+        """
+        return cls(**{"p": 3.0, "scale": scale, **options})
+
+    @classmethod
+    def st3(cls, **options: Any) -> STE:
+        """ST-3: the soft threshold, all gradients, a cubic ramp from dense."""
+        return cls(**{"p": 1.0, "scale": 1.0, **options})
+
+    @classmethod
+    def topkast(cls, every: int = 1, **options: Any) -> STE:
+        """Top-KAST (arXiv:2106.03517) with a dense backward pass: the best weights compute, all of them train, from a
+        structure that has the target from the start."""
+        return cls(**{"p": math.inf, "scale": 1.0, "ramp": None, "every": every, **options})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ramp is not None and not 0 <= self.ramp < 1:
+            raise UserError(f"ramp is {self.ramp}, but must be a sparsity in [0, 1) to start with{percent(self.ramp)}")
+        if not 0 < self.ramp_end <= 1:
+            raise UserError(f"ramp_end is {self.ramp_end}, but must be a share of the updates{percent(self.ramp_end)}")
+
+    @property
+    def ranks_at_start(self) -> bool:
+        return super().ranks_at_start and self.ramp != 0
+
+    def _latent(self) -> Latent:
+        return Latent(scale=self.scale, p=self.p)
+
+    def _sparsity(self, progress: float, target: float) -> float:
+        if self.ramp is None:
+            return target
+        return cubic(progress / self.ramp_end, min(self.ramp, target), target)

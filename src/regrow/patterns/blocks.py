@@ -1,0 +1,97 @@
+"""Blocks of weights, which go as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from regrow.distribution import RAW, active_counts
+from regrow.errors import UserError, nearest, percent
+from regrow.patterns.base import EntryPattern, Selection, register
+from regrow.patterns.layers import check_names, select
+from regrow.selection import top_k
+
+
+@register
+@dataclass(frozen=True)
+class Blocks(EntryPattern):
+    """Blocks of r outputs × c inputs of a matrix (of convolutions: at one place of the kernel), each removed or kept as
+    a whole, by the mean score of its weights.
+
+    Layers whose outputs or inputs are no multiples of r and c stay dense, and are named.
+
+    Args:
+        shape: (r, c).
+        sparsity: share of the blocks that is removed, from 0 up to but not including 1.
+        distribution: how many per layer, ``"uniform"`` (the first layer of the model stays dense), ``"er"`` or
+            ``"erk"``, of the matrix of blocks.
+        exclude: layers that stay dense; names of modules or parameters, ``*`` and ``?`` allowed.
+        include: only these are sparsified; names as above.
+
+    Raises:
+        UserError: for options outside their range.
+    """
+
+    name: ClassVar[str] = "blocks"
+
+    shape: tuple[int, int]
+    sparsity: float
+    distribution: str = "uniform"
+    exclude: Sequence[str] = ()
+    include: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        shape = self.shape
+        if not isinstance(shape, Sequence) or len(shape) != 2 or any(type(n) is not int or n < 1 for n in shape):
+            raise UserError(f"shape is {shape!r}, but must be (outputs, inputs) of a block, as in Blocks((16, 1), 0.9)")
+        if isinstance(self.sparsity, bool) or not isinstance(self.sparsity, int | float) or not 0 <= self.sparsity < 1:
+            raise UserError(
+                f"sparsity is {self.sparsity!r}, but must lie in [0, 1): the share of blocks to "
+                f"remove{percent(self.sparsity)}"
+            )
+        if self.distribution not in RAW:
+            raise UserError(f"distribution {self.distribution!r} is unknown{nearest(self.distribution, RAW)}")
+        check_names(exclude=self.exclude, include=self.include)
+
+    @property
+    def unit_size(self) -> int:  # type: ignore[override]
+        return self.shape[0] * self.shape[1]
+
+    def select(self, model: nn.Module, example_inputs: Any = None) -> Selection:
+        rows, columns = self.shape
+
+        def misfit(shape: Sequence[int]) -> str:
+            if shape[0] % rows or shape[-1] % columns:
+                return f"its {shape[0]} outputs and {shape[-1]} inputs are no multiples of {rows} and {columns}"
+            return ""
+
+        keep_first = self.distribution == "uniform"
+        return select(
+            model, example_inputs, include=self.include, exclude=self.exclude, keep_first=keep_first, misfit=misfit
+        )
+
+    def counts_of(self, parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
+        blocks = {name: p.numel() // self.unit_size for name, p in parameters.items()}
+        # uniform knows sizes only; the others a matrix of so many blocks
+        grids = {name: (p.shape[0] // self.shape[0], max(1, blocks[name] * self.shape[0] // p.shape[0]))
+                 for name, p in parameters.items()}  # fmt: skip
+        counts = active_counts(grids, self.sparsity, self.distribution, {})
+        return {name: (counts[name], blocks[name]) for name in parameters}
+
+    def choose(
+        self,
+        scores: Callable[[str], Tensor],
+        counts: Mapping[str, int],
+        candidates: Mapping[str, Tensor],
+        occupied: Mapping[str, Tensor],
+    ) -> dict[str, Tensor]:
+        return {name: self._best(scores(name), k, candidates[name]) for name, k in counts.items()}
+
+    def _best(self, scores: Tensor, k: int, candidates: Tensor) -> Tensor:
+        rows, columns = self.shape
+        grid = (scores.shape[0] // rows, rows, -1, scores.shape[-1] // columns, columns)
+        chosen = top_k(scores.reshape(grid).mean((1, 4)), k, candidates.reshape(grid).all(4).all(1))
+        return chosen[:, None, :, :, None].expand(candidates.reshape(grid).shape).reshape(scores.shape)

@@ -44,6 +44,7 @@ def readers_own() -> dict[str, Any]:
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9),
         "loader": [batch] * STEPS,
         "epochs": 1,
+        "total_steps": STEPS,
         "loss_fn": nn.functional.cross_entropy,
         "evaluate": lambda model: model(batch[0]),
         "build_dense_model": network,
@@ -71,7 +72,10 @@ BEFORE: dict[tuple[str, int], Callable[[dict[str, Any]], None]] = {
     ("docs/latency.md", 0): before_latency,
     ("docs/own-loop.md", 1): before_clipping,
 }
-PAGES = [str(path.relative_to(ROOT)) for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))]
+PAGES = [
+    str(path.relative_to(ROOT))
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
@@ -84,6 +88,27 @@ def test_python_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.Mo
     if page == "README.md":
         dense, thin = (sum(p.numel() for p in each.parameters()) for each in (names["build"](), names["again"]))
         assert thin < 0.7 * dense
+
+
+def test_a_method_and_a_pattern_of_ones_own() -> None:
+    """As CONTRIBUTING.md shows them, in few lines, and without a line of the engine."""
+    names, page = readers_own(), blocks("CONTRIBUTING.md")
+    for block, most in zip(page, (40, 60, 5), strict=True):
+        assert len(block.splitlines()) < most
+        exec(compile(block, "CONTRIBUTING.md", "exec"), names)
+    sparsifier, model, optimizer = names["sparsifier"], names["model"], names["optimizer"]
+    first = sparsifier.masks
+    for x, y in names["loader"][:50]:
+        names["loss_fn"](model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert sparsifier.density() == 0.5
+    for name, mask in sparsifier.masks.items():
+        runs = mask.movedim(1, -1).reshape(-1, 4)
+        assert (runs.all(1) | ~runs.any(1)).all()
+        assert (model.get_parameter(name)[~mask] == 0).all()
+        assert not torch.equal(mask, first[name])
+    assert [record["pruned"] > 0 for record in sparsifier.history] == [True] * 5
 
 
 def test_pages_with_python_are_found() -> None:

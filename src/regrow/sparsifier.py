@@ -34,7 +34,7 @@ from regrow.watch import Watch, WidthGuard
 if TYPE_CHECKING:
     from regrow.latency.table import LatencyTable
 
-FORMAT = 1  # of state_dict
+FORMAT = 2  # of state_dict
 
 
 class Sparsifier:

@@ -22,8 +22,8 @@ from regrow.state import Init, WeightState
 
 if TYPE_CHECKING:
     from regrow.channels.surgery import Index
-    from regrow.cost import ModelFlops
     from regrow.latency.table import LatencyTable
+    from regrow.tracing.flops import ModelFlops
 
 
 Masks = Mapping[str, Tensor]  # parameter → bool, its shape

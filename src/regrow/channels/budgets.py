@@ -13,9 +13,9 @@ from regrow import names
 from regrow.channels.amounts import amount
 from regrow.channels.pricing import Prices
 from regrow.channels.table import Coupling
-from regrow.cost import ModelFlops
 from regrow.errors import UserError
 from regrow.latency.table import LatencyTable
+from regrow.tracing.flops import ModelFlops
 
 if TYPE_CHECKING:
     from regrow.patterns.channels import Channels

@@ -20,7 +20,6 @@ from regrow.channels.labels import FORBIDDEN, OUTPUT, TOKENS
 from regrow.channels.saliency import ChannelSaliency
 from regrow.channels.surgery import Index
 from regrow.channels.width import Masked, Thin, Width, active_entries
-from regrow.cost import count_flops
 from regrow.criteria import CRITERIA
 from regrow.errors import UserError
 from regrow.latency.table import LatencyTable
@@ -28,6 +27,7 @@ from regrow.patterns.base import Attached
 from regrow.saliency import Role
 from regrow.schedule import Span
 from regrow.state import Init
+from regrow.tracing.flops import count_flops
 from regrow.units import Units, check_ranks_at_once
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from regrow import matrices, names
-from regrow.cost import ModelFlops, count_flops
 from regrow.errors import UserError, nearest
 from regrow.patterns.base import Selection
+from regrow.tracing.flops import ModelFlops, count_flops
 
 FIRST = "the first layer, which distribution='uniform' keeps dense"
 EXCLUDED = "excluded"

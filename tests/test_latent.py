@@ -1,0 +1,262 @@
+"""Latent weights: what trains, what the network computes with, and that nothing else is touched."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import regrow
+from engine import attach, batches, loss_of, network, same, snapshot, train
+from regrow import SRSTE, STE, UserError
+from regrow.latent import Latent
+
+PATTERN = regrow.Weights(0.7, "erk")
+METHODS = [STE(every=3), STE.st3(every=2), STE.topkast(), SRSTE(every=2), STE(p=math.inf, scale=0.0, update_end=0.5)]
+OPTIMIZERS = {
+    "sgd": lambda ps: torch.optim.SGD(ps, 0.05, momentum=0.9, weight_decay=0.01),
+    "adamw": lambda ps: torch.optim.AdamW(ps, 0.01),
+}
+
+
+def states(sparsifier: regrow.Sparsifier) -> list:
+    return list(sparsifier._states.values())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    values=st.lists(st.floats(-1e3, 1e3, width=32), min_size=2, max_size=20),
+    kept=st.integers(1, 20),
+    p=st.sampled_from([1.0, 2.0, 3.0, math.inf]),
+)
+def test_the_projection(values, kept, p) -> None:
+    latent = torch.tensor(values)
+    order = latent.abs().argsort(descending=True, stable=True)
+    active = torch.zeros_like(latent, dtype=torch.bool)
+    active[order[:kept]] = True
+    found = Latent(p=p).project(latent, active)
+    assert (found[~active] == 0).all()
+    assert (found.abs() <= latent.abs() * (1 + 1e-6)).all()
+    assert ((found == 0) | (found.sign() == latent.sign())).all()
+    threshold = latent.abs()[~active].max().item() if kept < len(values) else 0.0
+    for value, size, on in zip(found.tolist(), latent.abs().tolist(), active.tolist(), strict=True):
+        if on and math.isinf(p):
+            assert abs(value) == size
+        elif on:
+            exact = max(size**p - threshold**p, 0.0) ** (1 / p)
+            assert abs(value) == pytest.approx(exact, rel=1e-2, abs=2e-3 * size)
+    if threshold == 0:
+        assert torch.equal(found, latent.masked_fill(~active, 0))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: repr(m)[:60])
+def test_the_network_is_the_projection_after_every_step(method, optimizer) -> None:
+    model = network()
+    chosen = OPTIMIZERS[optimizer](model.parameters())
+    sparsifier = attach(model, chosen, pattern=PATTERN, method=method, total_steps=40)
+
+    def check() -> None:
+        for state in states(sparsifier):
+            assert (state.param[~state.active] == 0).all()
+            if state.latent is not None:
+                assert torch.equal(state.param, state.latent.project(state.memory, state.active))
+
+    check()
+    train(model, chosen, batches(40), check)
+    assert sparsifier.phase == "fixed"
+    assert sparsifier.density() == sum(a for a, _ in PATTERN.counts(network()).values()) / sum(
+        n for _, n in PATTERN.counts(network()).values()
+    )
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("stop", [1, 4, 17, 31])
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: repr(m)[:60])
+def test_resumed_at_any_step_it_ends_the_same(method, stop, optimizer) -> None:
+    def made() -> tuple[nn.Module, torch.optim.Optimizer, regrow.Sparsifier]:
+        model = network()
+        chosen = OPTIMIZERS[optimizer](model.parameters())
+        return model, chosen, attach(model, chosen, pattern=PATTERN, method=method, total_steps=40)
+
+    data = batches(40)
+    whole = made()
+    train(whole[0], whole[1], data)
+    first = made()
+    train(first[0], first[1], data[:stop])
+    saved = copy.deepcopy([part.state_dict() for part in first])
+    for order in ((0, 1, 2), (2, 1, 0)):
+        again = made()
+        for i in order:
+            again[i].load_state_dict(copy.deepcopy(saved[i]))
+        train(again[0], again[1], data[stop:])
+        assert same(snapshot(whole[0]), snapshot(again[0]))
+        assert same(whole[2].masks, again[2].masks)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_preparing_a_step_first_changes_nothing(optimizer) -> None:
+    models = []
+    for prepared in (False, True):
+        model = network()
+        chosen = OPTIMIZERS[optimizer](model.parameters())
+        sparsifier = attach(model, chosen, pattern=PATTERN, method=STE(every=3), total_steps=20)
+        for batch in batches(20):
+            chosen.zero_grad()
+            loss_of(model, batch).backward()
+            for _ in range(2 * prepared):
+                sparsifier.prepare_step()
+            nn.utils.clip_grad_norm_(model.parameters(), 1e9)  # touches every gradient in place
+            chosen.step()
+        models.append(snapshot(model))
+    assert same(*models)
+
+
+def test_scale_zero_leaves_what_is_removed_to_the_decay() -> None:
+    model = network()
+    chosen = torch.optim.SGD(model.parameters(), 0.1, momentum=0.0, weight_decay=0.1)
+    sparsifier = attach(model, chosen, pattern=PATTERN, method=STE(p=math.inf, scale=0.0, every=50), total_steps=60)
+    before = {s.name: s.memory.clone() for s in states(sparsifier)}
+    removed = {s.name: ~s.active for s in states(sparsifier)}
+    train(model, chosen, batches(1))
+    for state in states(sparsifier):
+        gone = removed[state.name]
+        assert torch.equal(state.memory[gone], before[state.name][gone].add(-0.1 * (0.1 * before[state.name][gone])))
+
+
+@pytest.mark.parametrize("scale", [0.25, 0.5])
+def test_adaptive_optimizers_take_a_share_of_the_step(scale) -> None:
+    """They undo any scale of gradients; so full and scaled steps of removed entries are in this ratio at first."""
+    moved = []
+    for one in (1.0, scale):
+        model = network()
+        chosen = torch.optim.Adam(model.parameters(), 0.01)
+        method = STE(p=math.inf, scale=one, every=50, ramp=0.5)
+        sparsifier = attach(model, chosen, pattern=PATTERN, method=method, total_steps=60)
+        before = [s.memory.clone() for s in states(sparsifier)]
+        removed = [~s.active for s in states(sparsifier)]
+        train(model, chosen, batches(1))
+        pairs = zip(states(sparsifier), before, removed, strict=True)
+        moved.append([(s.memory - old)[gone] for s, old, gone in pairs])
+    for full, part in zip(*moved, strict=True):
+        torch.testing.assert_close(part, full * scale, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", [STE(every=50), STE(p=math.inf, every=50)], ids=["soft", "hard"])
+def test_what_others_write_between_steps_is_the_latent_value(method) -> None:
+    model = network()
+    chosen = torch.optim.SGD(model.parameters(), 0.0)
+    sparsifier = attach(model, chosen, pattern=PATTERN, method=method, total_steps=60)
+    train(model, chosen, batches(2))
+    state = states(sparsifier)[1]
+    active = state.active.clone()
+    with torch.no_grad():
+        state.param.fill_(7.0)
+    train(model, chosen, batches(1))
+    assert (state.memory[active] == 7).all()
+    assert (state.param[~active] == 0).all()
+
+
+def test_a_step_that_fails_half_way_leaves_the_projection() -> None:
+    class Broken(torch.optim.SGD):
+        fails = False
+
+        @torch.no_grad()
+        def step(self, closure=None):
+            if self.fails:
+                raise RuntimeError("no memory")
+            return super().step(closure)
+
+    model = network()
+    chosen = Broken(model.parameters(), 0.1)
+    sparsifier = attach(model, chosen, pattern=PATTERN, method=STE(every=5), total_steps=40)
+    train(model, chosen, batches(3))
+    before = snapshot(model)
+    loss_of(model, batches(1)[0]).backward()
+    Broken.fails = True
+    with pytest.raises(RuntimeError, match="no memory"):
+        chosen.step()
+    model.eval()
+    model(batches(1)[0][0])
+    for name, mask in sparsifier.masks.items():
+        assert (model.get_parameter(name)[~mask] == 0).all()
+        assert torch.equal(model.get_parameter(name), before[name])
+
+
+def test_gradients_that_are_not_finite_are_not_hidden() -> None:
+    model = network()
+    chosen = torch.optim.SGD(model.parameters(), 0.1)
+    sparsifier = attach(model, chosen, pattern=PATTERN, method=STE.topkast(every=50), total_steps=60)
+    loss_of(model, batches(1)[0]).backward()
+    state = states(sparsifier)[1]
+    where = (~state.active).nonzero()[0]
+    state.param.grad[tuple(where)] = math.inf
+    chosen.step()
+    assert state.memory[tuple(where)] == -math.inf
+    assert state.param[tuple(where)] == 0
+
+
+def test_a_closure_computes_with_the_projection() -> None:
+    models = []
+    for closed in (False, True):
+        model = network()
+        chosen = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+        attach(model, chosen, pattern=PATTERN, method=STE(every=3), total_steps=20)
+        for batch in batches(20):
+
+            def closure(batch=batch, chosen=chosen, model=model):
+                chosen.zero_grad()
+                loss = loss_of(model, batch)
+                loss.backward()
+                return loss
+
+            if closed:
+                chosen.step(closure)
+            else:
+                closure()
+                chosen.step()
+        models.append(snapshot(model))
+    assert same(*models)
+
+
+def test_finalize_in_the_middle_keeps_what_the_network_computed_with() -> None:
+    model = network()
+    chosen = torch.optim.SGD(model.parameters(), 0.05)
+    sparsifier = attach(model, chosen, pattern=PATTERN, method=STE(ramp=None), total_steps=40)
+    train(model, chosen, batches(7))
+    before = snapshot(model)
+    sparsifier.finalize()
+    assert same(before, snapshot(model))
+    train(model, chosen, batches(3))
+    for name, mask in sparsifier.masks.items():
+        assert (model.get_parameter(name)[~mask] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"scale": -0.1}, "scale is -0.1, but must be a number of at least 0"),
+        ({"p": 0.5}, "p is 0.5, but must be a number of at least 1"),
+        ({"every": 0}, "every is 0, but must be a whole number of steps"),
+        ({"ramp": 1.0}, "ramp is 1.0, but must be a sparsity"),
+        ({"ramp_end": 75}, "ramp_end is 75, but must be a share of the updates"),
+        ({"start": "best"}, "start 'best' is unknown"),
+    ],
+)
+def test_bad_options(options, said) -> None:
+    with pytest.raises(UserError, match=said):
+        STE(**options)
+
+
+def test_channels_have_nothing_latent() -> None:
+    model = network()
+    chosen = torch.optim.SGD(model.parameters(), 0.05)
+    with pytest.raises(UserError, match="ste needs the gradients of what was removed, but removed channels have none"):
+        attach(
+            model, chosen, pattern=regrow.Channels(flops=0.5, round_to=1), method="ste", example_inputs=batches(1)[0][0]
+        )

@@ -38,7 +38,7 @@ def test_per_cent_are_recognised(option: str) -> None:
 
 def test_a_share_may_be_given_in_per_cent_with_the_sign() -> None:
     half, share = bound(params="50%"), bound(params=0.5)
-    assert half.budgets == share.budgets  # type: ignore[attr-defined]
+    assert half.budgets.amounts == share.budgets.amounts  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("number", [0.5, 1, 101, 1e9, True, "50", None])

@@ -33,11 +33,11 @@ def test_a_failed_update_is_tried_again_with_the_next_step(
     loss_of(model, last).backward()
     units = sparsifier._units
 
-    def fail(self: object) -> None:
+    def fail(*_: object) -> None:
         monkeypatch.undo()
         raise error("in the middle")
 
-    monkeypatch.setattr(type(units), "prune", fail)
+    monkeypatch.setattr(type(units), "_prune", fail)
     with pytest.raises(error):
         optimizer.step()
     assert sparsifier.step_count == len(data)

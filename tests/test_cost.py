@@ -106,7 +106,7 @@ def test_unknown_parameter_in_the_ledger():
             "estimate": phase(40),
             "explore": phase(40, trains="removed"),
             "fixed": phase(40),
-        },  # what explores trains what it computes
+        },
         {"estimate": PhaseSteps(steps=10)},
     ],
 )

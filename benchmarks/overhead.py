@@ -27,6 +27,8 @@ import torchvision
 from torch import nn
 
 import regrow
+from regrow.actions import Explore, Grow, Prune
+from regrow.schedule import Span
 
 SPARSITY = 0.9
 TURN = 5  # steps in a row, as in training: the first of them finds caches that the others have filled
@@ -54,17 +56,25 @@ def resnet18() -> tuple[nn.Module, torch.optim.Optimizer, Callable[[], None]]:
     return model, optimizer, trainer(model, optimizer, torch.randn(32, 3, 64, 64), torch.randint(0, 1000, (32,)))
 
 
+METHODS = {
+    "estimate": regrow.IEE(10**6, 1, 1, update_end=1.0),
+    "explore": regrow.IEE(1, 0, 10**6, update_end=1.0),
+    "shadow": regrow.IEE(10**6, update_end=1.0),
+    "latent": regrow.STE.topkast(every=10**6),
+    "latent, p = 3": regrow.STE.feather(ramp=None, every=10**6),
+}
+
+
 def in_phase(phase: str, criterion: str = "magnitude") -> Callable[[], None]:
-    """A step of IEE that stays in this phase for the whole measurement; "shadow" previews in memory, as by default."""
+    """A step that stays in this phase for the whole measurement; "shadow" is IEE's preview in memory, its default."""
     model, optimizer, step = resnet18()
-    lengths = {"estimate": (10**6, 1, 1), "explore": (1, 0, 10**6), "shadow": (10**6,)}[phase]
-    method = regrow.IEE(*lengths, update_end=1.0)
+    method = METHODS[phase]
     sparsifier = regrow.Sparsifier(
         model, optimizer, pattern=regrow.Weights(SPARSITY, "erk"), method=method, criterion=criterion,
         total_steps=10**6 + 2,
     )  # fmt: skip
     step()
-    assert sparsifier.phase == {"shadow": "estimate"}.get(phase, phase)
+    assert sparsifier.phase == {"shadow": "estimate", "latent, p = 3": "latent"}.get(phase, phase)
     return step
 
 
@@ -105,6 +115,8 @@ def steps(rounds: int) -> dict[str, dict[str, float]]:
         "regrow exploit, shadow exploration": in_phase("shadow"),
         "regrow exploit, taylor": in_phase("estimate", "taylor"),
         "regrow explore": in_phase("explore"),
+        "regrow latent, hard projection": in_phase("latent"),
+        "regrow latent, p = 3": in_phase("latent, p = 3"),
         "rigl-torch 0.5.2": rigl_torch(),
         "torch.nn.utils.prune": torch_prune(),
     }
@@ -141,13 +153,12 @@ def selection() -> dict[str, float]:
             copy, sgd, pattern=regrow.Weights(SPARSITY, "erk", scope), method=regrow.IEE(1, 0, 1), total_steps=100
         )
         units = sparsifier._units
-        assert units is not None
+        training, exploring = Span("estimate", 1, 2, 0), Span("explore", 2, 3, 0, trains="removed")
         prunes, grows = [], []
         for _ in range(5):
-            units.aim(SPARSITY, 0.3, 1)
-            prunes.append(seconds(units.prune))
-            units.reactivate("mru", freeze=True)
-            grows.append(seconds(lambda units=units: units.grow("mru")))
+            prunes.append(seconds(lambda units=units: units.carry_out(Prune(SPARSITY, churn=0.3), 1, training)))
+            units.carry_out(Explore("mru"), 1, exploring)
+            grows.append(seconds(lambda units=units: units.carry_out(Grow(SPARSITY), 1, training)))
         results[f"prune_{scope}"] = statistics.median(prunes) / dense
         results[f"grow_{scope}"] = statistics.median(grows) / dense
     return results

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import gc
 import json
 import os
@@ -156,9 +157,9 @@ def selection() -> dict[str, float]:
         training, exploring = Span("estimate", 1, 2, 0), Span("explore", 2, 3, 0, trains="removed")
         prunes, grows = [], []
         for _ in range(5):
-            prunes.append(seconds(lambda units=units: units.carry_out(Prune(SPARSITY, churn=0.3), 1, training)))
+            prunes.append(seconds(functools.partial(units.carry_out, Prune(SPARSITY, churn=0.3), 1, training)))
             units.carry_out(Explore("mru"), 1, exploring)
-            grows.append(seconds(lambda units=units: units.carry_out(Grow(SPARSITY), 1, training)))
+            grows.append(seconds(functools.partial(units.carry_out, Grow(SPARSITY), 1, training)))
         results[f"prune_{scope}"] = statistics.median(prunes) / dense
         results[f"grow_{scope}"] = statistics.median(grows) / dense
     return results

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from engine import attach, batches, network, train
-from regrow.optim_state import KEEPS_ZERO, KINDS, keeps_zero, mend, tensors, unwrap
+from regrow.optim_state import KEEPS_ZERO, KINDS, keeps_zero, tensors, unwrap, update_state_for
 
 
 def test_mend_by_hand() -> None:
@@ -19,7 +19,7 @@ def test_mend_by_hand() -> None:
     }
     trainable = torch.tensor([True, False, True, True])
     before = torch.tensor([True, True, False, False])
-    mend(state, param, trainable, before, restarted=torch.tensor([False, True, False, True]))
+    update_state_for(state, param, trainable, before, restarted=torch.tensor([False, True, False, True]))
     assert torch.equal(state["exp_avg"], torch.tensor([0.1, 0, 0, 0]))
     assert state["exp_avg_sq"].tolist() == [4, 2, 0.5, 3]  # kept; never estimated: the mean of 4 and 2
     assert state["z"].tolist() == [9, 2, 9, 4]

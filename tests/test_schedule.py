@@ -46,7 +46,7 @@ def test_phases_by_hand() -> None:
     assert {step: [b.ended for b in group] for step, group in ended.items()} == {
         3: ["estimate"], 5: ["improve"], 6: ["explore"], 9: ["estimate"], 11: ["improve"], 12: ["explore"],
     }  # fmt: skip
-    assert ended[12] == [Boundary("explore", 1, 12, last=True)]
+    assert ended[12] == [Boundary("explore", 1, 12, last=True, updates=2, until=15)]
     assert [timeline.prune_step(update) for update in (0, 1)] == [3, 9]
 
 
@@ -66,7 +66,7 @@ def test_a_start_after_steps_that_score() -> None:
     timeline = repeat(Phase("estimate", 3), Phase("explore", 2), total_steps=30, until=20, start=4)
     assert timeline.phase_at(3) == Span("estimate", 0, 4, START)
     assert timeline.phase_at(4) == Span("estimate", 4, 7, 0)
-    assert timeline.ended_at(4) == [Boundary("estimate", START, 4, last=False)]
+    assert timeline.ended_at(4) == [Boundary("estimate", START, 4, last=False, updates=3, until=20)]
     assert (timeline.updates, timeline.prune_step(0), timeline.end) == (3, 7, 19)
     later = repeat(Phase("estimate", 3), total_steps=30, until=20, begin=6, start=4)
     assert [(span.start, span.update) for span in later.spans()][:3] == [(0, START), (4, None), (6, 0)]

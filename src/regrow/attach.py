@@ -93,7 +93,7 @@ def method(value: Method | str | None, pattern: Pattern | None, criterion: Crite
     """
     found = named(value)
     ranking = found.ranks_by(criterion)
-    return (found if pattern is None else found.suited(pattern, ranking)), ranking
+    return (found if pattern is None else found.resolve(pattern, ranking)), ranking
 
 
 def named(value: Method | str | None) -> Method:
@@ -269,7 +269,7 @@ def check_growth(method: str, scorings: Scorings, timeline: Timeline, shadow: bo
 
 class OwnHook:
     """A hook of one model that calls a method, for as long as somebody else holds the object that has it. Copies of the
-    model have a hook that does nothing.
+    model have a hook that does nothing, and so has a graph of torch.compile's.
 
     Args:
         method: bound; takes what the hook is called with, and returns nothing.
@@ -280,7 +280,7 @@ class OwnHook:
 
     def __call__(self, *args: object) -> None:
         """Calls the method."""
-        method = None if self._method is None else self._method()
+        method = None if self._method is None or torch.compiler.is_compiling() else self._method()
         if method is not None:
             method(*args)
 

@@ -79,7 +79,7 @@ def unwrap(optimizer: Any) -> Optimizer:
     return optimizer
 
 
-def keeper(optimizer: Optimizer) -> Optimizer:
+def state_owner(optimizer: Optimizer) -> Optimizer:
     """The optimizer that holds the state of another: timm's Lookahead leaves it all to the one inside."""
     return getattr(optimizer, "_base_optimizer", optimizer)
 
@@ -125,7 +125,9 @@ def normalizes(group: Mapping[str, Any]) -> bool:
 
 
 @torch.no_grad()
-def mend(state: MutableMapping[str, Any], param: Tensor, trainable: Tensor, before: Tensor, restarted: Tensor) -> None:
+def update_state_for(
+    state: MutableMapping[str, Any], param: Tensor, trainable: Tensor, before: Tensor, restarted: Tensor
+) -> None:
     """Makes the state fit new codes.
 
     Args:

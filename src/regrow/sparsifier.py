@@ -23,7 +23,7 @@ from regrow.ema import SparseAverage
 from regrow.errors import UserError
 from regrow.inputs import first_line
 from regrow.methods import Method
-from regrow.optim_state import keeper, keeps_zero, normalizes
+from regrow.optim_state import keeps_zero, normalizes, state_owner
 from regrow.patterns.base import Attached, Pattern
 from regrow.schedule import START, Boundary, Span
 from regrow.state import WeightState
@@ -146,8 +146,8 @@ class Sparsifier:
             self.model.register_forward_pre_hook(attach.OwnHook(self._hide_latent)),
         ]
         for one in self._optimizers:
-            handles.append(keeper(one).register_load_state_dict_pre_hook(self._guard))
-            handles.append(keeper(one).register_load_state_dict_post_hook(self._loads))
+            handles.append(state_owner(one).register_load_state_dict_pre_hook(self._guard))
+            handles.append(state_owner(one).register_load_state_dict_post_hook(self._loads))
             handles.append(one.register_step_pre_hook(self._before_step))
             handles.append(one.register_step_post_hook(self._after_step))
         return handles
@@ -267,18 +267,18 @@ class Sparsifier:
 
     def _prepare(self, optimizer: Optimizer, unscale: Tensor | None, after_skipped_step: bool) -> None:
         if self._loads.unsettled:
-            self._settle()
+            self._take_loaded()
         span = self._span
         due = self._saliency.due(span, self.step_count)
         shadow = self.method.shadow_at(span, self.step_count)
         self._gradients.prepare(optimizer, due, span, self.step_count, shadow, unscale, after_skipped_step)
 
-    def _settle(self) -> None:
+    def _take_loaded(self) -> None:
         """Makes what has been loaded stand: it is what is frozen now, and zero where the structure is."""
         if any([state.adopt() for state in self._states.values()]):  # noqa: C419 (all of them)
             self._statistics.adopt()
         for state in self._states.values():
-            state.settle()
+            state.fit_to_codes()
         self._loads.unsettled = False
         shadow = self.method.shadow
         if self.step_count == 0 and shadow is not None and shadow.fresh:
@@ -305,7 +305,7 @@ class Sparsifier:
     def _all_or_nothing(self) -> AbstractContextManager[None]:
         parts = [self, *self._states.values(), self._statistics, self._accounts]
         parts += self._units.parts()
-        keepers = [keeper(one) for one in self._optimizers]
+        keepers = [state_owner(one) for one in self._optimizers]
         return all_or_nothing(Scope(self.model, keepers, parts, self._on_resize))
 
     def _carry_out(self, actions: Sequence[Action]) -> None:
@@ -498,6 +498,6 @@ def _state(name: str, param: nn.Parameter, held: tuple[Optimizer, dict[str, Any]
     optimizer, group = held
 
     def optimizer_state() -> Any:
-        return keeper(optimizer).state.get(param, {})
+        return state_owner(optimizer).state.get(param, {})
 
     return WeightState(name, param, optimizer_state, keeps_zero(optimizer, group, param.dtype), normalizes(group))

@@ -160,13 +160,13 @@ class WeightState:
 
         trains = (new & 1).view(torch.bool)
         restarted = (new == PRUNED) | (arrives & (old == PRUNED) if init == "explored" else arrives)
-        optim_state.mend(self.optimizer_state(), self.param, trains, was_live, restarted)
+        optim_state.update_state_for(self.optimizer_state(), self.param, trains, was_live, restarted)
         self.latent, self._shown = latent, False
-        self._settle()
+        self._note_codes()
         if latent is not None:
             self._project(latent)
 
-    def _settle(self) -> None:
+    def _note_codes(self) -> None:
         """Notes what the codes ask of every step, and holds parameter-like optimizer state of frozen entries."""
         self._has_frozen = bool((self.code == FROZEN).any())
         self._has_pruned = bool((self.code == PRUNED).any())
@@ -302,7 +302,7 @@ class WeightState:
         return changed
 
     @torch.no_grad()
-    def settle(self) -> None:
+    def fit_to_codes(self) -> None:
         """Makes values and optimizer state that somebody else wrote (or left from before attaching) fit the codes."""
         self._settled = True
         if self.at_rest:
@@ -312,7 +312,7 @@ class WeightState:
             self.param.copy_(self.latent.project(self.memory, self.active))
         self.write_zeros()
         trains = self.trainable
-        optim_state.mend(self.optimizer_state(), self.param, trains, trains, self.code == PRUNED)
+        optim_state.update_state_for(self.optimizer_state(), self.param, trains, trains, self.code == PRUNED)
 
     @torch.no_grad()
     def write_zeros(self) -> None:
@@ -343,7 +343,7 @@ class WeightState:
         elif self.param.device.type != "cpu":  # where it costs less than to wait for an answer
             self.write_zeros()
         elif self._written or self._probe_finds():
-            self.settle()
+            self.fit_to_codes()
         self._version = self.param._version
 
     def _probe_finds(self) -> bool:

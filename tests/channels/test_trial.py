@@ -11,7 +11,7 @@ from torch import nn
 
 import regrow
 from regrow.channels.coupling import couple
-from regrow.channels.trial import Trial, about_half, difference
+from regrow.channels.trial import Trial, about_half, difference, few
 from regrow.errors import UserError
 from regrow.inputs import Inputs, output_tensors, two_examples
 
@@ -253,6 +253,33 @@ class TestTrial:
         for seed in range(20):
             for group, mask in zip(groups, about_half(groups, seed).values(), strict=True):
                 assert group.size // 4 <= int((~mask).sum()) <= group.size // 2
+
+    def test_few(self):
+        groups = couple(strange.NETWORKS["dropped_channels"](), X.float()).groups
+        assert {g.id: int(few(groups)[g.id].sum()) for g in groups} == {
+            g.id: min(max(3, g.size // 10), g.size - 1) for g in groups
+        }
+
+
+ONLY_FEW = {
+    "many doubled": lambda x: x * 2 if x.shape[1] > 12 else x,
+    "few divided": lambda x: x / (1 + x.square().mean((2, 3), keepdim=True)) if x.shape[1] < 8 else x,
+    "few scaled by their number": lambda x: x * max(1.0, 8 / x.shape[1]),
+}
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("what", ONLY_FEW)
+def test_code_that_differs_only_for_few_channels_is_found(what, seed):
+    torch.manual_seed(seed)
+
+    class Narrowed(strange.Strange):
+        def special(self, x):
+            return ONLY_FEW[what](x)
+
+    coupling = couple(Narrowed(), X.float())
+    assert coupling.ids == ("first", "after")
+    assert "computes something else with fewer channels" in coupling.dense["wide.weight"]
 
 
 def test_difference():

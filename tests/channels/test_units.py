@@ -297,8 +297,8 @@ def test_cost_is_counted_at_full_width() -> None:
     ("options", "said"),
     [
         ({"pattern": regrow.Channels(flops=0.01, round_to=2)}, r"flops=0.01 cannot.*smallest that can is 0\.\d+"),
-        ({"method": regrow.RigL(interval=5), "criterion": "magnitude"}, "rigl grows by the gradients"),
-        ({"method": regrow.IEE(h=4, j=0, q=0, shadow_speed=0.1), "criterion": "l2"}, "iee grows by the gradients"),
+        ({"method": regrow.RigL(interval=5), "criterion": "magnitude"}, "rigl needs the gradients"),
+        ({"method": regrow.IEE(h=4, j=0, q=0, shadow_speed=0.1), "criterion": "l2"}, "iee needs the gradients"),
         ({"pattern": regrow.Weights(0.5), "method": regrow.HALP(prunings=2, interval=2)}, "halp removes channels"),
         ({"method": regrow.HALP()}, "too short for 30 prunings"),
         ({"pattern": regrow.Channels(latency=0.5, table="nowhere.json")}, "nowhere.json cannot be read"),

@@ -16,7 +16,7 @@ MAGNITUDE, TAYLOR = Criterion.of("magnitude"), Criterion.of("taylor")
 
 
 def test_single_weights_are_previewed_in_memory_at_no_step() -> None:
-    method = IEE().suited(Weights(0.9), MAGNITUDE)
+    method = IEE().resolve(Weights(0.9), MAGNITUDE)
     assert method == IEE()
     assert method.shadow == Shadow(0.2)
     assert {span.phase for span in method.timeline(1000).spans()} == {"estimate", "fixed"}
@@ -29,14 +29,14 @@ def test_single_weights_are_previewed_in_memory_at_no_step() -> None:
 def test_what_cannot_be_previewed_in_memory_is_explored(
     pattern: regrow.patterns.base.Pattern, criterion: Criterion
 ) -> None:
-    method = IEE().suited(pattern, criterion)
+    method = IEE().resolve(pattern, criterion)
     assert (method.q, method.shadow) == (5, None)
     assert [phase.trains for phase in method.timeline(1000).cycle] == ["active", "active", "removed"]
     share = sum(span.end - span.start for span in method.timeline(10_000).spans() if span.phase == "explore") / 10_000
     assert 0 < share <= 0.1
-    assert IEE(h=3, j=2).suited(pattern, criterion).q == 1
-    assert IEE(q=0).suited(pattern, criterion).q == 0  # what was said stays
-    assert IEE(q=7, shadow_speed=0.5).suited(pattern, criterion) == IEE(q=7, shadow_speed=0.5)
+    assert IEE(h=3, j=2).resolve(pattern, criterion).q == 1
+    assert IEE(q=0).resolve(pattern, criterion).q == 0  # what was said stays
+    assert IEE(q=7, shadow_speed=0.5).resolve(pattern, criterion) == IEE(q=7, shadow_speed=0.5)
 
 
 def test_a_real_exploration_needs_no_shadow() -> None:
@@ -51,9 +51,9 @@ def test_memory_of_a_trained_model_is_kept() -> None:
 
 def test_exploring_from_zero_is_refused_where_nothing_is_explored() -> None:
     method = IEE(reactivate="zero")  # which is right for channels
-    assert method.suited(Channels(flops=0.5), MAGNITUDE).reactivate == "zero"
+    assert method.resolve(Channels(flops=0.5), MAGNITUDE).reactivate == "zero"
     with pytest.raises(UserError, match="needs steps that explore"):
-        method.suited(Weights(0.9), MAGNITUDE)
+        method.resolve(Weights(0.9), MAGNITUDE)
 
 
 def test_the_form_of_the_paper() -> None:

@@ -65,10 +65,15 @@ def test_the_shipped_recipes_are_those_of_the_documentation():
     assert shipped() == sorted([*cifar, *imagenet, *channels, "digits-iee", "digits-rigl"])
 
 
+NEEDED = {  # options without a default
+    "weights": {"sparsity": 0.5}, "channels": {"latency": 0.5}, "blocks": {"shape": [2, 1], "sparsity": 0.5},
+}  # fmt: skip
+
+
 def test_every_registered_class_reads_back_its_defaults():
     for section, classes in registries().items():
         for cls in classes.values():
-            required = {"weights": {"sparsity": 0.5}, "channels": {"latency": 0.5}}.get(getattr(cls, "name", ""), {})
+            required = NEEDED.get(getattr(cls, "name", ""), {})
             built = typed(cls, required, section)
             assert typed(cls, plain(built), section) == built
             assert dict(leaves(cls)).keys() >= required.keys()

@@ -281,7 +281,7 @@ def _unwrapped(given: Optimizers) -> list[Optimizer]:
     if given is None:
         return []
     several = given if isinstance(given, Sequence) else [given]
-    return [optim_state.keeper(optim_state.unwrap(one)) for one in several]
+    return [optim_state.state_owner(optim_state.unwrap(one)) for one in several]
 
 
 def _state_of(optimizers: Sequence[Optimizer], name: str, tensor: Tensor) -> MutableMapping[str, Any]:

@@ -26,6 +26,8 @@ from regrow.tracing.replica import inputs_of_replica, replica_of
 from regrow.tracing.trace import ModuleStack, Recorder
 
 Mode = Literal["eval", "training"]
+Masks = dict[str, Tensor]  # group id → bool, True for the channels that stay
+Keep = Callable[[Iterable[Group]], Masks]
 
 # Largest difference, relative to the largest number of the same output, that rounding explains. What is above it in
 # single precision is computed again in double precision: two images that a norm brings to the same scale, or a decision
@@ -112,20 +114,33 @@ class Trial:
     # -- one trial ---------------------------------------------------------------------------------------------------
 
     def failure(self, groups: Sequence[Group]) -> TrialFailure | None:
-        """What goes wrong without about half of the channels of these groups; None where nothing does.
+        """What goes wrong without about half of the channels of these groups, or with few of them left; None where
+        nothing does.
+
+        What code does may depend on whether there are many or few. Few are left of every other group at a time, as
+        a difference in one could be lost in the next if that had hardly any left.
 
         Groups that are not exact only have to run.
 
         Raises:
             TimeLimit: the deadline has passed.
         """
+        trials: list[tuple[Sequence[Group], Keep]] = [(groups, about_half), (groups[::2], few), (groups[1::2], few)]
+        for tried, keep in trials:
+            failure = self._failure(tried, keep(tried)) if tried else None
+            if failure is not None:
+                return failure
+        return None
+
+    def _failure(self, groups: Sequence[Group], keep: Masks) -> TrialFailure | None:
+        """What goes wrong where these channels stay."""
         exact = [group for group in groups if group.exact]
         if exact:
-            off = self._difference(exact, None)
+            off = self._difference(exact, keep, None)
             if isinstance(off, TrialFailure):
                 return off
             if off > SINGLE:
-                precise = self._difference(exact, torch.float64)
+                precise = self._difference(exact, keep, torch.float64)
                 # it may run in single precision only
                 if isinstance(precise, TrialFailure) or precise > DOUBLE:
                     return TrialFailure(
@@ -133,16 +148,16 @@ class Trial:
                         "depends on their number in a way that cannot be followed"
                     )
         if len(exact) < len(groups):
-            thin = self._thin(groups, None)
+            thin = self._thin(groups, keep, None)
             return thin if isinstance(thin, TrialFailure) else None
         return None
 
-    def _difference(self, groups: Sequence[Group], kind: torch.dtype | None) -> float | TrialFailure:
+    def _difference(self, groups: Sequence[Group], keep: Masks, kind: torch.dtype | None) -> float | TrialFailure:
         """How far the thin model is from the masked one, over all modes; or why it does not run."""
-        thin = self._thin(groups, kind)
+        thin = self._thin(groups, keep, kind)
         if isinstance(thin, TrialFailure):
             return thin
-        masked, off = self._masked(groups, kind), 0.0
+        masked, off = self._masked(groups, keep, kind), 0.0
         for mode, call in self._calls.items():
             try:
                 outputs = self._outputs(masked, mode, call, kind)
@@ -151,12 +166,14 @@ class Trial:
             off = max(off, difference(outputs, thin[mode], same_shapes=not call.inner))
         return off
 
-    def _thin(self, groups: Sequence[Group], kind: torch.dtype | None) -> dict[Mode, list[Tensor]] | TrialFailure:
+    def _thin(
+        self, groups: Sequence[Group], keep: Masks, kind: torch.dtype | None
+    ) -> dict[Mode, list[Tensor]] | TrialFailure:
         """What the model returns without channels in each mode, or why it does not."""
         model = self._copy(kind)
         stack = ModuleStack(model)
         try:
-            surgery.compact(model, Coupling(tuple(groups)), about_half(groups))
+            surgery.compact(model, Coupling(tuple(groups)), {g.id: keep[g.id] for g in groups})
             return {mode: self._outputs(model, mode, call, kind, stack) for mode, call in self._calls.items()}
         except Exception as error:
             return TrialFailure(f"does not run with fewer channels: {first_line(error)}", stack.last)
@@ -166,9 +183,10 @@ class Trial:
         replica = replica_of(self._base)
         return replica if kind is None else replica.double()
 
-    def _masked(self, groups: Sequence[Group], kind: torch.dtype | None) -> nn.Module:
+    def _masked(self, groups: Sequence[Group], keep: Masks, kind: torch.dtype | None) -> nn.Module:
         """The model with channels at zero."""
-        model, coupling, keep = self._copy(kind), Coupling(tuple(groups)), about_half(groups)
+        model, coupling = self._copy(kind), Coupling(tuple(groups))
+        keep = {group.id: keep[group.id] for group in groups}
         tensors = names.tensors(model)
         for name in coupling.kept(keep):
             tensors[name].data = tensors[name].data.clone()
@@ -246,7 +264,7 @@ def difference(a: Sequence[Tensor], b: Sequence[Tensor], same_shapes: bool = Tru
     return worst if compared else float("inf")
 
 
-def about_half(groups: Iterable[Group], seed: int = 0) -> dict[str, Tensor]:
+def about_half(groups: Iterable[Group], seed: int = 0) -> Masks:
     """Masks that remove a quarter to a half of each group, at least one channel: group id → bool."""
     generator = torch.Generator().manual_seed(seed)
     keep = {}
@@ -255,6 +273,18 @@ def about_half(groups: Iterable[Group], seed: int = 0) -> dict[str, Tensor]:
         count = int(torch.randint(max(1, group.size // 4), most + 1, (), generator=generator))
         keep[group.id] = torch.ones(group.size, dtype=torch.bool)
         keep[group.id][torch.randperm(group.size, generator=generator)[:count]] = False
+    return keep
+
+
+def few(groups: Iterable[Group], seed: int = 0) -> Masks:
+    """Masks that keep a tenth of each group, but at least three channels, as one alone is easily dead, and remove at
+    least one: group id → bool."""
+    generator = torch.Generator().manual_seed(seed)
+    keep = {}
+    for group in groups:
+        kept = torch.randperm(group.size, generator=generator)[: min(max(3, group.size // 10), max(1, group.size - 1))]
+        keep[group.id] = torch.zeros(group.size, dtype=torch.bool)
+        keep[group.id][kept] = True
     return keep
 
 

@@ -47,7 +47,7 @@ class Method(ABC):
         """The criterion that the method ranks by: the run's, unless it has one of its own."""
         return criterion
 
-    def suited(self, pattern: Pattern, criterion: Criterion) -> Method:
+    def resolve(self, pattern: Pattern, criterion: Criterion) -> Method:
         """The method with what its options leave open decided for this pattern and criterion."""
         if self.start_steps is None and self.ranks_at_start and criterion.uses_grad:
             return dataclasses.replace(cast(Any, self), start_steps=START_STEPS)

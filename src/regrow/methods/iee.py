@@ -113,13 +113,13 @@ class IEE(Method):
             return 0.0 if self.explored else _SHADOW_SPEED
         return self.shadow_speed
 
-    def suited(self, pattern: Pattern, criterion: Criterion) -> Method:
+    def resolve(self, pattern: Pattern, criterion: Criterion) -> Method:
         if not (pattern.blind or criterion.uses_grad):
             self._check_nothing_explored()
-            return super().suited(pattern, criterion)
+            return super().resolve(pattern, criterion)
         q = max(1, (self.h + self.j) // 10) if self.q is None else self.q
         speed = 0.0 if self.shadow_speed is None else self.shadow_speed
-        return super(IEE, dataclasses.replace(self, q=q, shadow_speed=speed)).suited(pattern, criterion)
+        return super(IEE, dataclasses.replace(self, q=q, shadow_speed=speed)).resolve(pattern, criterion)
 
     @property
     def ranks_at_start(self) -> bool:

@@ -36,7 +36,7 @@ class OneShot(Method):
         if self.criterion is not None:
             Criterion.of(self.criterion)
 
-    def suited(self, pattern: Pattern, criterion: Criterion) -> OneShot:
+    def resolve(self, pattern: Pattern, criterion: Criterion) -> OneShot:
         if self.h is not None:
             return self
         return dataclasses.replace(self, h=START_STEPS if criterion.uses_grad else 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from regrow.errors import UserError
 from regrow.inputs import Inputs, first_line
 from regrow.tracing.trace import held
+
+_DEEPEST = 8  # levels of containers that are looked into
 
 
 def on_cpu(tensor: Tensor) -> Tensor:
@@ -43,10 +45,50 @@ def replica_of(model: nn.Module, place: Callable[[Tensor], Tensor] = on_cpu) -> 
     for t in held(model):
         if id(t) not in memo:
             memo[id(t)] = place(t).clone()
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name not in _OF_TORCH:
+                _prepare(value, place, memo)
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
         raise UserError(f"the model cannot be traced, as it cannot be copied: {first_line(error)}") from error
+
+
+_OF_TORCH = frozenset(vars(nn.Module()))  # attributes that every module has: copied with it
+
+
+def _prepare(value: Any, place: Callable[[Tensor], Tensor], memo: dict[int, Any], depth: int = 0) -> None:
+    """Puts into deepcopy's memo what it would refuse in an attribute: tensors that were computed, as of features kept
+    in a list, dict or namespace, get a copy; locks, files, generators and the like are shared."""
+    if id(value) in memo or depth > _DEEPEST or isinstance(value, nn.Module | type):
+        return
+    if isinstance(value, Tensor):
+        memo[id(value)] = place(value).clone()
+    elif isinstance(value, torch.Generator):
+        memo[id(value)] = value.clone_state()
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            _prepare(one, place, memo, depth + 1)
+    elif isinstance(value, Sequence | Set) and not isinstance(value, str | bytes | range):
+        for one in value:
+            _prepare(one, place, memo, depth + 1)
+    elif hasattr(value, "__dict__") and not callable(value):
+        for one in list(vars(value).values()):
+            _prepare(one, place, memo, depth + 1)
+        _share_if_unique(value, memo)
+    else:
+        _share_if_unique(value, memo)
+
+
+def _share_if_unique(value: Any, memo: dict[int, Any]) -> None:
+    """Shares what has no way to be copied, such as a lock or an open file."""
+    if hasattr(type(value), "__deepcopy__") or callable(value):
+        return
+    try:
+        value.__reduce_ex__(4)
+    except TypeError:
+        memo[id(value)] = value
 
 
 def inputs_of_replica(inputs: Inputs, place: Callable[[Tensor], Tensor] = on_cpu) -> Inputs:

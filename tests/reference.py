@@ -284,7 +284,15 @@ class Straight:
         self.started = not o.get("start_steps")
         self.active = {k: set(range(p.numel())) for k, p in params.items()}
         self.forget()
-        if self.started:
+        if o.get("preview"):  # IEE from a random start: what is not in use begins at zero
+            for i, (k, p) in enumerate(params.items()):
+                noise = torch.rand(p.shape, generator=generator(0, 0, i)).flatten().tolist()
+                self.active[k] = set(sorted(range(len(noise)), key=lambda i, n=noise: (-n[i], i))[: counts[k]])
+                for i in range(p.numel()):
+                    if i not in self.active[k]:
+                        self.latent[k].view(-1)[i] = 0.0
+            self.project()
+        elif self.started:
             self.select(0.0, {k: v.abs() for k, v in self.latent.items()})
             self.project()
 
@@ -301,6 +309,16 @@ class Straight:
             flat = scores[k].flatten().tolist()
             self.active[k] = set(sorted(range(len(flat)), key=lambda i, flat=flat: (-flat[i], i))[:count])
         self.forget()
+
+    def exchange(self, scores):
+        """IEE's update: the least of what is active for the best of what is not."""
+        share = 0.3 / 2 * (1 + math.cos(math.pi * self.step / self.total))
+        for k, count in self.final.items():
+            flat, size = scores[k].flatten().tolist(), self.params[k].numel()
+            best = sorted(range(size), key=lambda i, flat=flat: (-flat[i], i))
+            drop = 0 if count == size else int(share * count)
+            kept = [i for i in best if i in self.active[k]][: count - drop]
+            self.active[k] = set(kept) | set([i for i in best if i not in kept][:drop])
 
     def project(self):
         for k, p in self.params.items():
@@ -344,7 +362,10 @@ class Straight:
             self.select(0.0, scores)
         elif live and (self.step - start) % self.o["every"] == 0:
             self.update += 1
-            self.select(self.update / updates, scores)
+            if self.o.get("preview"):
+                self.exchange(scores)
+            else:
+                self.select(self.update / updates, scores)
         if self.started:
             self.project()
 

@@ -48,8 +48,12 @@ def lockstep(method: str, options: dict, optimizer: str, criterion: str) -> None
     counts = {name: active for name, (active, _) in pattern.counts(slow).items()} if method != "dense" else {}
     params = {name: slow.get_parameter(name) for name in counts}
     reference: Reference | Straight
-    if method in ("ste", "srste"):
-        own = STRAIGHT | {name: value for name, value in vars(sparsifier.method).items() if value is not None}
+    if method in ("ste", "srste") or "preview" in options:
+        own = (
+            STRAIGHT
+            | {"every": options.get("h"), "scale": options.get("shadow_speed", 1.0)}
+            | {name: value for name, value in vars(sparsifier.method).items() if value is not None}
+        )
         reference = Straight(slow, params, opt_slow, counts, own, criterion, STEPS)
     else:
         reference = Reference(slow, params, opt_slow, counts, method, options, criterion, STEPS)
@@ -113,6 +117,12 @@ def test_every_option_of_iee(options: dict, optimizer: str) -> None:
 )
 def test_a_start_after_steps_that_score(method: str, options: dict, criterion: str, optimizer: str) -> None:
     lockstep(method, OPTIONS[method] | options, optimizer, criterion)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_preview_by_the_optimizer_itself(optimizer: str) -> None:
+    options = {"h": 5, "preview": "latent", "update_end": 1.0}
+    lockstep("iee", options | {"shadow_speed": 0.3}, optimizer, "magnitude")
 
 
 def test_a_start_after_steps_in_the_shadow() -> None:

@@ -10,7 +10,7 @@ from engine import batches, network, train
 from regrow import attach
 from regrow.criteria import Criterion
 from regrow.errors import UserError
-from regrow.methods import GMP, IEE, METHODS, OneShot, RigL, Static
+from regrow.methods import ACDC, GMP, IEE, METHODS, STE, OneShot, RigL, Static
 from regrow.plan import matching_steps, planned_cost, planned_ledger
 from regrow.tracing.flops import count_flops
 from test_lockstep import OPTIONS
@@ -22,6 +22,10 @@ PLANS = [(METHODS[name](**options)) for name, options in OPTIONS.items()] + [
     IEE(h=4, j=3, q=0, shadow_speed=0.1),
     IEE(h=4, j=3, q=2, shadow_speed=0.1, shadow_every=3),
     GMP(interval=6, begin_at=10, update_end=45),
+    IEE(h=4, j=3, preview="latent", shadow_every=2),
+    IEE(h=4, j=3, q=2, shadow_speed=0.2, preview="latent"),
+    STE(every=4, update_end=0.7),
+    ACDC(sparse=9, dense=4),
     IEE(h=4, j=3, q=2, start="criterion"),
     IEE(h=4, j=3, q=0, start="criterion", start_steps=7),
     RigL(interval=6, start="criterion", start_steps=7),

@@ -475,16 +475,15 @@ class Sparsifier:
             raise UserError(f"the state is damaged: {first_line(error)}") from error
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        for name, one in self._states.items():
-            if self.step_count == 0:
+        if self.step_count == 0:
+            for one in self._states.values():
                 one.undo_start()  # the model may have been loaded before attaching pruned it
-            one.load_state_dict(state["weights"][name])
-        self._saliency.load_state_dict(state["saliency"])
-        self._units.load_state_dict(state["units"])
         self.step_count = state["step"]
         self._finished = state["finished"]
-        for one in self._states.values():
-            one.latent = self._span.latent
+        for name, one in self._states.items():
+            one.load_state_dict(state["weights"][name], self._span.latent)
+        self._saliency.load_state_dict(state["saliency"])
+        self._units.load_state_dict(state["units"])
         self._loads.unsettled = True
         self.history = [dict(record) for record in state["history"]]
         self._accounts.load_state_dict(state["ledger"], self.step_count)

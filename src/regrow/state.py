@@ -381,8 +381,9 @@ class WeightState:
         return {"flags": self.flags.clone(), "memory": self.memory.clone(), "held": dict(self.held)}
 
     @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores from `state_dict`; values of the parameter are not part of it."""
+    def load_state_dict(self, state: dict[str, Any], latent: Latent | None = None) -> None:
+        """Restores from `state_dict`; values of the parameter are not part of it, nor how latent values train."""
+        self.latent, self._shown = latent, False
         self.flags.copy_(state["flags"])
         self.memory.copy_(state["memory"])
         self._has_frozen = bool((self.code == FROZEN).any())

@@ -11,10 +11,11 @@ from regrow import shadow as shadows
 from regrow.actions import Action, Explore, Grow, How, Prune, Start
 from regrow.criteria import Criterion
 from regrow.errors import UserError, percent
+from regrow.latent import Latent
 from regrow.methods.base import Method, check_start, check_steps, register
 from regrow.patterns.base import Pattern
 from regrow.saliency import Scoring
-from regrow.schedule import Boundary, Budget, Phase, Timeline, cubic, repeat, steps_of
+from regrow.schedule import Boundary, Budget, Phase, Timeline, Trains, cubic, repeat, steps_of
 from regrow.state import Init
 
 _SHADOW_SPEED = 0.2  # chosen on a validation split: docs/studies.md
@@ -53,6 +54,9 @@ class IEE(Method):
             gradients of `h` and `j` (see `regrow.shadow`); 0 leaves them at rest. None takes 0.2 with q=0, and 0 where
             units are explored for real.
         shadow_every: use the dense gradient of every n-th step only, at √n times the speed.
+        preview: how removed units evolve at that speed: ``"shadow"`` by the dense gradients alone (`regrow.shadow`), or
+            ``"latent"``, trained by the optimizer itself with its momentum, second moments and decay
+            (`regrow.latent`).
 
     Raises:
         UserError: for options out of range, or that contradict each other.
@@ -75,6 +79,7 @@ class IEE(Method):
     ramp: float | None = None
     shadow_speed: float | None = None
     shadow_every: int = 1
+    preview: Literal["shadow", "latent"] = "shadow"
 
     @classmethod
     def paper(cls, steps: int = 150, **options: Any) -> IEE:
@@ -98,6 +103,8 @@ class IEE(Method):
         if self.ramp is not None and not 0 <= self.ramp < 1:
             raise UserError(f"ramp is {self.ramp}, but must be a sparsity in [0, 1) to start with{percent(self.ramp)}")
         shadows.of(self.speed, self.shadow_every)
+        if self.preview not in ("shadow", "latent"):
+            raise UserError(f"preview {self.preview!r} is unknown; use 'shadow' or 'latent'")
         if self.q == 0:
             self._check_nothing_explored()
 
@@ -130,9 +137,11 @@ class IEE(Method):
             raise UserError("reactivate='zero' needs steps that explore from there; use q ≥ 1, or reactivate='mru'")
 
     def timeline(self, total_steps: int) -> Timeline:
+        latent = self._latent
+        trains: Trains = "active" if latent is None else "latent"
         return repeat(
-            Phase("estimate", self.h),
-            Phase("improve", self.j if self.improve else 0),
+            Phase("estimate", self.h, trains, latent),
+            Phase("improve", self.j if self.improve else 0, trains, latent),
             Phase("explore", self.explored, trains="removed" if self.freeze else "all"),
             total_steps=total_steps,
             until=steps_of("update_end", self.update_end, total_steps),
@@ -148,11 +157,22 @@ class IEE(Method):
         return target if self.ramp is None else cubic(progress, min(self.ramp, target), target)
 
     @property
+    def _latent(self) -> Latent | None:
+        if self.preview == "shadow" or not self.speed:
+            return None
+        return Latent(self.speed, every=self.shadow_every)
+
+    @property
     def shadow(self) -> shadows.Shadow | None:
+        if self.preview == "latent":
+            return None
         return shadows.of(self.speed, self.shadow_every, fresh=self.start == "random")
 
     def at_start(self, target: float) -> Sequence[Action]:
-        return [Start(self._sparsity(0.0, target), self.start)]
+        start = Start(self._sparsity(0.0, target), self.start)
+        if self._latent is None or self.start == "criterion":
+            return [start]
+        return [start, Explore("zero")]  # what was never in use starts its preview from nothing
 
     def at_end(self, of: Boundary, target: float) -> Sequence[Action]:
         sparsity = self._sparsity(of.progress, target)

@@ -79,7 +79,10 @@ class Gradients:
             if last.version == probe._version:
                 return
             finite = last.finite
-        if (due or shadow or span.latent) and (finite is None or (after_skipped_step and not finite)):
+        scaled = span.latent is not None and not (
+            span.latent.due(step) and all(state.scales_nothing for state in states.values())
+        )
+        if (due or shadow or scaled) and (finite is None or (after_skipped_step and not finite)):
             ready = {name: state for name, state in states.items() if state.param.grad is not None}
             finite = finite_gradients(state.param.grad for state in ready.values() if state.param.grad is not None)
             self._saliency.observe(ready, due, unscale, finite)
@@ -87,7 +90,7 @@ class Gradients:
                 of_parameter = parameter_groups([optimizer])  # anew, as loading replaces an optimizer's groups
                 groups = {name: of_parameter[id(state.param)][1] for name, state in ready.items()}
                 shadow.evolve(ready, groups, unscale, finite)
-            if span.latent is not None:
+            if scaled and span.latent is not None:
                 for state in ready.values():
                     state.scale_gradient(span.latent.due(step))
         for state in states.values():

@@ -67,7 +67,6 @@ class Latent:
         if self.p == 1:
             size = size - threshold
         else:  # relative to the threshold or the size, so that no power overflows
-            size = size * (1 - (threshold / size.clamp(min=torch.finfo(size.dtype).tiny)) ** self.p).clamp_(min=0).pow_(
-                1 / self.p
-            )
+            share = (threshold / size.clamp(min=torch.finfo(size.dtype).tiny)).pow_(self.p).neg_().add_(1).clamp_(min=0)
+            size = size.mul_(share.pow_(1 / self.p))
         return torch.copysign(size.clamp_(min=0), latent).masked_fill_(~active, 0)

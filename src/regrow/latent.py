@@ -11,8 +11,31 @@ from torch import Tensor
 from regrow.errors import UserError
 
 
+class EveryNth:
+    """What happens in every n-th step only, with n in `every`."""
+
+    every: int
+
+    def check_every(self, option: str) -> None:
+        """Refuses what is no number of steps.
+
+        Raises:
+            UserError: naming the option.
+        """
+        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
+            raise UserError(f"{option} is {self.every!r}, but must be a whole number of steps, at least 1")
+
+    def due(self, step: int) -> bool:
+        """Whether it happens in this step."""
+        return step % self.every == self.every - 1
+
+    def steps(self, start: int, end: int) -> int:
+        """In how many of these steps it does."""
+        return end // self.every - start // self.every
+
+
 @dataclass(frozen=True)
-class Latent:
+class Latent(EveryNth):
     """How the latent weights of a phase are trained, and what the network computes with.
 
     The optimizer trains all latent weights w by the gradients of what the network computes with (straight-through),
@@ -42,16 +65,7 @@ class Latent:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
                 raise UserError(f"{name} is {value!r}, but must be a number of at least {least:g}")
-        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
-            raise UserError(f"every is {self.every!r}, but must be a whole number of steps, at least 1")
-
-    def due(self, step: int) -> bool:
-        """Whether this step uses the gradients of removed entries."""
-        return step % self.every == self.every - 1
-
-    def steps(self, start: int, end: int) -> int:
-        """How many of these steps do."""
-        return end // self.every - start // self.every
+        self.check_every("every")
 
     @property
     def gain(self) -> float:

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from regrow import optim_state
 from regrow.errors import UserError
+from regrow.latent import EveryNth
 from regrow.state import WeightState
 
 
 @dataclass(frozen=True)
-class Shadow:
+class Shadow(EveryNth):
     """How the memory m of an entry that is out of use moves, every n steps: m ← (1 − n·r·wd)·m − √n·speed·r·g.
 
     r is the step that the optimizer takes per unit of a steady gradient: lr/(1 − momentum), for Adam and its kin
@@ -43,16 +44,7 @@ class Shadow:
     def __post_init__(self) -> None:
         if self.speed < 0:
             raise UserError(f"shadow is {self.speed}, but must be a share of the optimizer's speed, at least 0")
-        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
-            raise UserError(f"shadow_every is {self.every!r}, but must be a whole number of steps, at least 1")
-
-    def due(self, step: int) -> bool:
-        """Whether the gradient of this step is used."""
-        return step % self.every == self.every - 1
-
-    def steps(self, start: int, end: int) -> int:
-        """How many of these steps are due."""
-        return end // self.every - start // self.every
+        self.check_every("shadow_every")
 
     @torch.no_grad()
     def evolve(

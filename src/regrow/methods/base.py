@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast
 
 from regrow.actions import Action
 from regrow.criteria import Criterion
-from regrow.errors import UserError
+from regrow.errors import UserError, percent
 from regrow.patterns.base import Pattern
 from regrow.saliency import Scoring
 from regrow.schedule import Boundary, Span, Timeline
@@ -132,6 +132,18 @@ def check_start(start: str, steps: int | None) -> None:
     check_steps("start_steps", steps or 0, 0)
     if steps and start == "random":
         raise UserError(f"start_steps={steps} score a trained model for start='criterion'; start='random' needs none")
+
+
+def check_initial_sparsity(value: float) -> None:
+    """Refuses what is no sparsity to start with."""
+    if not 0 <= value < 1:
+        raise UserError(f"initial_sparsity is {value}, but must lie in [0, 1){percent(value)}")
+
+
+def check_ramp(value: float | None) -> None:
+    """Refuses what is neither None nor a sparsity from which to rise to the target."""
+    if value is not None and not 0 <= value < 1:
+        raise UserError(f"ramp is {value}, but must be a sparsity in [0, 1) to start with{percent(value)}")
 
 
 def check_steps(name: str, value: int, least: int) -> None:

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from regrow.actions import Action, Prune, Start
 from regrow.criteria import Criterion
-from regrow.errors import UserError, percent
-from regrow.methods.base import Method, check_steps, register
+from regrow.errors import UserError
+from regrow.methods.base import Method, check_initial_sparsity, check_steps, register
 from regrow.saliency import Scoring
 from regrow.schedule import Boundary, Phase, Timeline, cubic, repeat, steps_of
 
@@ -38,10 +38,7 @@ class GMP(Method):
 
     def __post_init__(self) -> None:
         check_steps("interval", self.interval, 1)
-        if not 0 <= self.initial_sparsity < 1:
-            raise UserError(
-                f"initial_sparsity is {self.initial_sparsity}, but must lie in [0, 1){percent(self.initial_sparsity)}"
-            )
+        check_initial_sparsity(self.initial_sparsity)
         check_steps("start_steps", self.start_steps or 0, 0)
         if self.start_steps and not self.initial_sparsity:
             raise UserError(f"start_steps={self.start_steps} choose nothing where initial_sparsity is 0; give only one")

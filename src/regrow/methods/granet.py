@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from regrow.actions import Action, Grow, How, Prune, Start
-from regrow.errors import UserError, percent
-from regrow.methods.base import register
+from regrow.methods.base import check_initial_sparsity, register
 from regrow.methods.rigl import DropAndGrow
 from regrow.schedule import Boundary, Budget, cubic
 
@@ -32,10 +31,7 @@ class GraNet(DropAndGrow):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.initial_sparsity < 1:
-            raise UserError(
-                f"initial_sparsity is {self.initial_sparsity}, but must lie in [0, 1){percent(self.initial_sparsity)}"
-            )
+        check_initial_sparsity(self.initial_sparsity)
 
     @property
     def ranks_at_start(self) -> bool:

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal
 from regrow import shadow as shadows
 from regrow.actions import Action, Explore, Grow, How, Prune, Start
 from regrow.criteria import Criterion
-from regrow.errors import UserError, percent
+from regrow.errors import UserError
 from regrow.latent import Latent
-from regrow.methods.base import Method, check_start, check_steps, register
+from regrow.methods.base import Method, check_ramp, check_start, check_steps, register
 from regrow.patterns.base import Pattern
 from regrow.saliency import Scoring
 from regrow.schedule import Boundary, Budget, Phase, Timeline, Trains, cubic, repeat, steps_of
@@ -100,8 +100,7 @@ class IEE(Method):
             raise UserError(f"grown_init {self.grown_init!r} is unknown; use 'mru', 'explored' or 'zero'")
         if self.reactivate not in ("mru", "zero"):
             raise UserError(f"reactivate {self.reactivate!r} is unknown; use 'mru' or 'zero'")
-        if self.ramp is not None and not 0 <= self.ramp < 1:
-            raise UserError(f"ramp is {self.ramp}, but must be a sparsity in [0, 1) to start with{percent(self.ramp)}")
+        check_ramp(self.ramp)
         shadows.of(self.speed, self.shadow_every)
         if self.preview not in ("shadow", "latent"):
             raise UserError(f"preview {self.preview!r} is unknown; use 'shadow' or 'latent'")

@@ -11,7 +11,7 @@ from regrow.actions import Action, How, Select, Start
 from regrow.criteria import Criterion
 from regrow.errors import UserError, percent
 from regrow.latent import Latent
-from regrow.methods.base import Method, check_start, check_steps, register
+from regrow.methods.base import Method, check_ramp, check_start, check_steps, register
 from regrow.saliency import Scoring
 from regrow.schedule import Boundary, Phase, Timeline, cubic, repeat, steps_of
 
@@ -109,8 +109,7 @@ class STE(Straight):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.ramp is not None and not 0 <= self.ramp < 1:
-            raise UserError(f"ramp is {self.ramp}, but must be a sparsity in [0, 1) to start with{percent(self.ramp)}")
+        check_ramp(self.ramp)
         if not 0 < self.ramp_end <= 1:
             raise UserError(f"ramp_end is {self.ramp_end}, but must be a share of the updates{percent(self.ramp_end)}")
 

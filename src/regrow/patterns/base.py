@@ -124,7 +124,6 @@ class EntryPattern(Pattern):
         """`counts_of` them."""
         return self.counts_of(self.parameters(model, example_inputs))
 
-    @abstractmethod
     def choose(
         self,
         scores: Callable[[str], Tensor],
@@ -144,6 +143,11 @@ class EntryPattern(Pattern):
         Returns:
             bool masks of what is chosen, with exactly these counts, `occupied` not among it.
         """
+        return {name: self.best(scores(name), k, candidates[name], occupied[name]) for name, k in counts.items()}
+
+    @abstractmethod
+    def best(self, scores: Tensor, k: int, candidates: Tensor, occupied: Tensor) -> Tensor:
+        """The same for one parameter, with tensors of its shape."""
 
     def bind(self, model: nn.Module, example_inputs: Any = None) -> Units:
         from regrow.units import EntryUnits

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from regrow.distribution import RAW, active_counts
-from regrow.errors import UserError, nearest, percent
+from regrow.errors import UserError, nearest
 from regrow.patterns.base import EntryPattern, Selection, register
-from regrow.patterns.layers import check_names, select
+from regrow.patterns.layers import check_names, check_sparsity, select
 from regrow.selection import top_k
 
 
@@ -47,11 +47,7 @@ class Blocks(EntryPattern):
         shape = self.shape
         if not isinstance(shape, Sequence) or len(shape) != 2 or any(type(n) is not int or n < 1 for n in shape):
             raise UserError(f"shape is {shape!r}, but must be (outputs, inputs) of a block, as in Blocks((16, 1), 0.9)")
-        if isinstance(self.sparsity, bool) or not isinstance(self.sparsity, int | float) or not 0 <= self.sparsity < 1:
-            raise UserError(
-                f"sparsity is {self.sparsity!r}, but must lie in [0, 1): the share of blocks to "
-                f"remove{percent(self.sparsity)}"
-            )
+        check_sparsity(self.sparsity, of="blocks")
         if self.distribution not in RAW:
             raise UserError(f"distribution {self.distribution!r} is unknown{nearest(self.distribution, RAW)}")
         check_names(exclude=self.exclude, include=self.include)
@@ -81,16 +77,7 @@ class Blocks(EntryPattern):
         counts = active_counts(grids, self.sparsity, self.distribution, {})
         return {name: (counts[name], blocks[name]) for name in parameters}
 
-    def choose(
-        self,
-        scores: Callable[[str], Tensor],
-        counts: Mapping[str, int],
-        candidates: Mapping[str, Tensor],
-        occupied: Mapping[str, Tensor],
-    ) -> dict[str, Tensor]:
-        return {name: self._best(scores(name), k, candidates[name]) for name, k in counts.items()}
-
-    def _best(self, scores: Tensor, k: int, candidates: Tensor) -> Tensor:
+    def best(self, scores: Tensor, k: int, candidates: Tensor, occupied: Tensor) -> Tensor:
         rows, columns = self.shape
         grid = (scores.shape[0] // rows, rows, -1, scores.shape[-1] // columns, columns)
         chosen = top_k(scores.reshape(grid).mean((1, 4)), k, candidates.reshape(grid).all(4).all(1))

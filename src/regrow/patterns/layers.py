@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from regrow import matrices, names
-from regrow.errors import UserError, nearest
+from regrow.errors import UserError, nearest, percent
 from regrow.patterns.base import Selection
 from regrow.tracing.flops import ModelFlops, count_flops
 
@@ -27,6 +27,21 @@ def check_names(**options: Sequence[str]) -> None:
     for option, value in options.items():
         if isinstance(value, str):
             raise UserError(f"{option} must be a list of names, not the string {value!r}")
+
+
+def is_number(value: object) -> bool:
+    """Whether it is an int or a float, and no bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_sparsity(value: Any, of: str) -> None:
+    """Refuses what is no share of `of` to remove.
+
+    Raises:
+        UserError: saying so, also where per cent were meant.
+    """
+    if not is_number(value) or not 0 <= value < 1:
+        raise UserError(f"sparsity is {value!r}, but must lie in [0, 1): the share of {of} to remove{percent(value)}")
 
 
 def select(

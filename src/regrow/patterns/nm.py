@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -68,16 +68,7 @@ class NM(EntryPattern):
     def counts_of(self, parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
         return {name: (p.numel() // self.m * self.n, p.numel()) for name, p in parameters.items()}
 
-    def choose(
-        self,
-        scores: Callable[[str], Tensor],
-        counts: Mapping[str, int],
-        candidates: Mapping[str, Tensor],
-        occupied: Mapping[str, Tensor],
-    ) -> dict[str, Tensor]:
-        return {name: self._best(scores(name), k, candidates[name], occupied[name]) for name, k in counts.items()}
-
-    def _best(self, scores: Tensor, k: int, candidates: Tensor, occupied: Tensor) -> Tensor:
+    def best(self, scores: Tensor, k: int, candidates: Tensor, occupied: Tensor) -> Tensor:
         """The best k candidates, the first of every group before the second of any, and so on."""
         by_group = scores.reshape(-1, self.m).masked_fill(~candidates.reshape(-1, self.m), -torch.inf)
         order = by_group.argsort(dim=1, descending=True, stable=True)

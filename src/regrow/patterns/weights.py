@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from regrow.distribution import RAW, active_counts
 from regrow.errors import UserError, nearest, percent
 from regrow.patterns.base import EntryPattern, Selection, register
-from regrow.patterns.layers import check_names, match, select
+from regrow.patterns.layers import check_names, check_sparsity, is_number, match, select
 from regrow.selection import top_k, top_k_of_all
 
 
@@ -49,11 +49,7 @@ class Weights(EntryPattern):
     include: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if not _is_number(self.sparsity) or not 0 <= self.sparsity < 1:
-            raise UserError(
-                f"sparsity is {self.sparsity!r}, but must lie in [0, 1): the share of weights to "
-                f"remove{percent(self.sparsity)}"
-            )
+        check_sparsity(self.sparsity, of="weights")
         self._check_distribution()
         if self.scope not in ("layer", "global"):
             raise UserError(f"scope {self.scope!r} is unknown; use 'layer' or 'global'")
@@ -71,7 +67,7 @@ class Weights(EntryPattern):
                 "density"
             )
         for layer, density in self.distribution.items():
-            if not _is_number(density) or not 0 < density <= 1:
+            if not is_number(density) or not 0 < density <= 1:
                 raise UserError(
                     f"distribution gives {layer!r} the density {density!r}, but it must lie in (0, 1]{percent(density)}"
                 )
@@ -106,11 +102,10 @@ class Weights(EntryPattern):
         occupied: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
         if not self.ranks_globally:
-            return {name: top_k(scores(name), counts[name], candidates[name]) for name in counts}
+            return super().choose(scores, counts, candidates, occupied)
         together = {name: scores(name) for name in counts}
         begins = not any(mask.any() for mask in occupied.values())
         return top_k_of_all(together, sum(counts.values()), candidates, floor=int(begins))
 
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    def best(self, scores: Tensor, k: int, candidates: Tensor, occupied: Tensor) -> Tensor:
+        return top_k(scores, k, candidates)

@@ -11,6 +11,7 @@ from torch import nn
 import regrow
 from engine import batches, network
 from regrow.errors import UserError, percent
+from regrow.methods import Method
 
 PER_CENT: dict[str, Any] = {
     "flops": lambda: bound(flops=50),
@@ -52,6 +53,34 @@ RIGHT: dict[str, Any] = {
     "model": MODEL, "optimizer": SGD, "pattern": regrow.Weights(0.5), "method": "static", "criterion": "magnitude",
     "total_steps": 9,
 }  # fmt: skip
+
+
+WEIGHTS, CHANNELS = regrow.Weights(0.5), regrow.Channels(flops=0.5)
+BATCH = batches(1)[0][0]
+
+
+@pytest.mark.parametrize("total_steps", [1, None], ids=["too short", "missing"])
+@pytest.mark.parametrize(
+    ("method", "pattern", "example", "said"),
+    [
+        (regrow.HALP(), WEIGHTS, None, "halp removes channels"),
+        (regrow.Uniform(), WEIGHTS, None, "uniform removes channels"),
+        (regrow.HALP(), None, None, "pattern is missing"),
+        (regrow.HALP(), CHANNELS, None, "pass example_inputs=one batch"),
+        (regrow.IEE(), CHANNELS, None, "pass example_inputs=one batch"),
+        (regrow.RigL(), CHANNELS, BATCH, "rigl needs the gradients of what was removed"),
+        (regrow.RigL(), CHANNELS, None, "rigl needs the gradients of what was removed"),
+        (regrow.STE(), CHANNELS, BATCH, "ste needs the gradients of what was removed"),
+        (regrow.IEE(h=1, q=0, shadow_speed=0.1), CHANNELS, BATCH, "iee needs the gradients of what was removed"),
+    ],
+)
+def test_what_no_length_would_mend_is_said_first(
+    method: Method, pattern: Any, example: Any, said: str, total_steps: int | None
+) -> None:
+    with pytest.raises(UserError, match=said):
+        regrow.Sparsifier(
+            MODEL, SGD, pattern=pattern, method=method, total_steps=total_steps, example_inputs=example
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(

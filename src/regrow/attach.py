@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -17,10 +18,11 @@ from regrow.errors import UserError, nearest
 from regrow.methods import IEE, METHODS, Method
 from regrow.patterns.base import Pattern
 from regrow.saliency import Scoring
-from regrow.schedule import Timeline
+from regrow.schedule import Phase, Timeline
 from regrow.units import NoUnits, Units
 
 FEW = 5  # updates
+_LONG = 2**32  # steps; every method has an update in so many
 
 Scorings = Mapping[str, tuple[Scoring, ...]]
 Groups = dict[int, tuple[Optimizer, dict[str, Any]]]  # id of a parameter → its optimizer and group
@@ -141,10 +143,28 @@ def total_steps(value: int | None) -> int:
     return value
 
 
-def bind(
-    pattern: Pattern | None, how: Method, scorings: Scorings, timeline: Timeline, model: nn.Module, example_inputs: Any,
-    on_resize: Any,
-) -> Units:  # fmt: skip
+def check_together(
+    pattern: Pattern | None, how: Method, scorings: Scorings, steps: int | None, example_inputs: Any
+) -> None:
+    """Refuses a pattern that a method cannot work with in a run of any length.
+
+    Args:
+        steps: of the run, as given; it may be wrong, or too short.
+
+    Raises:
+        UserError: naming what is missing, or does not go together.
+    """
+    if not how.sparsifies:
+        return
+    if pattern is None:
+        raise UserError("pattern is missing; say what to sparsify, e.g. pattern=regrow.Weights(0.9, 'erk')")
+    how.check_pattern(pattern)
+    if pattern.blind:
+        check_growth(how, scorings, _cycle(how, steps))
+    pattern.check_example(example_inputs)
+
+
+def bind(pattern: Pattern | None, how: Method, model: nn.Module, example_inputs: Any, on_resize: Any) -> Units:
     """What the pattern makes of the model.
 
     Args:
@@ -152,18 +172,13 @@ def bind(
         on_resize: what the user wants to be called when parameters change their shapes, or None.
 
     Raises:
-        UserError: where pattern, method and model do not go together.
+        UserError: where pattern and model do not go together.
     """
-    if not how.sparsifies:
+    if pattern is None or not how.sparsifies:
         return NoUnits()
-    if pattern is None:
-        raise UserError("pattern is missing; say what to sparsify, e.g. pattern=regrow.Weights(0.9, 'erk')")
-    how.check_pattern(pattern)
     units = pattern.bind(names.unwrap(model), example_inputs)
     if units.resizes and on_resize is None:
         check_unwrapped(model)
-    if pattern.blind:
-        check_growth(how.name, scorings, timeline, how.shadow is not None)
     return units
 
 
@@ -251,18 +266,26 @@ def check_unwrapped(model: nn.Module) -> None:
         )
 
 
-def check_growth(method: str, scorings: Scorings, timeline: Timeline, shadow: bool) -> None:
+def _cycle(how: Method, steps: int | None) -> tuple[Phase, ...]:
+    """The phases of an update, in a longer run where this one has none."""
+    for length in (steps, _LONG):
+        with suppress(UserError):
+            return how.timeline(total_steps(length)).cycle
+    return ()
+
+
+def check_growth(how: Method, scorings: Scorings, cycle: Sequence[Phase]) -> None:
     """Refuses a method that ranks removed units by gradients which the pattern does not have.
 
     Raises:
         UserError: naming the method.
     """
-    unexplored = [phase.name for phase in timeline.cycle if phase.trains == "active"]
-    latent = any(phase.latent is not None for phase in timeline.cycle)
+    unexplored = [phase.name for phase in cycle if phase.trains == "active"]
+    latent = any(phase.latent is not None for phase in cycle)
     blind = any(s.role == "grow" and s.criterion.uses_grad for name in unexplored for s in scorings.get(name, ()))
-    if blind or shadow or latent:
+    if blind or how.shadow is not None or latent:
         raise UserError(
-            f"{method} needs the gradients of what was removed, but removed channels have none; use IEE, which "
+            f"{how.name} needs the gradients of what was removed, but removed channels have none; use IEE, which "
             "explores them"
         )
 

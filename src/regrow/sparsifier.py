@@ -84,15 +84,14 @@ class Sparsifier:
         self.seed = seed
         self.history: list[dict[str, Any]] = []
         self.step_count = 0
-        self.total_steps = attach.total_steps(total_steps)
-        self._timeline = self.method.timeline(self.total_steps)
         self._optimizers = attach.optimizers(optimizer, Sparsifier)
         groups = attach.parameter_groups(self._optimizers)
         attach.check_model(self.model, groups)
         scorings = self.method.scorings(self.criterion)
-        self._units = attach.bind(
-            self.pattern, self.method, scorings, self._timeline, model, example_inputs, on_resize
-        )  # fmt: skip
+        attach.check_together(self.pattern, self.method, scorings, total_steps, example_inputs)
+        self.total_steps = attach.total_steps(total_steps)  # what no other length would mend has been refused by now
+        self._timeline = self.method.timeline(self.total_steps)
+        self._units = attach.bind(self.pattern, self.method, model, example_inputs, on_resize)
         params = self._units.parameters
         self._shapes = {name: tuple(p.shape) for name, p in names.parameters(self.model).items()}
         attach.check_weights(params, groups)

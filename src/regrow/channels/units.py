@@ -56,8 +56,6 @@ class ChannelUnits(Units):
 
     def __init__(self, pattern: Channels, model: nn.Module, example_inputs: Any) -> None:
         super().__init__()
-        if example_inputs is None:
-            raise UserError("Channels follows a batch through the model; pass example_inputs=one batch to Sparsifier")
         self.pattern, self.model = pattern, model
         self.resizes = pattern.thin
         self.coupling = couple(model, example_inputs, forbid=pattern.exclude)

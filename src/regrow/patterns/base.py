@@ -74,6 +74,13 @@ class Pattern(ABC):
     name: ClassVar[str]
     blind: ClassVar[bool] = False
 
+    def check_example(self, example_inputs: Any) -> None:  # noqa: B027 (most patterns need none)
+        """Refuses a missing batch, where the pattern needs one.
+
+        Raises:
+            UserError: saying what it is for.
+        """
+
     @abstractmethod
     def bind(self, model: nn.Module, example_inputs: Any = None) -> Units:
         """Finds what there is to sparsify in a model, and checks that the target can be met.

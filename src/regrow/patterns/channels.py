@@ -96,7 +96,12 @@ class Channels(Pattern):
         step = self.step_of(group)
         return min(size, math.ceil(max(1, math.ceil(least)) / step) * step)
 
+    def check_example(self, example_inputs: Any) -> None:
+        if example_inputs is None:
+            raise UserError("Channels follows a batch through the model; pass example_inputs=one batch to Sparsifier")
+
     def bind(self, model: nn.Module, example_inputs: Any = None) -> ChannelUnits:
         from regrow.channels.units import ChannelUnits
 
+        self.check_example(example_inputs)
         return ChannelUnits(self, names.unwrap(model), example_inputs)

@@ -47,6 +47,21 @@ def test_other_numbers_get_no_hint(number: object) -> None:
     assert percent(number) == ""
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"distribution": "ERK"}, "distribution 'ERK' is unknown; did you mean 'erk'"),
+        ({"distribution": "Er"}, "did you mean 'er'"),
+        ({"distribution": "GLOBAL"}, "did you mean 'global'"),
+        ({"distribution": "unif"}, "did you mean 'uniform'"),
+        ({"distribution": "even"}, "valid names are er, erk, global, uniform"),
+    ],
+)
+def test_a_name_in_another_case_or_nearly_right_is_recognised(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        regrow.Weights(0.5, **options)
+
+
 MODEL = network()
 SGD = torch.optim.SGD(MODEL.parameters(), 0.1)
 RIGHT: dict[str, Any] = {
@@ -88,11 +103,20 @@ def test_what_no_length_would_mend_is_said_first(
     [
         ("pattern", 0.9, r"pattern is 0\.9, but must say what to sparsify.*pass regrow\.Weights\(0\.9\)"),
         ("pattern", "erk", r"pattern is 'erk', but must say"),
+        ("pattern", "Channel", r"pass regrow\.Channels\(\.\.\.\) with its options"),
+        ("pattern", "weights", r"pass regrow\.Weights\(\.\.\.\) with its options"),
         ("pattern", regrow.Weights, r"pattern is the class Weights.*pass Weights\(\.\.\.\) with its options"),
         ("pattern", {"sparsity": 0.9}, "pattern is of type dict"),
         ("method", regrow.RigL, r"such as RigL\(\), not the class RigL"),
         ("method", 3, r"such as regrow\.RigL\(\), not 3"),
         ("method", "rigel", "method 'rigel' is unknown; did you mean 'rigl'"),
+        ("method", "RigL", "method 'RigL' is unknown; did you mean 'rigl'"),
+        ("method", "AC/DC", "did you mean 'acdc'"),
+        ("method", "one-shot", "did you mean 'oneshot'"),
+        ("method", "SR-STE", "did you mean 'srste'"),
+        ("criterion", "Taylor", "did you mean 'taylor'"),
+        ("criterion", "L2", "did you mean 'l2'"),
+        ("criterion", "mag", "did you mean 'magnitude'"),
         ("criterion", 3, r"criterion must be a name or a function of \(weight\)"),
         ("criterion", "taylr", "did you mean 'taylor'"),
         ("optimizer", MODEL, "optimizer must be a torch.optim.Optimizer .*, not of type Sequential"),

@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 
 from regrow import names, optim_state
 from regrow.criteria import Criterion
-from regrow.errors import UserError, nearest
+from regrow.errors import UserError, closest, nearest
 from regrow.methods import IEE, METHODS, Method
-from regrow.patterns.base import Pattern
+from regrow.patterns.base import PATTERNS, Pattern
 from regrow.saliency import Scoring
 from regrow.schedule import Phase, Timeline
 from regrow.units import NoUnits, Units
@@ -70,10 +70,13 @@ def check_pattern(given: Any) -> None:
     """
     if given is None or isinstance(given, Pattern):
         return
+    name = closest(given, PATTERNS) if isinstance(given, str) else None
     share = isinstance(given, int | float) and not isinstance(given, bool) and 0 < given < 1
     example = f"regrow.Weights({given:g})" if share else "regrow.Weights(0.9)"
     if isinstance(given, type) and issubclass(given, Pattern):
         example = f"{given.__name__}(...) with its options"
+    if name is not None:
+        example = f"regrow.{PATTERNS[name].__name__}(...) with its options"
     raise UserError(
         f"pattern is {_kind(given)}, but must say what to sparsify and how far: pass {example}, or "
         "regrow.Channels(flops=0.5) for whole channels"

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 # what torch says of tensors that do not fit
 _TOO_LARGE = (
     "can't allocate memory", "out of memory", "Storage size calculation overflowed", "multiplication overflow",
 )  # fmt: skip
+
+_PUNCTUATION = re.compile(r"[\W_]+")
+_PREFIX = 3  # letters that tell a name by its beginning
 
 
 class UserError(ValueError):
@@ -23,12 +27,32 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(words in text for words in _TOO_LARGE)
 
 
+def closest(word: str, valid: Iterable[str]) -> str | None:
+    """The valid name that is probably meant by another, whatever its case and punctuation; None where none is close.
+
+    >>> closest("ERK", ["er", "erk"]), closest("mag", ["l2", "magnitude"]), closest("x", ["er", "erk"])
+    ('erk', 'magnitude', None)
+    """
+    names = sorted(valid)
+    for form in (str, _folded):
+        by_form = {form(name): name for name in reversed(names)}
+        close = difflib.get_close_matches(form(word), by_form, n=1)
+        if close:
+            return by_form[close[0]]
+    begun = [name for name in names if len(_folded(word)) >= _PREFIX and _folded(name).startswith(_folded(word))]
+    return begun[0] if len(begun) == 1 else None
+
+
+def _folded(word: str) -> str:
+    return _PUNCTUATION.sub("", word).casefold()
+
+
 def nearest(word: str, valid: Iterable[str]) -> str:
     """A hint for an unknown name: ``"; did you mean 'x'?"``, or the valid names where none is close."""
     names = sorted(valid)
-    close = difflib.get_close_matches(word, names, n=1)
-    if close:
-        return f"; did you mean {close[0]!r}?"
+    close = closest(word, names)
+    if close is not None:
+        return f"; did you mean {close!r}?"
     return f"; valid names are {', '.join(names)}" if names else ""
 
 

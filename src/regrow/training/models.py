@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from regrow.errors import UserError, nearest
+from regrow.errors import UserError, closest, nearest
 from regrow.inputs import first_line
 
 _CALLABLE = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 GIVEN = ("num_classes", "in_channels", "in_chans")  # what a model is told of the data, and is no option of a recipe
+_BUILT_IN = ("wrn22-2", "wrn10-2", "wrn16-4", "wrn28-10", "digits-cnn")
+_OTHERS = "others are timm:NAME, torchvision:NAME or package.module:callable"
 _WRN = re.compile(r"wrn(\d{1,4})-(\d{1,4})")
 
 
@@ -221,11 +223,7 @@ def _check_built_in(spec: str) -> None:
         return
     match = _WRN.fullmatch(spec)
     if not match:
-        names = ["wrn22-2", "wrn10-2", "wrn16-4", "wrn28-10", "digits-cnn"]
-        raise UserError(
-            f"unknown model {spec!r}{nearest(spec, names)} (others are timm:NAME, torchvision:NAME or "
-            "package.module:callable)"
-        )
+        raise UserError(f"unknown model {spec!r}{_elsewhere(spec) or nearest(spec, _BUILT_IN)} ({_OTHERS})")
     depth, width = int(match[1]), int(match[2])
     if depth < 10 or depth % 6 != 4 or width < 1:
         raise UserError(
@@ -234,6 +232,34 @@ def _check_built_in(spec: str) -> None:
 
 
 # --- libraries
+
+
+def _elsewhere(name: str) -> str:
+    """A hint for a name that is a library's; "" where no library has one like it, or a built-in network is closer."""
+    names = _names_by_library()
+    for same in (str, str.lower):
+        found = [f"{library}:{same(name)}" for library, known in names.items() if same(name) in known]
+        if found:
+            return f"; did you mean {' or '.join(map(repr, found))}?"
+    if closest(name, _BUILT_IN) is None:
+        for library, known in names.items():
+            if close := closest(name, known):
+                return f"; did you mean '{library}:{close}'?"
+    return ""
+
+
+def _names_by_library() -> dict[str, set[str]]:
+    """What the libraries that are installed have, by their prefix."""
+    names: dict[str, set[str]] = {}
+    with suppress(ImportError):
+        import torchvision
+
+        names["torchvision"] = set(torchvision.models.list_models(module=torchvision.models))
+    with suppress(ImportError):
+        import timm
+
+        names["timm"] = set(timm.list_models())
+    return names
 
 
 def _check_timm(name: str) -> None:
@@ -260,8 +286,8 @@ def _check_torchvision(name: str) -> None:
 
 
 def _unknown(library: str, name: str, names: Iterable[str], listing: str) -> NoReturn:
-    close = difflib.get_close_matches(name, list(names), n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"{listing} lists what it has"
+    close = closest(name, names)
+    hint = f"{listing} lists what it has" if close is None else f"did you mean {close!r}?"
     raise UserError(f"{library} has no model {name!r}; {hint}")
 
 
@@ -305,8 +331,8 @@ def import_callable(spec: str) -> Callable[..., Any]:
     except Exception as error:
         libraries = ["timm", "torchvision"]
         missing = isinstance(error, ModuleNotFoundError) and error.name == module_name
-        near = difflib.get_close_matches(module_name, libraries, n=1) if missing else []
-        hint = f"; did you mean '{near[0]}:{path}'?" if near else ""
+        near = closest(module_name, libraries) if missing else None
+        hint = "" if near is None else f"; did you mean '{near}:{path}'?"
         raise UserError(
             f"{spec!r}: the module {module_name!r} cannot be imported: {first_line(error)}{hint}"
         ) from error
@@ -338,5 +364,5 @@ def call_accepting(function: Callable[..., Any], spec: str, options: dict[str, A
 
 
 def _hint(word: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, [n for n in names if not n.startswith("_")], n=1)
-    return nearest(word, close)
+    close = closest(word, [n for n in names if not n.startswith("_")])
+    return "" if close is None else f"; did you mean {close!r}?"

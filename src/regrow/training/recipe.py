@@ -142,6 +142,7 @@ def parse(tree: Mapping[str, Any]) -> Recipe:
     """
     tree = require_mapping(tree, "")
     _known_sections(tree)
+    _check_sections(tree)
     top = typed(TopSection, {k: tree[k] for k in _top_keys() if k in tree})
     if (top.epochs is None) == (top.steps is None):
         raise UserError("a recipe needs its length: give either epochs or steps" + (", not both" if top.steps else ""))
@@ -240,6 +241,18 @@ def _known_sections(tree: Mapping[str, Any]) -> None:
             ]
             exact = [name for name in inner if name.rpartition(".")[2] == key]
             raise UserError(f"unknown key {key!r}{suggest(key, exact or valid)}")
+
+
+def _check_sections(tree: Mapping[str, Any]) -> None:
+    """Refuse a bare value in the place of a section, as ``--method rigl``."""
+    for section in ("model", "data", *NAMED, "train", "compare"):
+        value = tree.get(section)
+        if value is None or isinstance(value, Mapping):
+            continue
+        way_out = f"write --{section}.KEY VALUE (--help after a recipe lists all keys)"
+        if section not in ("train", "compare") and isinstance(value, str):
+            way_out = f"write --{section}.name {value}, or in a file {section}: {{name: {value}}}"
+        raise UserError(f"{section} is {show(value)}, but must be a mapping of keys to values: {way_out}")
 
 
 def _check_criterion(name: str) -> None:

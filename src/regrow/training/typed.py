@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import json
 import math
@@ -12,7 +11,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from regrow.errors import UserError, nearest
+from regrow.errors import UserError, closest, nearest
 from regrow.training import fields
 
 T = TypeVar("T")
@@ -81,8 +80,8 @@ def suggest(key: str, valid: Sequence[str]) -> str:
     by_last: dict[str, str] = {}
     for name in valid:
         by_last.setdefault(name.rpartition(".")[2], name)
-    close = difflib.get_close_matches(key.rpartition(".")[2], by_last, n=1)
-    return f"; did you mean {by_last[close[0]]!r}?" if close else f"; valid keys are {', '.join(valid)}"
+    close = closest(key.rpartition(".")[2], by_last)
+    return f"; valid keys are {', '.join(valid)}" if close is None else f"; did you mean {by_last[close]!r}?"
 
 
 def require_mapping(value: object, path: str) -> Mapping[str, Any]:

@@ -128,14 +128,16 @@ def test_inspect(capsys):
     assert "65,440" in text  # all sparsified weights
     assert "10.00%" in text
     said = " ".join(text.split())
-    assert "stay dense: 1.4% of the parameters, as the distribution keeps it whole: head, features.0.0" in said
+    assert "head, features.0.0 stay dense: at sparsity 0.9, 'erk' removes nothing here (1.4% of the param" in said
     assert "a multiply-add counts as 2 FLOPs" in text
     assert main(["inspect", "digits-cnn", "--data-shape", "3,16,16", "--classes", "7", "--exclude", "head"]) == 0
     text = capsys.readouterr().out
     assert "digits-cnn on images of 3×16×16" in text
     said = " ".join(text.split())
-    assert re.search(r"stay dense: \d\.\d% of the parameters, as the first layer, .*: features\.0\.0 stay dense", said)
-    assert re.search(r"stay dense: \d\.\d% of the parameters, as excluded: head$", said)
+    assert re.search(
+        r"FLOPs features\.0\.0 stays dense: the first layer, which [^:]* \(\d\.\d% of the parameters\) head", said
+    )
+    assert re.search(r" head stays dense: excluded \(\d\.\d% of the parameters\)$", said)
 
 
 def test_inspect_channels(capsys):
@@ -143,13 +145,13 @@ def test_inspect_channels(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "│ features.0.0 │ 32 │ 9,568 │ features.0.0, features.0.1, features.1.0 │" in text
     assert "192 channels in 4 groups" in text
-    assert text.endswith("stay dense: 1.0% of the parameters, as it is the model's output: head")
+    assert text.endswith(" head stays dense: it is the model's output (1.0% of the parameters)")
     words = ["inspect", "digits-cnn", "--channels", "--flops", "0.5", "--round-to", "4", "--exclude", "features.0"]
     assert main(words) == 0
     text = capsys.readouterr().out
     assert "kept" in text
     assert "of the flops" in text
-    assert "as the user forbids it: features.0.0" in " ".join(text.split())
+    assert "features.0.0, features.0.1 stay dense: the user forbids it (" in " ".join(text.split())
 
 
 def test_the_default_methods_fit_the_pattern(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from torch import nn
 
 import regrow
 from engine import attach, batches, network, train
-from regrow.summary import Reason, reasons, unseen
+from regrow.summary import Reason, options_of, reasons, unseen
 
 
 def sgd(model: nn.Module) -> torch.optim.SGD:
@@ -38,7 +38,7 @@ def test_of_weights() -> None:
     assert summary.flops is not None
     assert summary.flops[0] < summary.flops[1] == sparsifier._accounts.flops().total
     text = str(summary)
-    for said in ("IEE(h=5", "Weights(sparsity=0.7", "3.weight", "as excluded: 0.weight", "step 5 of 60", "FLOPs"):
+    for said in ("IEE(h=5", "Weights(sparsity=0.7", "3.weight", "0.weight: excluded (", "step 5 of 60", "FLOPs"):
         assert said in text
 
 
@@ -75,8 +75,78 @@ def test_a_print_shows_the_head() -> None:
     sparsifier = attach(model, sgd(model))
     text = str(sparsifier)
     assert text == repr(sparsifier) == f"Sparsifier: {sparsifier.summary().head()}"
-    assert re.search(r"density 30\.\d+% now, \d+\.\d% to \d+\.\d% each", text)
-    assert "0x" not in text
+    what, when, cost, how = text.splitlines()
+    assert re.fullmatch(
+        r"Sparsifier: [\d,]+ of [\d,]+ parameters, in 3 tensors, to density 30\.\d+%, \d+\.\d% to \d+\.\d% per layer "
+        r"\(now 30\.\d+%\)",
+        what,
+    )
+    assert when == "3 updates of 5 estimate + 4 improve + 3 explore steps; step 0 of 60, phase estimate"
+    assert cost == "training cost and FLOPs: known once the model has seen a batch, or with example_inputs="
+    assert how.startswith("by IEE(h=5, j=4, q=3")
+
+
+COSTLY = [
+    (regrow.IEE(h=5), regrow.Weights(0.8, "erk")),
+    (regrow.GMP(interval=4), regrow.Weights(0.8)),
+    (regrow.RigL(interval=5), regrow.NM(2, 4)),
+    (regrow.STE(), regrow.Weights(0.8)),
+    (regrow.Uniform(), regrow.Channels(params=0.5, round_to=1)),
+    (regrow.Dense(), None),
+]
+
+
+@pytest.mark.parametrize(("method", "pattern"), COSTLY, ids=[type(method).__name__ for method, _ in COSTLY])
+def test_the_expected_cost_is_what_training_costs(method: regrow.methods.Method, pattern: Any) -> None:
+    model = network()
+    optimizer = sgd(model)
+    sparsifier = regrow.Sparsifier(
+        model, optimizer, pattern=pattern, method=method, total_steps=30, example_inputs=batches(1)[0][0]
+    )  # fmt: skip
+    expected = sparsifier.summary().expected_cost
+    train(model, optimizer, batches(30))
+    if pattern is None:  # nothing is bound, so the first batch tells
+        assert expected is None
+        expected = sparsifier.summary().expected_cost
+    assert expected == pytest.approx(sparsifier.training_cost()["total"], rel=1e-12)
+    assert f"expected training cost {expected:.2f} × dense" in str(sparsifier)
+
+
+def test_no_cost_is_expected_of_widths_that_are_still_to_be_found() -> None:
+    model = network()
+    sparsifier = regrow.Sparsifier(
+        model, sgd(model), pattern=regrow.Channels(params=0.5, round_to=1), method=regrow.HALP(prunings=2, interval=3),
+        criterion="taylor", total_steps=30, example_inputs=batches(1)[0][0],
+    )  # fmt: skip
+    assert sparsifier.summary().expected_cost is None
+    assert "parameters to 50.0% (now 100.0%)" in str(sparsifier)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (regrow.IEE(), "IEE()"),
+        (regrow.IEE(h=20, q=None), "IEE(h=20)"),
+        (regrow.IEE(budget=regrow.Budget(start=0.5)), "IEE(budget=Budget(start=0.5))"),
+        (regrow.Weights(0.9), "Weights(sparsity=0.9)"),
+        (regrow.Weights(0.0, exclude=["head"]), "Weights(sparsity=0.0, exclude=['head'])"),
+        (regrow.Channels(flops=0.5, min_channels=1), "Channels(flops=0.5, min_channels=1)"),
+        (regrow.Channels(flops=0.5, table=[0.5] * 100), "Channels(flops=0.5, table=list(…))"),
+        (None, "None"),
+    ],
+)
+def test_only_options_that_differ_from_the_defaults_are_shown(given: object, said: str) -> None:
+    assert options_of(given) == said
+
+
+@pytest.mark.parametrize(
+    ("entries", "of", "said"),
+    [(1, 1_000_000, "less than 0.1%"), (499, 1_000_000, "less than 0.1%"), (500, 1_000_000, "0.1%"), (7, 10, "70.0%")],
+)
+def test_a_small_share_is_no_zero(entries: int, of: int, said: str) -> None:
+    assert Reason("excluded", ("head",), entries).line("head stays dense", of) == (
+        f"head stays dense: excluded ({said} of the parameters)"
+    )
 
 
 class Hidden(nn.Module):
@@ -163,7 +233,7 @@ class TestFewUpdates:
     )
     def test_are_a_warning_with_the_way_out(self, method: regrow.methods.Method, steps: int, options: str) -> None:
         (text,) = warned(conv_net(), method=method, total_steps=steps)
-        assert re.match(rf"only \d updates? fit into total_steps={steps}, as one takes \d+ steps", text)
+        assert re.match(rf"only (1 update fits|\d updates fit) into total_steps={steps}, as one takes \d+ steps", text)
         assert options in text
 
     @pytest.mark.parametrize("method", ["static", "oneshot", "gmp", regrow.RigL(interval=100), regrow.IEE.paper(20)])

@@ -128,8 +128,9 @@ def warn_of_few_updates(how: Method, timeline: Timeline) -> None:
     scale = (timeline.until - timeline.begin) / (10 * timeline.length)
     shorter = {name: max(1, int(steps * scale)) for name, steps in how.phase_lengths().items() if steps}
     options = ", ".join(f"{name}={steps}" for name, steps in shorter.items())
+    fit = "update fits" if timeline.updates == 1 else "updates fit"
     warnings.warn(
-        f"only {timeline.updates} updates fit into total_steps={timeline.total_steps}, as one takes {timeline.length} "
+        f"only {timeline.updates} {fit} into total_steps={timeline.total_steps}, as one takes {timeline.length} "
         f"steps: the structure hardly changes; {how.name} with {options} has about ten",
         stacklevel=5,
     )

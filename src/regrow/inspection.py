@@ -55,7 +55,7 @@ def show(
     from rich import print as say
 
     for sentence in _left(
-        {name: found.get(name, "the distribution keeps it whole") for name in dense},
+        {name: found.get(name, f"at sparsity {sparsity:g}, {distribution!r} removes nothing here") for name in dense},
         {n: p.numel() for n, p in parameters.items()},
     ):
         say(sentence)
@@ -128,8 +128,8 @@ def _left(dense: Mapping[str, str], sizes: Mapping[str, int]) -> list[str]:
     for reason in summary.reasons(dense, sizes):
         layers = dict.fromkeys(name.rpartition(".")[0] or name for name in reason.names)
         shown = ", ".join(list(layers)[:SHOWN]) + (f" and {len(layers) - SHOWN} more" if len(layers) > SHOWN else "")
-        share = reason.entries / sum(sizes.values())
-        lines.append(f"stay dense: {share:.1%} of the parameters, as {reason.why}: {shown}")
+        stay = "stays" if len(layers) == 1 else "stay"
+        lines.append(reason.line(f"{shown} {stay} dense", sum(sizes.values())))
     return lines
 
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from regrow.actions import sparsity_of
+from regrow.plan import planned_cost
 
 if TYPE_CHECKING:
     from regrow.sparsifier import Sparsifier
 
+_KINDS = {"latency": "latency", "flops": "FLOPs", "params": "parameters"}
+_LONGEST = 60  # characters of an option's value
+_MOST = 10_000  # updates; the cost of more takes longer to foresee than a print may last
 MUCH = 0.1  # of the parameters; more that no pattern sees is worth a warning
 
 
@@ -47,23 +54,32 @@ class Reason:
     names: tuple[str, ...]
     entries: int
 
+    def line(self, shown: str, parameters: int) -> str:
+        """A sentence: what (as `shown` names it) stays dense, why, and how much of all parameters that is."""
+        share = self.entries / parameters if parameters else 0.0
+        much = f"{share:.1%}" if share >= 0.0005 or not share else "less than 0.1%"
+        return f"{shown}: {self.why} ({much} of the parameters)"
+
 
 @dataclass(frozen=True)
 class Summary:
     """A picture of a sparsifier at one step; ``str()`` or ``print()`` shows it as text.
 
     Attributes:
-        method, pattern, criterion: as they were given.
+        method, pattern, criterion: by name, with the options that differ from the defaults.
         steps: (done, in all).
         phase: of the coming step.
         updates: how many there are.
         cycle: the phases of one update, (name, steps).
         layers: what is sparsified.
+        targets: layer → its density once the target is reached; for channels as they are now.
+        target: the density of all of them then.
         widths: group of channels → (active, all); empty for other patterns.
         budgets: kind of cost → (now, at the end), as shares of the dense model's.
         dense: what stays dense, the most first.
         parameters: of the whole model, when dense.
         flops: of a forward pass for one example, (now, dense); None where no batch has been seen.
+        expected_cost: training FLOPs of the whole run × those of dense training; None where they are not known.
         notes: what else there is to say.
     """
 
@@ -75,11 +91,14 @@ class Summary:
     updates: int
     cycle: tuple[tuple[str, int], ...]
     layers: tuple[Layer, ...]
+    targets: Mapping[str, float] = field(default_factory=dict)
+    target: float = 1.0
     widths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     budgets: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     dense: tuple[Reason, ...] = ()
     parameters: int = 0
     flops: tuple[float, float] | None = None
+    expected_cost: float | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -89,25 +108,45 @@ class Summary:
         return sum(layer.active for layer in self.layers) / total if total else 1.0
 
     def head(self) -> str:
-        """A few lines: what, how far, when, and what it costs."""
-        lines = [f"{self.method} on {self.pattern}, criterion {self.criterion}"]
-        total = sum(layer.total for layer in self.layers)
-        if self.layers:
-            shares = [layer.active / layer.total for layer in self.layers]
-            lines.append(
-                f"sparsified: {total:,} of {self.parameters:,} parameters in {len(self.layers)} tensors; density "
-                f"{self.density:.2%} now, {min(shares):.1%} to {max(shares):.1%} each"
+        """A few lines: what becomes how sparse, when, what that costs, and by which options."""
+        return "\n".join([self._what(), self._when(), self._cost(), self._how()])
+
+    def _what(self) -> str:
+        if not self.layers:
+            return f"nothing is sparsified; all {self.parameters:,} parameters train dense"
+        if self.widths:
+            active, size = (sum(column) for column in zip(*self.widths.values(), strict=True))
+            shares = [kept / size for kept, size in self.widths.values()]
+            ends = ", ".join(
+                f"{_KINDS[kind]} to {end:.1%} (now {now:.1%})" for kind, (now, end) in self.budgets.items()
             )
-        if self.budgets:
-            said = (f"{kind} {now:.1%} now, {end:.1%} at the end" for kind, (now, end) in self.budgets.items())
-            lines.append(f"budgets, of the dense model: {'; '.join(said)}")
+            return (
+                f"{ends} of the dense model's; {active:,} of {size:,} channels, in "
+                f"{_several(len(self.widths), 'group')}, are active now, {_range(shares, 0)} of each"
+            )
+        total = sum(layer.total for layer in self.layers)
+        return (
+            f"{total:,} of {self.parameters:,} parameters, in {_several(len(self.layers), 'tensor')}, to density "
+            f"{self.target:.2%}, {_range(list(self.targets.values()), 1)} per layer (now {self.density:.2%})"
+        )
+
+    def _when(self) -> str:
         done, steps = self.steps
         cycle = " + ".join(f"{n} {name}" for name, n in self.cycle)
-        lines.append(f"step {done:,} of {steps:,}, phase {self.phase}; {self.updates} updates of {cycle or 'no'} steps")
-        if self.flops is not None:
-            now, dense = self.flops
-            lines.append(f"FLOPs of a forward pass: {now:.4g} of {dense:.4g} ({now / dense if dense else 1:.1%})")
-        return "\n".join(lines)
+        one = "step" if sum(n for _, n in self.cycle) == 1 else "steps"
+        updates = f"{_several(self.updates, 'update')} of {cycle} {one}" if self.updates else "no updates"
+        return f"{updates}; step {done:,} of {steps:,}, phase {self.phase}"
+
+    def _cost(self) -> str:
+        if self.flops is None:
+            return "training cost and FLOPs: known once the model has seen a batch, or with example_inputs="
+        now, dense = self.flops
+        share = f"{now / dense if dense else 1:.1%}"
+        expected = "" if self.expected_cost is None else f"expected training cost {self.expected_cost:.2f} × dense; "
+        return f"{expected}FLOPs of a forward pass now {_counted(now)} of {_counted(dense)} ({share})"
+
+    def _how(self) -> str:
+        return f"by {self.method} on {self.pattern}, criterion {self.criterion}"
 
     def __str__(self) -> str:
         lines = [self.head()]
@@ -122,9 +161,7 @@ class Summary:
             ]
         if self.dense:
             lines += ["", "keeps all outputs:" if self.widths else "stays dense:"]
-            for reason in self.dense:
-                share = reason.entries / self.parameters if self.parameters else 0.0
-                lines.append(f"  {share:6.1%} of the parameters, as {reason.why}: {_shown(reason.names, 4)}")
+            lines += [f"  {reason.line(_shown(reason.names, 4), self.parameters)}" for reason in self.dense]
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 
@@ -136,17 +173,41 @@ def of(sparsifier: Sparsifier) -> Summary:
     layers = tuple(Layer(name, shapes[name], int(mask.sum())) for name, mask in sparsifier.masks.items())
     flops = sparsifier._accounts.flops()
     now = None if flops is None else flops.inference(sparsifier.layer_density())
+    final, cost = units.planned(), None
+    if flops is not None and final is not None and not sparsifier._finished and timeline.updates <= _MOST:
+        steps = sparsifier.total_steps
+        cost = planned_cost(sparsifier.method, sparsifier.criterion, final, flops, steps) / steps
     return Summary(
-        method=repr(sparsifier.method), pattern=repr(sparsifier.pattern) if layers else "nothing",
+        method=options_of(sparsifier.method), pattern=options_of(sparsifier.pattern) if layers else "nothing",
         criterion=sparsifier.criterion.name, steps=(sparsifier.step_count, sparsifier.total_steps),
         phase=sparsifier.phase, updates=timeline.updates,
         cycle=tuple((phase.name, phase.steps) for phase in timeline.cycle if phase.steps),
-        layers=layers, widths=units.widths(), budgets=units.costs(),
+        layers=layers, targets={name: active / size for name, (active, size) in (final or {}).items()},
+        target=1 - sparsity_of(final or {}), widths=units.widths(), budgets=units.costs(),
         dense=reasons(units.dense, {name: math.prod(shape) for name, shape in shapes.items()}),
         parameters=sum(math.prod(shape) for shape in shapes.values()),
-        flops=None if flops is None or now is None else (now, flops.total),
+        flops=None if flops is None or now is None else (now, flops.total), expected_cost=cost,
         notes=(units.note,) if units.note else (),
     )  # fmt: skip
+
+
+def options_of(instance: object) -> str:
+    """A dataclass as what makes it, without the options that are at their defaults; anything else by its class.
+
+    >>> from regrow import IEE
+    >>> options_of(IEE(h=20))
+    'IEE(h=20)'
+    """
+    if not dataclasses.is_dataclass(instance):
+        text = repr(instance)
+        return text if len(text) <= _LONGEST else f"{type(instance).__name__}(…)"
+    given = []
+    for one in dataclasses.fields(instance):
+        value = getattr(instance, one.name)
+        default = one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
+        if one.init and (type(value) is not type(default) or value != default):
+            given.append(f"{one.name}={options_of(value)}")
+    return f"{type(instance).__name__}({', '.join(given)})"
 
 
 def reasons(dense: Mapping[str, str], entries: Mapping[str, int]) -> tuple[Reason, ...]:
@@ -183,6 +244,23 @@ def unseen(dense: Iterable[Reason], parameters: int, decided: Collection[str]) -
         f"{share:.0%} of the model's parameters stay dense although nobody has excluded them ({said}); see "
         "sparsifier.summary(), and exclude= what is meant to stay"
     )
+
+
+def _several(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
+def _range(shares: Sequence[float], digits: int) -> str:
+    low, high = f"{min(shares):.{digits}%}", f"{max(shares):.{digits}%}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _counted(number: float) -> str:
+    """``1.13 M``: a large number in three digits."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.3g}"
 
 
 def _shown(names: tuple[str, ...], most: int) -> str:

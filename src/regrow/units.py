@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow import state as codes
-from regrow.actions import Action, Explore, Grow, Prune, Select, Start, counts_after, sparsity_of
+from regrow.actions import Action, Explore, Final, Grow, Prune, Select, Start, counts_after, sparsity_of
 from regrow.criteria import CRITERIA, Criterion
 from regrow.errors import UserError
 from regrow.latent import Latent
@@ -189,6 +189,10 @@ class Units(ABC):
         """Kind of budget → (what is spent of it now, what may be at the end), as shares of the dense model's cost."""
         return {}
 
+    def planned(self) -> Final | None:
+        """Parameter → (active, all) of its units once the target is reached, as far as that is known beforehand."""
+        return {}
+
     def compact(self) -> None:
         """Takes what is removed out of the model for good."""
         raise NotImplementedError
@@ -257,6 +261,9 @@ class EntryUnits(Units):
         self._axes = selection.axes
         self.final = pattern.counts_of(self.parameters)
         self.target = sparsity_of(self.final)
+
+    def planned(self) -> Final:
+        return self.final
 
     def attach(self, attached: Attached) -> None:
         self.states = attached.states

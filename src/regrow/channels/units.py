@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from regrow import names
 from regrow import state as codes
-from regrow.actions import Explore, Grow, Prune, Select, Start
+from regrow.actions import Explore, Final, Grow, Prune, Select, Start
 from regrow.channels.allocation import allocate, uniform
 from regrow.channels.budgets import ChannelBudgets, left_dense
 from regrow.channels.coupling import couple
@@ -226,6 +226,11 @@ class ChannelUnits(Units):
 
     def widths(self) -> dict[str, tuple[int, int]]:
         return {name: (int(mask.sum()), self.sizes[name]) for name, mask in self.active.items()}
+
+    def planned(self) -> Final | None:
+        if any(now > end * (1 + 1e-9) for now, end in self.costs().values()):
+            return None  # which channels go is found out on the way
+        return {name: (int(state.active.sum()), state.flags.numel()) for name, state in self.states.items()}
 
     def costs(self) -> dict[str, tuple[float, float]]:
         cost = self.prices.cost({name: kept for name, (kept, _) in self.widths().items()})

@@ -110,3 +110,18 @@ def test_speed_where_it_was_measured():
     assert (iee["train_seconds"], iee["train_ratio"], dense["train_ratio"]) == (40.0, 0.5, 1.0)
     assert summarise(runs[:2])[0]["train_ratio"] is None
     assert "latency" not in summarise([{**base, "method": "iee"}])[0]
+
+
+def test_dense_networks_are_as_fast_as_what_others_were_timed_against():
+    timed = {"seed": 0, "accuracy": 0.5, "method": "iee", "dense_flops": 10, "latency": 1.0, "throughput": 8.0}
+    runs = [
+        {"seed": 0, "accuracy": 0.5, "method": "dense", "dense_flops": 10},
+        {**timed, "dense_latency": 4.0},
+        {**timed, "dense_latency": 2.0, "seed": 1},
+        {"seed": 0, "accuracy": 0.5, "method": "rigl", "dense_flops": 10},
+    ]
+    dense, iee, rigl = summarise(runs)
+    assert (dense["latency"], dense["latency_ratio"], dense["throughput"]) == (3.0, 1.0, 3.0)
+    assert (iee["latency_ratio"], rigl["latency"]) == (0.375, None)
+    dense, *_ = summarise([{**runs[0], "dense_flops": 11}, *runs[1:]])  # another network
+    assert (dense["latency"], dense["latency_ratio"], dense["throughput"]) == (None, None, None)

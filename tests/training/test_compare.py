@@ -17,6 +17,7 @@ import tiny_recipe as tiny
 from regrow import RigL, UserError
 from regrow.cli import main
 from regrow.plan import planned_cost
+from regrow.report.statistics import summarise
 from regrow.training import compare as comparing
 from regrow.training import loop
 from regrow.training.recipe import load, shipped
@@ -297,6 +298,45 @@ CHANNEL_EXTRA = """compare:
   halp: {prunings: 3, interval: 3, recipe: {pattern: {solver: grouped}}}
   l2: {name: oneshot, criterion: l2}
 """
+
+
+def test_a_table_has_no_empty_column_and_no_empty_cell(capsys):
+    run = {"seed": 0, "accuracy": 0.5, "density": 0.05, "training_cost": 0.3, "inference_flops": 1.0,
+           "dense_flops": 2.0, "seconds": 3.0}  # fmt: skip
+    runs = [{**run, "method": "dense"}, {**run, "method": "rigl"}]
+    thin = {**run, "method": "iee", "latency": 1.0, "dense_latency": 2.0, "throughput": 8.0}
+    for rows, headings in (
+        (runs, ["density", "training cost", "FLOPs", "time"]),
+        ([*runs, thin], ["density", "latency", "images/s", "training cost", "FLOPs", "time"]),
+        ([runs[0], thin], ["latency", "images/s", "training cost", "FLOPs", "time"]),
+        ([{**runs[0], "train_seconds": 2.0}, {**thin, "train_seconds": 1.0}], ["latency", "images/s", "training cost",
+                                                                            "wall clock", "FLOPs", "time"]),
+    ):  # fmt: skip
+        comparing.print_table(summarise(rows))
+        lines = capsys.readouterr().out.splitlines()
+        head = next(line for line in lines if "method" in line)
+        assert [cell.strip() for cell in head.strip("┃").split("┃")][4:] == headings
+        cells = [cell.strip() for line in lines if line.startswith("│") for cell in line.strip("│").split("│")]
+        assert all(cells)
+        assert ("–: not timed" in " ".join(lines)) == (len(rows) == 3)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
+def test_a_narrow_terminal_shows_all_of_a_table(capsys, width):
+    run = {"accuracy": 0.98765, "density": 0.05, "training_cost": 0.3, "inference_flops": 1.0, "dense_flops": 2.0,
+           "seconds": 3.0}  # fmt: skip
+    runs = [{**run, "method": method, "seed": seed} for method in ("dense", "rigl") for seed in (0, 1)]
+    runs += [{**run, "method": "iee", "seed": 0, "latency": 1.0, "dense_latency": 2.0, "throughput": 12345.0}]
+    summary = summarise(runs)
+    comparing.print_table(summary, width)
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= width
+    assert "…" not in said
+    for shown in ("98.77% ± 0.00", "+0.00 [+0.00, +0.00]", "12,345", "difference to dense (95%)", "training cost"):
+        assert shown in said
+    tables = said.count("┏")
+    assert tables == {60: 3, 80: 2, 100: 2, 140: 1}[width]
+    assert said.count("rigl") == tables
 
 
 def test_a_comparison_of_channels(tmp_path, capsys, monkeypatch):

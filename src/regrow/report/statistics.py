@@ -79,7 +79,7 @@ def summarise(runs: Sequence[Mapping[str, Any]], reference: str | None = None) -
     Where the speed of a run was measured, there are also the means of ``latency``, ``latency_predicted`` and
     ``dense_latency`` (seconds per batch), ``latency_ratio`` and ``predicted_ratio`` (× dense), ``throughput`` (images a
     second), ``train_seconds`` (wall clock spent in training steps) and ``train_ratio`` (the same × the dense runs of
-    the comparison).
+    the comparison). Dense networks that were not timed are as fast as what others of their size were timed against.
     """
     groups = by_label(runs)
     if reference not in groups:
@@ -89,6 +89,8 @@ def summarise(runs: Sequence[Mapping[str, Any]], reference: str | None = None) -
         dense = _mean_of((run for run in runs if run["method"] == "dense"), "train_seconds")
         for row, members in zip(rows, groups.values(), strict=True):
             row |= _speed(members, dense)
+            if row["method"] == "dense" and row["latency"] is None:
+                row |= _speed_of_dense(row, runs)
     return rows
 
 
@@ -134,6 +136,18 @@ def _speed(members: Sequence[Mapping[str, Any]], dense_seconds: float | None) ->
         "train_seconds": seconds,
         "train_ratio": seconds / dense_seconds if seconds is not None and dense_seconds else None,
     }
+
+
+def _speed_of_dense(row: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What dense networks of the same size were timed at, beside the others."""
+    timed = [run for run in runs if run.get("latency") and run.get("dense_latency")]
+    timed = [run for run in timed if run.get("dense_flops") == row["dense_flops"]]
+    if not timed:
+        return {}
+    latency = fmean(float(run["dense_latency"]) for run in timed)
+    found = {"latency": latency, "dense_latency": latency, "latency_ratio": 1.0}
+    rates = [run["throughput"] * run["latency"] / run["dense_latency"] for run in timed if run.get("throughput")]
+    return {**found, "throughput": fmean(rates)} if rates else found
 
 
 def _mean_ratio(runs: Iterable[Mapping[str, Any]], key: str, other: str) -> float | None:

@@ -325,13 +325,15 @@ class Straight:
             latent, out, power = self.latent[k].view(-1), p.detach().view(-1), self.o["p"]
             removed = [latent[i].abs() for i in range(len(latent)) if i not in self.active[k]]
             threshold = max(removed, default=torch.tensor(0.0))
-            size = latent.abs()  # powers of single numbers and of many differ in their last bit
+            among = sorted(self.active[k])  # powers of single numbers and of many differ in their last bit
+            size = torch.stack([latent[i].abs() for i in among])
             if power == 1:
                 size = (size - threshold).clamp(min=0)
             elif not math.isinf(power):
                 size = size * (1 - (threshold / size) ** power).clamp(min=0) ** (1 / power)
-            for i in range(len(latent)):
-                out[i] = torch.copysign(size[i], latent[i]) if i in self.active[k] else 0.0
+            out.zero_()
+            for i, value in zip(among, size, strict=True):
+                out[i] = torch.copysign(value, latent[i])
 
     def train(self, loss_fn):
         self.optimizer.zero_grad()

@@ -74,7 +74,7 @@ class Gradients:
         if probe is None:
             return
         last = self._prepared.get(id(optimizer))
-        finite = None
+        finite, masked = None, False
         if last is not None and last.gradient() is probe:
             if last.version == probe._version:
                 return
@@ -90,11 +90,12 @@ class Gradients:
                 of_parameter = parameter_groups([optimizer])  # anew, as loading replaces an optimizer's groups
                 groups = {name: of_parameter[id(state.param)][1] for name, state in ready.items()}
                 shadow.evolve(ready, groups, unscale, finite)
+                masked = True
             if scaled and span.latent is not None:
                 for state in ready.values():
                     state.scale_gradient(span.latent.due(step))
-        for state in states.values():
-            state.mask_gradient()
+        for state in () if masked else states.values():
+            state.mask_gradient(seen=after_skipped_step)
         self._prepared[id(optimizer)] = _Prepared(weakref.ref(probe), probe._version, finite)
 
     def used(self, optimizer: Optimizer) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from regrow.codes import in_order, keep_only, pieces
 from regrow.errors import UserError
 
 
@@ -72,15 +74,50 @@ class Latent(EveryNth):
         """The scale of a step that uses them."""
         return self.scale * math.sqrt(self.every)
 
-    def project(self, latent: Tensor, active: Tensor) -> Tensor:
-        """What the network computes with: a new tensor, zero outside of `active` (bool)."""
-        if math.isinf(self.p):
-            return latent.masked_fill(~active, 0)
+    @property
+    def hard(self) -> bool:
+        """Whether the network computes with active weights as they are."""
+        return math.isinf(self.p)
+
+    def project(self, latent: Tensor, active: Tensor, out: Tensor | None = None) -> Tensor:
+        """What the network computes with: zero outside of `active`.
+
+        Args:
+            latent: of any shape and floating-point type.
+            active: bool, its shape.
+            out: where to write it, in the shape of `latent`; zero outside of `active` already. Default: a new tensor.
+
+        Returns:
+            `out`, or the new tensor.
+        """
+        out = torch.zeros_like(latent) if out is None else out
+        if self.hard:
+            return torch.where(active, latent, out, out=out)
+        flat = in_order(latent, active, out) if latent.device.type == "cpu" else None
+        if flat is None:
+            threshold = latent.abs().masked_fill_(active, 0).amax()
+            return out.copy_(self._shrink(latent, threshold).masked_fill_(~active, 0))
+        values, kept, into = flat
+        where = torch.from_numpy(np.flatnonzero(kept.numpy()))  # powers are dear, and active weights few
+        into.index_copy_(0, where, self._shrink(values.index_select(0, where), _largest(values, ~kept)))
+        return out
+
+    def _shrink(self, latent: Tensor, threshold: Tensor) -> Tensor:
+        """sign(w)·(\\|w\\|^p − T^p)^(1/p), or zero, for each w: a new tensor."""
         size = latent.abs()
-        threshold = size.masked_fill(active, 0).amax()
         if self.p == 1:
-            size = size - threshold
+            size -= threshold
         else:  # relative to the threshold or the size, so that no power overflows
             share = (threshold / size.clamp(min=torch.finfo(size.dtype).tiny)).pow_(self.p).neg_().add_(1).clamp_(min=0)
-            size = size.mul_(share.pow_(1 / self.p))
-        return torch.copysign(size.clamp_(min=0), latent).masked_fill_(~active, 0)
+            size.mul_(share.pow_(1 / self.p))
+        return torch.copysign(size.clamp_(min=0), latent)
+
+
+def _largest(values: Tensor, among: Tensor) -> Tensor:
+    """The largest magnitude among these (bool); 0 among none. Both on a CPU, in one dimension."""
+    found = []
+    for part, mask in pieces(values, among):
+        chosen = torch.empty_like(part)
+        keep_only(mask.view(torch.uint8), part, out=chosen)
+        found += [chosen.amax(), chosen.amin().neg_()]
+    return torch.stack(found).amax()

@@ -9,10 +9,11 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from regrow.codes import ALL_FLAGS
 from regrow.errors import UserError
 from regrow.saliency import Role
 from regrow.schedule import Trains
-from regrow.state import ALL_FLAGS, WeightState
+from regrow.state import WeightState
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -5,32 +5,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from regrow import optim_state
+from regrow import codes, optim_state
+from regrow.codes import EXPLORED, FROZEN, PRUNED, TRAINABLE
 from regrow.errors import UserError
+from regrow.journal import Journal
 from regrow.latent import Latent
 
-# Two bits of code. The lower one says that an entry trains: it is what gradients are masked with.
-PRUNED = 0  # out of use: zero, its last value in memory
-TRAINABLE = 1  # in the active structure, training
-FROZEN = 2  # in the active structure, held at the value in memory
-EXPLORED = 3  # in the exploration space, training for a preview; in a latent phase, zero, and training in memory
+__all__ = ["EXPLORED", "FROZEN", "PRUNED", "TRAINABLE", "Init", "WeightState"]
 
-# Two bits of history beside it: what the last update left.
-_CODE = 3
-_PREVIOUS = 4  # was in the active structure
-_GROWN = 8  # was grown by it
-ALL_FLAGS = _CODE | _PREVIOUS | _GROWN
-
-_PIECE = 1 << 17  # entries that stay in a core's cache
 _PROBED = 1024  # entries of a parameter that are looked at after every step
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of a number → integers as wide
 
 Init = Literal["mru", "explored", "zero"]
 
@@ -39,7 +28,8 @@ class WeightState:
     """Codes and memory of one parameter: one byte and one number for each of its entries.
 
     The live value of an entry is: PRUNED → 0; FROZEN → memory; TRAINABLE and EXPLORED → the parameter's own. In a
-    latent phase memory holds the latent values of all entries, and the live ones are their projection.
+    latent phase, in which there are only the last two, memory holds the latent values of all entries, and the live ones
+    are their projection; for the optimizer's step the parameter is given memory as its data, without a copy.
 
     Args:
         name: the parameter's canonical name.
@@ -62,7 +52,8 @@ class WeightState:
         self.at_rest = False  # while the parameter holds only what is active, in another shape: nothing to enforce
         self._optimizer_state = optimizer_state
         self.latent: Latent | None = None  # while latent values train
-        self._shown = False  # whether the parameter holds latent values, for the optimizer's step
+        self._live: Tensor | None = None  # the parameter's own data, while it has latent values for a step
+        self.journal: Journal | None = None  # where what transitions change is kept first
         self._has_frozen = False
         self._has_pruned = False
         self._settled = False
@@ -95,38 +86,41 @@ class WeightState:
     @property
     def code(self) -> Tensor:
         """uint8, the parameter's shape: PRUNED, TRAINABLE, FROZEN or EXPLORED."""
-        return self.flags & _CODE
+        return self.flags & codes.CODE
 
     @property
     def active(self) -> Tensor:
         """bool: the active structure."""
-        code = self.code
-        return (code == TRAINABLE) | (code == FROZEN)
+        return codes.active(self.flags).view(torch.bool)
 
     @property
     def trainable(self) -> Tensor:
         """bool: entries that train now, in the active structure or explored."""
-        return (self.flags & 1).view(torch.bool)
+        return codes.trains(self.flags).view(torch.bool)
 
     @property
     def previous(self) -> Tensor:
         """bool: the active structure that the last update left."""
-        return (self.flags & _PREVIOUS).to(torch.bool)
+        return (self.flags & codes.PREVIOUS).to(torch.bool)
 
     @property
     def grown(self) -> Tensor:
         """bool: what the last update grew."""
-        return (self.flags & _GROWN).to(torch.bool)
+        return (self.flags & codes.GROWN).to(torch.bool)
 
     def optimizer_state(self) -> MutableMapping[str, Any]:
         """The optimizer's state of this parameter; empty before its first step, and before `settle`."""
         return self._optimizer_state() if self._settled else {}
 
     def values(self) -> Tensor:
-        """What each entry is worth now: its live value, or where it is pruned or latent, the value in memory."""
+        """What each entry is worth now: its live value, or where it is pruned or latent, the value in memory. To be
+        read before anything changes: it may be memory itself."""
         if self.latent is not None:
-            return self.memory.clone()
-        return torch.where(self.code == PRUNED, self.memory, self.param.detach())
+            return self.memory
+        worth = self.memory.clone()
+        for value, live, flags in codes.pieces(worth, self.param.detach(), self._flags):
+            torch.where(codes.pruned(flags).view(torch.bool), value, live, out=value)
+        return worth
 
     @torch.no_grad()
     def transition(self, code: Tensor, init: Init = "zero", latent: Latent | None = None) -> None:
@@ -141,36 +135,59 @@ class WeightState:
                 reached in it; ``"zero"``.
             latent: how latent values train from now on, if they do.
         """
-        self.show_latent()
-        old, new = self.code, code
-        was_live = (old & 1).view(torch.bool)
-        arrives = ((old == PRUNED) & (new != PRUNED)) | ((old == EXPLORED) & ((new == TRAINABLE) | (new == FROZEN)))
-        value = self.param.detach().clone()
-        if init == "mru":
-            value = torch.where(arrives, self.memory, value)
-        elif init == "zero":
-            value.masked_fill_(arrives, 0)
-        if self.latent is not None and latent is None:
-            active = (new == TRAINABLE) | (new == FROZEN)
-            value = torch.where(active, self.latent.project(value, active), value)
-        self.memory.copy_(torch.where(was_live, self.param, self.memory))
-        self.memory.copy_(torch.where(new == FROZEN, value, self.memory))
-        self.param.copy_(value.masked_fill_(new == PRUNED, 0))
-        self.flags.bitwise_and_(~_CODE & 0xFF).bitwise_or_(new)
-
-        trains = (new & 1).view(torch.bool)
-        restarted = (new == PRUNED) | (arrives & (old == PRUNED) if init == "explored" else arrives)
-        optim_state.update_state_for(self.optimizer_state(), self.param, trains, was_live, restarted)
-        self.latent, self._shown = latent, False
+        self.hide_latent()
+        self._keep_before(init, latent)
+        old = self.flags
+        arrives = codes.arrives(old, code).view(torch.bool)
+        if self.latent is not None and init == "zero":
+            self.memory.masked_fill_(arrives, 0)
+        if self.latent is not None and latent is not None:  # all entries have trained in memory, and go on
+            self._write(code)
+            self.latent = latent
+            self._project(self.param.detach(), afresh=True)
+            return
+        if self.latent is not None:
+            active = codes.active(code).view(torch.bool)
+            torch.where(active, self.latent.project(self.memory, active), self.memory, out=self.param.detach())
+        restarted = arrives & codes.pruned(old).view(torch.bool) if init == "explored" else arrives
+        restarted = restarted | codes.pruned(code).view(torch.bool)
+        was_live = self.trainable
+        for live, memory, flags, new in codes.pieces(self.param.detach(), self.memory, old, code):
+            _move(live, memory, flags, new, "explored" if self.latent is not None else init)
+        self._write(code)
+        optim_state.update_state_for(self.optimizer_state(), self.param, self.trainable, was_live, restarted)
         self._note_codes()
+        self.latent = latent
         if latent is not None:
-            self._project(latent)
+            self.memory.copy_(self.param)
+            self._project(self.param.detach(), afresh=True)
+
+    def _keep_before(self, init: Init, latent: Latent | None) -> None:
+        """Notes in the journal, if there is one, what a transition to this way of training is about to change."""
+        if self.journal is None:
+            return
+        self.journal.keep(self._flags)
+        self.journal.afterwards(self._project_again)
+        if self.latent is None or latent is None or init == "zero":
+            self.journal.keep(self.param, self._memory)
+            self.journal.keep(*(value for _, _, value in optim_state.tensors(self.optimizer_state(), self.param)))
+
+    @torch.no_grad()
+    def _project_again(self) -> None:
+        if self.latent is not None:
+            self._project(self.param.detach(), afresh=True)
+
+    def _write(self, code: Tensor) -> None:
+        self.flags.bitwise_and_(~codes.CODE & 0xFF).bitwise_or_(code)
 
     def _note_codes(self) -> None:
         """Notes what the codes ask of every step, and holds parameter-like optimizer state of frozen entries."""
-        self._has_frozen = bool((self.code == FROZEN).any())
-        self._has_pruned = bool((self.code == PRUNED).any())
+        self._count_codes()
         self._hold()
+
+    def _count_codes(self) -> None:
+        self._has_frozen = bool(codes.count(codes.frozen(self.flags).view(torch.bool)))
+        self._has_pruned = bool(codes.count(codes.pruned(self.flags).view(torch.bool)))
 
     def _hold(self) -> None:
         self.held = {
@@ -181,73 +198,79 @@ class WeightState:
 
     @torch.no_grad()
     def evolve_memory(self, decay: float, change: Callable[[Tensor], Tensor] | None) -> None:
-        """memory ← decay·memory + change(gradient); without a change, memory only decays.
+        """memory ← decay·memory + change(gradient); without a change, memory only decays. Masks the gradient, too, as
+        `mask_gradient` does.
 
         Means something for pruned entries; the memory of trainable ones is not in use. ``change`` sees each entry by
         itself: it may be given the gradient in pieces.
         """
-        if change is None:
-            self.memory.mul_(decay)
+        grad = self._begin_step()
+        if grad is None:
             return
-        assert self.param.grad is not None
-        for memory, grad in _pieces(self.memory, self.param.grad):
-            memory.mul_(decay).add_(change(grad))
+        for memory, part, flags in codes.pieces(self.memory, grad, self._flags):
+            memory.mul_(decay)
+            if change is not None:
+                memory.add_(change(part))
+            codes.keep_only(codes.trains(flags), part, out=part)
 
     @torch.no_grad()
     def show_latent(self) -> None:
-        """Puts the latent values of what trains into the parameter, for the optimizer's step."""
-        if self.latent is None or self._shown or self.at_rest:
+        """Gives the parameter the latent values of what trains as its data, for the optimizer's step."""
+        if self.latent is None or self._live is not None or self.at_rest:
             return
-        soft = not math.isinf(self.latent.p)
-        if soft:
-            self._take_written()
-        for live, memory, flags in _pieces(self.param.detach(), self.memory, self.flags):
-            if not soft:  # active entries are what they are live, whoever wrote them
-                torch.where((flags & _CODE) == EXPLORED, memory, live, out=live)
-                continue
-            live.copy_(memory)
-            if self._has_pruned:
-                live.masked_fill_((flags & _CODE) == PRUNED, 0)
-        self._shown = True
+        self._take_written()
+        live = self.param.data
+        if self._scales_steps:
+            live.copy_(self._memory)  # what the step sets out from; the projection is made anew after it
+        self._live, self.param.data = live, self._memory
 
     @torch.no_grad()
     def hide_latent(self) -> None:
-        """Takes the latent values back into memory; the parameter is their projection again."""
-        if self.latent is None or not self._shown:
+        """Gives the parameter its own data again, the projection of the latent values."""
+        if self.latent is None or self._live is None:
             return
-        gain = self.latent.gain
-        if gain != 1 and self.normalizes:
-            for live, memory, flags in _pieces(self.param.detach(), self.memory, self.flags):
-                removed = (flags & _CODE) == EXPLORED
-                torch.where(removed, torch.lerp(memory, live, gain), live, out=live)
-        self._project(self.latent)
+        live, memory = self._live, self._memory
+        if self.param.data_ptr() != memory.data_ptr():  # an optimizer that makes new data
+            memory.copy_(self.param)
+        if self._scales_steps:
+            for new, old, flags in codes.pieces(memory, live, self._flags):
+                removed = codes.explored(flags).view(torch.bool)
+                torch.where(removed, torch.lerp(old, new, self.latent.gain), new, out=new)
+        self._project(live, afresh=self._scales_steps)
+        self._live, self.param.data = None, live
 
-    def _project(self, latent: Latent) -> None:
-        """memory ← the parameter, where it is not pruned; the parameter ← the projection of memory."""
-        live = self.param.detach()
-        for part, memory, flags in _pieces(live, self.memory, self.flags):
-            if self._has_pruned:
-                torch.where((flags & _CODE) == PRUNED, memory, part, out=memory)
-            else:
-                memory.copy_(part)
-            if math.isinf(latent.p):  # keeps the bits of what is TRAINABLE; masked_fill_ takes four times as long
-                kept = flags.bitwise_and(~(flags >> 1)).bitwise_and_(1).neg_().view(torch.int8)
-                part.view(_BITS[part.element_size()]).bitwise_and_(kept)
-        if not math.isinf(latent.p):
-            live.copy_(latent.project(self.memory, self.active))
-        self._shown = False
+    def _project(self, live: Tensor, afresh: bool = False) -> None:
+        """live ← the projection of memory; unless afresh, it is zero already where nothing is active."""
+        assert self.latent is not None
+        assert not self._has_pruned
+        if self.latent.hard:
+            for part, memory, flags in codes.pieces(live, self._memory, self._flags):
+                codes.keep_only(codes.active(flags), memory, out=part)
+        else:
+            self.latent.project(self._memory, self.active, out=live.zero_() if afresh else live)
         self._version = self.param._version
 
-    def _take_written(self) -> None:
-        """What others have written into active entries since the last step is their latent value now."""
+    def _take_written(self, surely: bool = False) -> None:
+        """What others have written into active entries since the last step is their latent value now.
+
+        Args:
+            surely: whether somebody has written.
+        """
         if self.latent is None:
             return
-        active = self.active
-        if math.isinf(self.latent.p):
-            torch.where(active, self.param, self.memory, out=self.memory)
-        elif self.param._version != self._version:
-            written = active & (self.param != self.latent.project(self.memory, active))
-            torch.where(written, self.param, self.memory, out=self.memory)
+        written = surely or self.param._version != self._version
+        if self.latent.hard and (written or self.param.device.type != "cpu" or self._probe_finds()):
+            torch.where(self.active, self.param, self.memory, out=self._memory)
+        elif written:
+            other = self.active & (self.param != self.latent.project(self.memory, self.active))
+            torch.where(other, self.param, self._memory, out=self._memory)
+        if written:
+            self.write_zeros()
+
+    @property
+    def _scales_steps(self) -> bool:
+        """Whether what removed entries move in a step is scaled after it."""
+        return self.latent is not None and self.latent.gain != 1 and self.normalizes
 
     @property
     def scales_nothing(self) -> bool:
@@ -264,42 +287,54 @@ class WeightState:
         grad, latent = self.param.grad, self.latent
         if grad is None or latent is None or (due and self.scales_nothing):
             return
-        gain = latent.gain
-        for part, memory, flags in _pieces(grad, self.memory, self.flags):
-            removed = (flags & _CODE) == EXPLORED
-            if not due or gain == 0:
-                part.masked_fill_(removed, 0)
-            elif gain != 1 and not self.normalizes:
-                torch.where(removed, part * gain, part, out=part)
+        for part, memory, flags in codes.pieces(grad, self.memory, self._flags):
+            removed = codes.explored(flags)
+            if not due or latent.gain == 0:
+                codes.keep_only(codes.active(flags), part, out=part)
+            elif latent.gain != 1 and not self.normalizes:
+                part.mul_(codes.active(flags).to(part.dtype).add_(removed, alpha=latent.gain))
             if latent.pull:
-                part.add_(memory.masked_fill(~removed, 0), alpha=latent.pull)
+                part.add_(memory.masked_fill(~removed.view(torch.bool), 0), alpha=latent.pull)
 
     @torch.no_grad()
     def mark(self, previous: Tensor | None = None, grown: Tensor | None = None) -> None:
         """Records (as bool, the parameter's shape) the structure that an update left, or what of it was grown."""
-        for bit, mask in ((_PREVIOUS, previous), (_GROWN, grown)):
+        if self.journal is not None:
+            self.journal.keep(self._flags)
+        for bit, mask in ((codes.PREVIOUS, previous), (codes.GROWN, grown)):
             if mask is not None:
                 self.flags.bitwise_and_(~bit & 0xFF).bitwise_or_(mask.to(torch.uint8) * bit)
 
     @torch.no_grad()
-    def mask_gradient(self) -> None:
+    def mask_gradient(self, seen: bool = True) -> None:
         """Zeroes the gradient of entries that do not train, whatever it holds; no synchronisation.
 
         Comes before the optimizer's step, and notes whether somebody has written the parameter since the last one.
+
+        Args:
+            seen: whether anybody but the optimizer sees the gradient, as clipping does. Otherwise it stays where all
+                that it does is undone: to frozen entries, by an optimizer that has no state but first moments, which
+                start afresh when these train again.
         """
+        grad = self._begin_step()
+        if grad is None or not (self._has_frozen or self._has_pruned):
+            return
+        if not seen and not self._has_pruned and self.holds_zero and not self.normalizes:
+            return
+        for part, flags in codes.pieces(grad, self.flags):
+            codes.keep_only(codes.trains(flags), part, out=part)
+
+    def _begin_step(self) -> Tensor | None:
+        """The gradient that the step is to use, if there is one."""
         grad = self.param.grad
         if grad is None or self.at_rest:
-            return
+            return None
         if grad.layout is not torch.strided:
             raise UserError(
                 f"{self.name} gets sparse gradients, which cannot be masked; exclude it, or use sparse=False"
             )
         self._written = self.param._version != self._version
-        if self.latent is not None and not self._has_pruned:  # all of it trains
-            return
-        bits = grad.view(_BITS[grad.element_size()])
-        for part, flags in _pieces(bits, self.flags):  # 0 · inf would be NaN, and masked_fill_ takes four times as long
-            part.bitwise_and_((flags & 1).neg_().view(torch.int8))
+        return grad
 
     @torch.no_grad()
     def adopt(self) -> bool:
@@ -308,7 +343,7 @@ class WeightState:
         self._settled = True
         if not self._has_frozen or self.at_rest:
             return False
-        frozen = self.code == FROZEN
+        frozen = codes.frozen(self.flags).view(torch.bool)
         changed = not torch.equal(self.param[frozen], self.memory[frozen])
         self.memory.copy_(torch.where(frozen, self.param, self.memory))
         self._hold()
@@ -320,22 +355,21 @@ class WeightState:
         self._settled = True
         if self.at_rest:
             return
-        self._take_written()
-        if self.latent is not None:
-            self.param.copy_(self.latent.project(self.memory, self.active))
+        self._take_written(surely=True)
+        self._project_again()
         self.write_zeros()
-        trains = self.trainable
-        optim_state.update_state_for(self.optimizer_state(), self.param, trains, trains, self.code == PRUNED)
+        trains, pruned = self.trainable, codes.pruned(self.flags).view(torch.bool)
+        optim_state.update_state_for(self.optimizer_state(), self.param, trains, trains, pruned)
 
     @torch.no_grad()
     def write_zeros(self) -> None:
         """Zeroes what is pruned."""
         if self.at_rest:
             return
-        if self.latent is not None:
-            self.param.masked_fill_(self.code != TRAINABLE, 0)
-        elif self._has_pruned:
-            self.param.masked_fill_(self.code == PRUNED, 0)
+        if self.latent is not None or self._has_pruned:
+            kept = codes.active if self.latent is not None else codes.used
+            for live, flags in codes.pieces(self.param.detach(), self.flags):
+                codes.keep_only(kept(flags), live, out=live)
 
     @torch.no_grad()
     def enforce(self) -> None:
@@ -360,33 +394,35 @@ class WeightState:
         self._version = self.param._version
 
     def _probe_finds(self) -> bool:
-        """Whether some pruned entries are not zero: other ones every time, in turn all of them."""
-        values, flags = self.param.detach(), self._flags
-        stride = max(1, values.numel() // _PROBED)
+        """Whether some pruned entries are not zero, or active ones not their latent values: other ones every time, in
+        turn all of them."""
+        tensors = (self.param.detach(), self._memory, self._flags)
+        flat = codes.in_order(*tensors) or [t.reshape(-1) for t in tensors]
+        stride = max(1, len(flat[0]) // _PROBED)
         self._probe = (self._probe + 1) % stride
-        if values.stride() == flags.stride():  # in the order of memory, without a copy
-            values, flags = (t.as_strided((t.numel(),), (1,), t.storage_offset()) for t in (values, flags))
-        values, flags = (t.reshape(-1)[self._probe :: stride] for t in (values, flags))
-        return bool(((values != 0) & ((flags & _CODE) == PRUNED)).any())
+        live, memory, flags = (t[self._probe :: stride] for t in flat)
+        if self.latent is not None:
+            return bool(((live != memory) & codes.active(flags)).any())
+        return bool(((live != 0) & codes.pruned(flags)).any())
 
     def _restore(self, tensor: Tensor, frozen: Tensor) -> None:
         if self._has_frozen:
-            live = tensor.detach()
-            torch.where(self.trainable, live, frozen, out=live)
+            for live, held, flags in codes.pieces(tensor.detach(), frozen, self.flags):
+                codes.replace(codes.trains(flags).bitwise_xor_(1), live, held)
         if self._has_pruned:
-            tensor.masked_fill_(self.code == PRUNED, 0)
+            tensor.masked_fill_(codes.pruned(self.flags).view(torch.bool), 0)
 
     @torch.no_grad()
     def hide_explored(self) -> Tensor:
         """Zeroes what is only explored, and returns the live values for putting them back."""
         live = self.param.detach().clone()
-        self.param.masked_fill_(self.code == EXPLORED, 0)
+        self.param.masked_fill_(codes.explored(self.flags).view(torch.bool), 0)
         return live
 
     @torch.no_grad()
     def undo_start(self) -> None:
         """Puts back the values from before the first transition, where nobody has written others since."""
-        if torch.equal(self.param, self.memory.masked_fill(self.code == PRUNED, 0)):
+        if torch.equal(self.param, self.memory.masked_fill(codes.pruned(self.flags).view(torch.bool), 0)):
             self.param.copy_(self.memory)
 
     def state_dict(self) -> dict[str, Any]:
@@ -396,18 +432,24 @@ class WeightState:
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any], latent: Latent | None = None) -> None:
         """Restores from `state_dict`; values of the parameter are not part of it, nor how latent values train."""
-        self.latent, self._shown = latent, False
+        self.hide_latent()
+        self.latent = latent
         self.flags.copy_(state["flags"])
         self.memory.copy_(state["memory"])
-        self._has_frozen = bool((self.code == FROZEN).any())
-        self._has_pruned = bool((self.code == PRUNED).any())
+        self._count_codes()
         self.held = {name: value.to(self.param.device).clone() for name, value in state["held"].items()}
         self._settled = True
         self.write_zeros()
 
 
-def _pieces(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
-    """Views of the same entries of tensors of one shape, few enough at a time to save passes over a CPU's memory."""
-    if all(t.device.type == "cpu" and t.is_contiguous() for t in tensors):
-        return zip(*(t.view(-1).split(_PIECE) for t in tensors), strict=True)
-    return [tensors]
+def _move(live: Tensor, memory: Tensor, old: Tensor, new: Tensor, init: Init) -> None:
+    """Gives entries of a parameter, and their memory, the values that new codes ask for."""
+    arrives = codes.arrives(old, new).view(torch.bool)
+    value = live.clone()
+    if init == "mru":
+        torch.where(arrives, memory, value, out=value)
+    elif init == "zero":
+        value.masked_fill_(arrives, 0)
+    codes.replace(codes.trains(old), memory, live)
+    codes.replace(codes.frozen(new), memory, value)
+    codes.keep_only(codes.used(new), value, out=live)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from regrow import state as codes
+from regrow import codes
 from regrow.actions import Action, Explore, Final, Grow, Prune, Select, Start, counts_after, sparsity_of
 from regrow.criteria import CRITERIA, Criterion
 from regrow.errors import UserError

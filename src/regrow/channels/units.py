@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from regrow import names
-from regrow import state as codes
+from regrow import codes, names
 from regrow.actions import Explore, Final, Grow, Prune, Select, Start
 from regrow.channels.allocation import allocate, uniform
 from regrow.channels.budgets import ChannelBudgets, left_dense

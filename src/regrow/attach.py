@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow import names, optim_state
+from regrow import hints, names, optim_state
 from regrow.criteria import Criterion
 from regrow.errors import UserError, closest, nearest
 from regrow.methods import IEE, METHODS, Method
@@ -86,7 +86,7 @@ def check_pattern(given: Any) -> None:
 def _kind(given: Any) -> str:
     """What something is, in a few words."""
     if given is None or isinstance(given, bool | int | float | str):
-        return repr(given)[:40]
+        return hints.show(given, 40)
     return f"the class {given.__name__}" if isinstance(given, type) else f"of type {type(given).__name__}"
 
 
@@ -107,7 +107,7 @@ def named(value: Method | str | None) -> Method:
         return IEE()
     if isinstance(value, str):
         if value not in METHODS:
-            raise UserError(f"method {value!r} is unknown{nearest(value, METHODS)}")
+            raise UserError(f"method {hints.show(value)} is unknown{nearest(value, METHODS)}")
         return METHODS[value]()
     if not isinstance(value, Method):
         example = "regrow.RigL"
@@ -136,15 +136,37 @@ def warn_of_few_updates(how: Method, timeline: Timeline) -> None:
     )
 
 
+def seed(value: int) -> int:
+    """What randomness is drawn from, checked.
+
+    Raises:
+        UserError: where it is no whole number.
+    """
+    hints.check_value("seed", value, int)
+    return value
+
+
 def total_steps(value: int | None) -> int:
     """The length of a run, checked.
 
     Raises:
         UserError: where it is no number of steps.
     """
-    if value is None or isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if value is not None:
+        hints.check_value("total_steps", value, int)
+    if value is None or value < 1:
         raise UserError(f"total_steps is {value!r}, but must be the number of optimizer steps of the whole run")
     return value
+
+
+def check_on_resize(given: Any) -> None:
+    """Refuses what cannot be called.
+
+    Raises:
+        UserError: saying so.
+    """
+    if given is not None and not callable(given):
+        raise UserError(f"on_resize is {_kind(given)}, but must be a function without arguments, or None")
 
 
 def check_together(

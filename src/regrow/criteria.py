@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from regrow import hints
 from regrow.errors import UserError, nearest
 
 CRITERIA: dict[str, Criterion] = {}
@@ -57,10 +58,12 @@ class Criterion:
             return value
         if isinstance(value, str):
             if value not in CRITERIA:
-                raise UserError(f"criterion {value!r} is unknown{nearest(value, CRITERIA)}")
+                raise UserError(f"criterion {hints.show(value)} is unknown{nearest(value, CRITERIA)}")
             return CRITERIA[value]
         if not callable(value):
-            raise UserError(f"criterion must be a name or a function of (weight) or (weight, grad), not {value!r}")
+            raise UserError(
+                f"criterion must be a name or a function of (weight) or (weight, grad), not {hints.show(value)}"
+            )
         try:
             parameters = inspect.signature(value).parameters
         except ValueError:  # a builtin: taken as a function of the weight

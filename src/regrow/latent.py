@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regrow import hints
 from regrow.codes import in_order, keep_only, pieces
 from regrow.errors import UserError
+from regrow.hints import LARGEST
 
 
 class EveryNth:
@@ -24,7 +26,7 @@ class EveryNth:
         Raises:
             UserError: naming the option.
         """
-        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
+        if self.every < 1:
             raise UserError(f"{option} is {self.every!r}, but must be a whole number of steps, at least 1")
 
     def due(self, step: int) -> bool:
@@ -63,10 +65,12 @@ class Latent(EveryNth):
     pull: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, least in (("scale", 0.0), ("pull", 0.0), ("p", 1.0)):
+        hints.check(self)
+        for name, least, most in (("scale", 0.0, LARGEST), ("pull", 0.0, LARGEST), ("p", 1.0, math.inf)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
-                raise UserError(f"{name} is {value!r}, but must be a number of at least {least:g}")
+            if not least <= value <= most:
+                finite = "" if value < least else f", and at most {most:g}"
+                raise UserError(f"{name} is {value!r}, but must be a number of at least {least:g}{finite}")
         self.check_every("every")
 
     @property

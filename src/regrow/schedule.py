@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from regrow import hints
 from regrow.errors import UserError, percent
 from regrow.latent import Latent
 
@@ -47,8 +48,7 @@ class Budget:
     start: float = 0.3
 
     def __post_init__(self) -> None:
-        if self.shape not in _DECAY:
-            raise UserError(f"budget shape {self.shape!r} is unknown; use one of {', '.join(_DECAY)}")
+        hints.check(self)
         if not 0 < self.start < 1:
             raise UserError(
                 f"budget start is {self.start}, but must lie between 0 and 1 (a share of the active "
@@ -226,7 +226,9 @@ def repeat(*phases: Phase, total_steps: int, until: int, begin: int = 0, start: 
     updates = max(0, until - begin) // length
     if updates == 0:
         way_out = "shorten the phases or train longer"
-        if until == 1:
+        if until <= begin:
+            way_out = "let updates end later (update_end), or begin earlier"
+        elif until == 1:
             way_out = "a whole number counts steps, so for the whole run write update_end=1.0"
         after = f", begins after {begin}" if begin else ""
         raise UserError(
@@ -245,7 +247,7 @@ def steps_of(name: str, value: float, total_steps: int) -> int:
     counts = isinstance(value, int) and not isinstance(value, bool)
     if not 0 <= value <= (total_steps if counts else 1):
         raise UserError(
-            f"{name}={value} lies outside the run of {total_steps} steps; give a share (0.75) or a number of "
-            f"steps{percent(value)}"
+            f"{name}={hints.show(value)} lies outside the run of {total_steps} steps; give a share (0.75) or a number "
+            f"of steps{percent(value)}"
         )
     return int(value) if counts else int(value * total_steps)

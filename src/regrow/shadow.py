@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regrow import optim_state
+from regrow import hints, optim_state
 from regrow.errors import UserError
+from regrow.hints import LARGEST
 from regrow.latent import EveryNth
 from regrow.state import WeightState
 
@@ -42,8 +43,9 @@ class Shadow(EveryNth):
     fresh: bool = True
 
     def __post_init__(self) -> None:
-        if self.speed < 0:
-            raise UserError(f"shadow is {self.speed}, but must be a share of the optimizer's speed, at least 0")
+        hints.check(self)
+        if not 0 <= self.speed <= LARGEST:
+            raise UserError(f"shadow_speed is {self.speed}, but must be a share of the optimizer's speed, at least 0")
         self.check_every("shadow_every")
 
     @torch.no_grad()

@@ -81,7 +81,8 @@ class Sparsifier:
         attach.check_pattern(pattern)
         self.pattern = pattern
         self.method, self.criterion = attach.method(method, pattern, Criterion.of(criterion))
-        self.seed = seed
+        self.seed = attach.seed(seed)
+        attach.check_on_resize(on_resize)
         self.history: list[dict[str, Any]] = []
         self.step_count = 0
         self._optimizers = attach.optimizers(optimizer, Sparsifier)

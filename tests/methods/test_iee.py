@@ -63,7 +63,7 @@ def test_the_form_of_the_paper() -> None:
     assert IEE.paper(50, budget=Budget("linear", 0.2)) == IEE(
         h=50, j=50, q=50, shadow_speed=0.0, budget=Budget("linear", 0.2)
     )
-    with pytest.raises(UserError, match="h is 0, but must be a whole number"):
+    with pytest.raises(UserError, match="steps is 0, but must be a whole number of steps, at least 1"):
         IEE.paper(0)
 
 

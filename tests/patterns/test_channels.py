@@ -33,7 +33,7 @@ def test_amounts(kind: str, value: float | str, expected: float) -> None:
         ({"params": float("inf")}, "params is inf"),
         ({"flops": 0.5, "round_to": 0}, "round_to is 0"),
         ({"flops": 0.5, "min_channels": 0}, "min_channels is 0"),
-        ({"flops": 0.5, "exclude": "head"}, "exclude must be a list"),
+        ({"flops": 0.5, "exclude": "head"}, "exclude is 'head', but must be a list of names"),
         ({"flops": 0.5, "distribution": "erk"}, "distribution 'erk'"),
         ({"flops": 0.5, "solver": "magic"}, "solver 'magic'"),
         ({"flops": 0.5, "params": 0.5, "solver": "grouped"}, "one budget only"),

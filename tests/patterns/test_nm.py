@@ -124,7 +124,7 @@ def test_the_choice_is_the_best_of_the_even_ones(data, groups, m) -> None:
         ({"n": 0}, "n is 0, but must be a whole number"),
         ({"m": 2.0}, "m is 2.0, but must be a whole number"),
         ({"ramp": "m"}, "ramp 'm' is unknown; use 'n' or 'groups'"),
-        ({"exclude": "head"}, "exclude must be a list of names"),
+        ({"exclude": "head"}, "exclude is 'head', but must be a list of names"),
     ],
 )
 def test_bad_options(options, said) -> None:

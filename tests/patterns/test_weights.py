@@ -111,7 +111,7 @@ def test_an_example_that_the_model_does_not_take_leaves_a_note() -> None:
         ((-90,), r"the share of weights to remove$"),
         (("0.9",), "sparsity is '0.9'"),
         ((0.9, {"fc": 50}), r"gives 'fc' the density 50, .*; did you mean 0.5 \(50%\)"),
-        ((0.9, {"fc": None}), "gives 'fc' the density None"),
+        ((0.9, {"fc": None}), r"distribution\['fc'\] is None, but must be a number"),
         ((0.9, 0.5), "distribution is 0.5, but must be a name"),
     ],
 )

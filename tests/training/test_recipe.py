@@ -454,7 +454,7 @@ def test_what_a_label_changes_about_the_recipe(tmp_path):
         ),
         ("--compare.halp.recipe.model.name x", "compare.halp.recipe has the key 'model.name', but runs that are"),
         ("--compare.halp.recipe 3", "compare.halp.recipe must be a mapping"),
-        ("--pattern.table {a: 1}", "pattern.table must be the path of a latency table, or null, not {'a': 1}"),
+        ("--pattern.table {a: 1}", "pattern: table is {'a': 1}, but must be the path of a latency table"),
         ("--pattern.sparsity 0.5", "unknown key 'pattern.sparsity'"),
         ("--pattern.flops 0", "pattern: flops is"),
         ("--train.latency_batch 0", "train.latency_batch must be at least 1, not 0"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 
+from regrow import hints
 from regrow.errors import UserError, nearest, percent
 
 _UNITS: dict[str, dict[str, float]] = {
@@ -28,8 +30,7 @@ def amount(kind: str, value: float | str, dense: float) -> float:
     """
     units = _UNITS[kind]
     example = {"latency": "'12 ms'", "flops": "'1.1 G'", "params": "'5 M'"}[kind]
-    shown = value[:40] if isinstance(value, str) else value
-    wrong = f"{kind} is {shown!r}, but must be a share of dense in (0, 1] or an amount such as {example}"
+    wrong = f"{kind} is {hints.show(value)}, but must be a share of dense in (0, 1] or an amount such as {example}"
     if isinstance(value, str):
         match = _AMOUNT.fullmatch(value)
         if match is None:
@@ -42,7 +43,7 @@ def amount(kind: str, value: float | str, dense: float) -> float:
         if unit in ("", "%"):
             return _amount(kind, number / 100 if unit else number, dense, wrong)
         if unit not in units:
-            raise UserError(f"{kind} is {value!r}, but {match[2]!r} is no unit of it{nearest(unit, units)}")
+            raise UserError(f"{kind} is {hints.show(value)}, but {match[2]!r} is no unit of it{nearest(unit, units)}")
         if not 0 < number < math.inf:
             raise UserError(wrong)
         return number * units[unit]
@@ -53,7 +54,7 @@ def amount(kind: str, value: float | str, dense: float) -> float:
 
 def _amount(kind: str, number: float, dense: float, wrong: str) -> float:
     """The same, of a plain number."""
-    if not 0 < number < math.inf:
+    if not 0 < number <= sys.float_info.max:
         raise UserError(wrong)
     if number <= 1:
         return number * dense

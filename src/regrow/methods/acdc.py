@@ -39,9 +39,10 @@ class ACDC(Method):
     update_end: float | int = 0.85
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_steps("sparse", self.sparse, 1)
         check_steps("dense", self.dense, 1)
-        if isinstance(self.warm_up, bool) or not self.warm_up > 0:
+        if not self.warm_up > 0:
             raise UserError(f"warm_up is {self.warm_up!r}, but must be above 0: a share of training, or steps")
         if isinstance(self.warm_up, float) and self.warm_up >= 1:
             raise UserError(

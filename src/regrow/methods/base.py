@@ -7,7 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
-from regrow.actions import Action
+from regrow import hints
+from regrow.actions import Action, How
 from regrow.criteria import Criterion
 from regrow.errors import UserError, percent
 from regrow.patterns.base import Pattern
@@ -29,6 +30,14 @@ class Method(ABC):
     repeats: ClassVar[bool] = False  # whether it lives on many updates, each of them small
 
     start_steps: int | None = None  # an option of methods that may start from a trained model
+
+    def __post_init__(self) -> None:
+        """Refuses options of other types than their annotations say, or outside their range.
+
+        Raises:
+            UserError: naming the option.
+        """
+        hints.check(self)
 
     @abstractmethod
     def timeline(self, total_steps: int) -> Timeline:
@@ -123,12 +132,8 @@ def register(cls: type[Method]) -> type[Method]:
     return cls
 
 
-def check_start(start: str, steps: int | None) -> None:
-    """Refuses a start that no method knows, and steps that score for nothing."""
-    if start not in ("random", "criterion"):
-        raise UserError(
-            f"start {start!r} is unknown; use 'random' (from scratch) or 'criterion' (from a trained model)"
-        )
+def check_start(start: How, steps: int | None) -> None:
+    """Refuses steps that score for nothing."""
     check_steps("start_steps", steps or 0, 0)
     if steps and start == "random":
         raise UserError(f"start_steps={steps} score a trained model for start='criterion'; start='random' needs none")
@@ -147,6 +152,6 @@ def check_ramp(value: float | None) -> None:
 
 
 def check_steps(name: str, value: int, least: int) -> None:
-    """Refuses a number of steps that is no whole number or too small."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    """Refuses too small a number of steps."""
+    if value < least:
         raise UserError(f"{name} is {value!r}, but must be a whole number of steps, at least {least}")

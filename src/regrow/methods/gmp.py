@@ -37,6 +37,7 @@ class GMP(Method):
     start_steps: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_steps("interval", self.interval, 1)
         check_initial_sparsity(self.initial_sparsity)
         check_steps("start_steps", self.start_steps or 0, 0)

@@ -35,6 +35,7 @@ class HALP(Method):
     interval: int = 40
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_steps("prunings", self.prunings, 1)
         check_steps("interval", self.interval, 1)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from regrow import hints
 from regrow import shadow as shadows
 from regrow.actions import Action, Explore, Grow, How, Prune, Start
 from regrow.criteria import Criterion
@@ -89,21 +90,18 @@ class IEE(Method):
             steps: H = J = Q; 150 is the paper's best on ImageNet at 100 epochs.
             options: others of `IEE`.
         """
+        hints.check_value("steps", steps, int)
+        check_steps("steps", steps, 1)
         return cls(**{"h": steps, "j": steps, "q": steps, "shadow_speed": 0.0, **options})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_steps("h", self.h, 1)
         check_steps("j", self.j, 0)
         check_steps("q", self.explored, 0)
         check_start(self.start, self.start_steps)
-        if self.grown_init not in ("mru", "explored", "zero"):
-            raise UserError(f"grown_init {self.grown_init!r} is unknown; use 'mru', 'explored' or 'zero'")
-        if self.reactivate not in ("mru", "zero"):
-            raise UserError(f"reactivate {self.reactivate!r} is unknown; use 'mru' or 'zero'")
         check_ramp(self.ramp)
         shadows.of(self.speed, self.shadow_every)
-        if self.preview not in ("shadow", "latent"):
-            raise UserError(f"preview {self.preview!r} is unknown; use 'shadow' or 'latent'")
         if self.q == 0:
             self._check_nothing_explored()
 

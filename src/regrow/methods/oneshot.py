@@ -32,6 +32,7 @@ class OneShot(Method):
     criterion: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_steps("h", self.h or 0, 0)
         if self.criterion is not None:
             Criterion.of(self.criterion)

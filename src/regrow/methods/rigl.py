@@ -39,6 +39,7 @@ class DropAndGrow(Method):
     growth: ClassVar[str]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_steps("interval", self.interval, 1)
         check_start(self.start, self.start_steps)
 

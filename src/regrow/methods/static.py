@@ -28,6 +28,7 @@ class Static(Method):
     start_steps: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_start(self.start, self.start_steps)
 
     @property

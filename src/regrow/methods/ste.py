@@ -34,6 +34,7 @@ class Straight(Method):
     start_steps: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_steps("every", self.every, 1)
         check_start(self.start, self.start_steps)
         self._latent()

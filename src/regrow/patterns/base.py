@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from regrow import hints
+
 if TYPE_CHECKING:
     from regrow.criteria import Criterion
     from regrow.saliency import Scoring
@@ -73,6 +75,14 @@ class Pattern(ABC):
 
     name: ClassVar[str]
     blind: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Refuses options of other types than their annotations say, or outside their range.
+
+        Raises:
+            UserError: naming the option.
+        """
+        hints.check(self)
 
     def check_example(self, example_inputs: Any) -> None:  # noqa: B027 (most patterns need none)
         """Refuses a missing batch, where the pattern needs one.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from regrow.distribution import RAW, active_counts
 from regrow.errors import UserError, nearest
 from regrow.patterns.base import EntryPattern, Selection, register
-from regrow.patterns.layers import check_names, check_sparsity, select
+from regrow.patterns.layers import check_sparsity, select
 from regrow.selection import top_k
 
 
@@ -44,13 +44,14 @@ class Blocks(EntryPattern):
     include: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        shape = self.shape
-        if not isinstance(shape, Sequence) or len(shape) != 2 or any(type(n) is not int or n < 1 for n in shape):
-            raise UserError(f"shape is {shape!r}, but must be (outputs, inputs) of a block, as in Blocks((16, 1), 0.9)")
+        super().__post_init__()
+        if min(self.shape) < 1:
+            raise UserError(
+                f"shape is {self.shape!r}, but must be (outputs, inputs) of a block, as in Blocks((16, 1), 0.9)"
+            )
         check_sparsity(self.sparsity, of="blocks")
         if self.distribution not in RAW:
             raise UserError(f"distribution {self.distribution!r} is unknown{nearest(self.distribution, RAW)}")
-        check_names(exclude=self.exclude, include=self.include)
 
     @property
     def unit_size(self) -> int:  # type: ignore[override]

@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import nn
 
-from regrow import names
+from regrow import hints, names
 from regrow.channels.amounts import amount
 from regrow.errors import UserError
 from regrow.patterns.base import Pattern, register
@@ -65,18 +66,24 @@ class Channels(Pattern):
             raise UserError("Channels needs a budget: give latency=, flops= or params=, e.g. latency=0.5")
         for kind, value in self.budgets.items():
             amount(kind, value, 1.0)
+        super().__post_init__()
         for number in self.round_to.values() if isinstance(self.round_to, Mapping) else (self.round_to,):
-            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            if number < 1:
                 raise UserError(f"round_to is {number!r}, but must be a whole number of channels, at least 1")
-        if isinstance(self.min_channels, bool) or not self.min_channels > 0:
-            raise UserError(f"min_channels is {self.min_channels!r}, but must be a number of channels, or a share")
-        if isinstance(self.exclude, str):
-            raise UserError(f"exclude must be a list of names, not the string {self.exclude!r}")
-        for option, known in (("distribution", ("knapsack", "uniform")), ("solver", ("joint", "grouped"))):
-            if getattr(self, option) not in known:
-                raise UserError(f"{option} {getattr(self, option)!r} is unknown; use {' or '.join(map(repr, known))}")
+        least = self.min_channels
+        if not 0 < least <= hints.LARGEST or (least > 1 and least != int(least)):
+            raise UserError(f"min_channels is {least!r}, but must be a whole number of channels, or a share below 1")
+        self._check_table()
         if self.solver == "grouped" and len(self.budgets) > 1:
             raise UserError("solver='grouped' knows one budget only; use solver='joint' for several")
+
+    def _check_table(self) -> None:
+        from regrow.latency.table import LatencyTable
+
+        if not isinstance(self.table, str | PathLike | LatencyTable | None) or self.table == "":
+            raise UserError(
+                f"table is {hints.show(self.table)}, but must be the path of a latency table, or one itself"
+            )
 
     @property
     def budgets(self) -> dict[str, float | str]:

@@ -18,29 +18,13 @@ EXCLUDED = "excluded"
 NOT_INCLUDED = "not among those of include="
 
 
-def check_names(**options: Sequence[str]) -> None:
-    """Refuses a string where a list of names is meant.
-
-    Raises:
-        UserError: naming the option.
-    """
-    for option, value in options.items():
-        if isinstance(value, str):
-            raise UserError(f"{option} must be a list of names, not the string {value!r}")
-
-
-def is_number(value: object) -> bool:
-    """Whether it is an int or a float, and no bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def check_sparsity(value: Any, of: str) -> None:
+def check_sparsity(value: float, of: str) -> None:
     """Refuses what is no share of `of` to remove.
 
     Raises:
         UserError: saying so, also where per cent were meant.
     """
-    if not is_number(value) or not 0 <= value < 1:
+    if not 0 <= value < 1:
         raise UserError(f"sparsity is {value!r}, but must lie in [0, 1): the share of {of} to remove{percent(value)}")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from regrow.errors import UserError
 from regrow.patterns.base import EntryPattern, Selection, register
-from regrow.patterns.layers import check_names, select
+from regrow.patterns.layers import select
 from regrow.selection import top_k
 
 
@@ -44,15 +44,13 @@ class NM(EntryPattern):
     include: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for option in ("n", "m"):
             value = getattr(self, option)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if value < 1:
                 raise UserError(f"{option} is {value!r}, but must be a whole number, at least 1")
         if self.n >= self.m:
             raise UserError(f"NM({self.n}, {self.m}) removes nothing; n must be smaller than m, as in NM(2, 4)")
-        if self.ramp not in ("n", "groups"):
-            raise UserError(f"ramp {self.ramp!r} is unknown; use 'n' or 'groups'")
-        check_names(exclude=self.exclude, include=self.include)
 
     @property
     def sparsity(self) -> float:

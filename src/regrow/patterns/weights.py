@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from regrow.distribution import RAW, active_counts
 from regrow.errors import UserError, nearest, percent
 from regrow.patterns.base import EntryPattern, Selection, register
-from regrow.patterns.layers import check_names, check_sparsity, is_number, match, select
+from regrow.patterns.layers import check_sparsity, match, select
 from regrow.selection import top_k, top_k_of_all
 
 
@@ -44,16 +44,14 @@ class Weights(EntryPattern):
 
     sparsity: float
     distribution: str | Mapping[str, float] = "uniform"
-    scope: str = "layer"
+    scope: Literal["layer", "global"] = "layer"
     exclude: Sequence[str] = ()
     include: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_sparsity(self.sparsity, of="weights")
         self._check_distribution()
-        if self.scope not in ("layer", "global"):
-            raise UserError(f"scope {self.scope!r} is unknown; use 'layer' or 'global'")
-        check_names(exclude=self.exclude, include=self.include)
 
     def _check_distribution(self) -> None:
         if isinstance(self.distribution, str):
@@ -61,13 +59,8 @@ class Weights(EntryPattern):
                 hint = nearest(self.distribution, (*RAW, "global"))
                 raise UserError(f"distribution {self.distribution!r} is unknown{hint}")
             return
-        if not isinstance(self.distribution, Mapping):
-            raise UserError(
-                f"distribution is {self.distribution!r}, but must be a name such as 'erk', or a mapping from layer to "
-                "density"
-            )
         for layer, density in self.distribution.items():
-            if not is_number(density) or not 0 < density <= 1:
+            if not 0 < density <= 1:
                 raise UserError(
                     f"distribution gives {layer!r} the density {density!r}, but it must lie in (0, 1]{percent(density)}"
                 )

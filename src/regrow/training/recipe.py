@@ -16,11 +16,12 @@ from typing import Any
 import yaml
 
 from regrow.errors import UserError, nearest
+from regrow.hints import show
 from regrow.training import own
 from regrow.training.optimizers import OPTIMIZERS, SCHEDULES, Optimizer, Schedule
 from regrow.training.recipe_layers import NAMED, VARIANT, WHOLE, Tree, merge, override_tree, shipped, tree_of
 from regrow.training.sections import DataSection, ModelSection, TopSection, TrainSection
-from regrow.training.typed import join, leaves, plain, require_mapping, show, suggest, typed
+from regrow.training.typed import join, leaves, plain, require_mapping, suggest, typed
 
 __all__ = [
     "HARMLESS", "VARIANT", "WHOLE", "Recipe", "Tree", "differences", "load", "merge", "override_tree", "parse",
@@ -148,9 +149,6 @@ def parse(tree: Mapping[str, Any]) -> Recipe:
         raise UserError("a recipe needs its length: give either epochs or steps" + (", not both" if top.steps else ""))
     _check_criterion(top.criterion)
     named = {section: _named(section, tree.get(section), section) for section in NAMED}
-    table = getattr(named["pattern"][1], "table", None)
-    if table is not None and not (isinstance(table, str) and table):
-        raise UserError(f"pattern.table must be the path of a latency table, or null, not {show(table)}")
     sections: dict[str, Any] = {}
     for section, (name, built) in named.items():
         sections |= {f"{section}_name": name, section: built}

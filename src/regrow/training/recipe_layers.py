@@ -18,7 +18,8 @@ from typing import Any
 import yaml
 
 from regrow.errors import UserError, nearest
-from regrow.training.typed import join, require_mapping, show
+from regrow.hints import show
+from regrow.training.typed import join, require_mapping
 
 Tree = dict[str, Any]
 

@@ -6,12 +6,12 @@ import dataclasses
 import functools
 import json
 import math
-import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from regrow.errors import UserError, closest, nearest
+from regrow.hints import describe, is_list, is_literal, is_union, show
 from regrow.training import fields
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ def _instance(cls: type[T], values: Mapping[str, Any], path: str, default: T | N
             fields.check_value(place, values[field.name], field.metadata)
             arguments[field.name] = values[field.name]
         elif field.default is field.default_factory is dataclasses.MISSING:
-            raise UserError(f"{place} is missing: give {describe(hint)}")
+            raise UserError(f"{place} is missing: give {describe(hint, _WORDS)}")
     return cls(**arguments)
 
 
@@ -100,12 +100,6 @@ def require_mapping(value: object, path: str) -> Mapping[str, Any]:
     return value
 
 
-def show(value: object, limit: int = 60) -> str:
-    """A value in a message: on one line, and not too long."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
 def _known(options: object, hints: Mapping[str, Any], path: str, prefix: str = "") -> dict[str, Any]:
     """A copy of ``options`` with plain values, after checking that every key is one of ``hints``."""
     result: dict[str, Any] = {}
@@ -152,15 +146,15 @@ def _converted(value: Any, hint: Any, path: str) -> Any:
             found = _adapter(option).validate_python(_prepared(value, option))
         except (ValueError, OverflowError):  # pydantic's ValidationError is one of the former
             continue
-        return tuple(found) if isinstance(found, list) and _is_list(option) else found
-    word = nearest(str(value), typing.get_args(hint)) if _is_literal(hint) else ""
+        return tuple(found) if isinstance(found, list) and is_list(option) else found
+    word = nearest(str(value), typing.get_args(hint)) if is_literal(hint) else ""
     near = word if word.startswith("; did") else ""
-    raise UserError(f"{path} must be {describe(hint)}, not {'null' if value is None else show(value)}{near}")
+    raise UserError(f"{path} must be {describe(hint, _WORDS)}, not {'null' if value is None else show(value)}{near}")
 
 
 def _options(value: Any, hint: Any) -> list[Any]:
     """The types that a value may be read as, best first: its own, then those of the hint in their order."""
-    options = list(typing.get_args(hint)) if isinstance(hint, types.UnionType) or _is_union(hint) else [hint]
+    options = list(typing.get_args(hint)) if is_union(hint) else [hint]
     whole = isinstance(value, str) and value.isascii() and value.isdecimal() and int in options
     own = int if whole else type(value)
     return sorted(options, key=lambda option: option is not own or own is str)
@@ -181,7 +175,7 @@ def _prepared(value: Any, hint: Any) -> Any:
         raise ValueError
     if isinstance(value, bool) and hint is not bool:
         raise ValueError
-    if isinstance(value, str) and _is_list(hint):
+    if isinstance(value, str) and is_list(hint):
         return [item.strip() for item in value.strip().removeprefix("[").removesuffix("]").split(",") if item.strip()]
     if isinstance(value, Mapping | list):
         for item in value.values() if isinstance(value, Mapping) else value:
@@ -223,36 +217,5 @@ def check_hint(hint: Any) -> bool:
         return False
 
 
-def _is_list(hint: Any) -> bool:
-    origin = typing.get_origin(hint)
-    return isinstance(origin, type) and issubclass(origin, Sequence)
-
-
 def _takes_anything(hint: Any) -> bool:
     return hint is Any or Any in typing.get_args(hint)
-
-
-def _is_union(hint: Any) -> bool:
-    return typing.get_origin(hint) is typing.Union
-
-
-def describe(hint: Any) -> str:
-    """A type in words: ``"a number or null"``."""
-    if hint in _WORDS:
-        return _WORDS[hint]
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal:
-        return "one of " + ", ".join(str(a) for a in args)
-    if _is_list(hint):
-        items = "any" if not args else " and ".join(describe(a) for a in args if a is not Ellipsis)
-        return f"a list of {items}"
-    if _is_union(hint) or isinstance(hint, types.UnionType):
-        words = [describe(a) for a in args]
-        return " or ".join(
-            w for i, w in enumerate(words) if not (w == _WORDS[int] and _WORDS[float] in words[i:] + words)
-        )
-    return "a mapping" if isinstance(origin, type) and issubclass(origin, Mapping) else "of another type"
-
-
-def _is_literal(hint: Any) -> bool:
-    return typing.get_origin(hint) is typing.Literal and all(isinstance(a, str) for a in typing.get_args(hint))

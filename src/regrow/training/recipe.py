@@ -249,7 +249,8 @@ def _check_sections(tree: Mapping[str, Any]) -> None:
             continue
         way_out = f"write --{section}.KEY VALUE (--help after a recipe lists all keys)"
         if section not in ("train", "compare") and isinstance(value, str):
-            way_out = f"write --{section}.name {value}, or in a file {section}: {{name: {value}}}"
+            word = show(value)[1:-1]
+            way_out = f"write --{section}.name {word}, or in a file {section}: {{name: {word}}}"
         raise UserError(f"{section} is {show(value)}, but must be a mapping of keys to values: {way_out}")
 
 

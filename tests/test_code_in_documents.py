@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,9 +83,12 @@ PAGES = [
 def test_python_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = {} if page == "README.md" else readers_own()
-    for number, block in enumerate(blocks(page)):
-        BEFORE.get((page, number), lambda names: None)(names)
-        exec(compile(block, f"{page}, block {number}", "exec"), names)
+    with warnings.catch_warnings():
+        if page == "README.md":  # nobody who copies it is warned of anything
+            warnings.simplefilter("error", UserWarning)
+        for number, block in enumerate(blocks(page)):
+            BEFORE.get((page, number), lambda names: None)(names)
+            exec(compile(block, f"{page}, block {number}", "exec"), names)
     if page == "README.md":
         dense, thin = (sum(p.numel() for p in each.parameters()) for each in (names["build"](), names["again"]))
         assert thin < 0.7 * dense

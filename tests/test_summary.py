@@ -226,22 +226,40 @@ class TestFewUpdates:
     @pytest.mark.parametrize(
         ("method", "steps", "options"),
         [
-            (regrow.IEE.paper(20), 120, "h=3, j=3, q=3"),
-            (regrow.RigL(interval=100), 400, "interval=30"),
-            (regrow.SET(interval=50), 100, "interval=7"),
+            (regrow.IEE.paper(20), 120, r"IEE\(h=3, j=3, q=3\) has about ten$"),
+            (regrow.RigL(interval=100), 400, r"RigL\(interval=30\) has about ten$"),
+            (regrow.SET(interval=50), 100, r"SET\(interval=7\) has about ten$"),
         ],
     )
     def test_are_a_warning_with_the_way_out(self, method: regrow.methods.Method, steps: int, options: str) -> None:
         (text,) = warned(conv_net(), method=method, total_steps=steps)
         assert re.match(rf"only (1 update fits|\d updates fit) into total_steps={steps}, as one takes \d+ steps", text)
-        assert options in text
+        assert re.search(options, text)
+
+    @pytest.mark.parametrize(
+        ("method", "steps", "way_out"),
+        [
+            (regrow.IEE(), 20, r": IEE\(h=3\) has 5 updates$"),
+            (regrow.IEE.paper(100), 60, r": IEE\(h=3, j=3, q=3\) has 5 updates$"),
+            (regrow.RigL(), 10, r": RigL\(interval=1\) has 7 updates$"),
+            (regrow.RigL(), 3, r": RigL\(interval=1\) has 2 updates$"),
+            (regrow.RigL(update_end=1), 3, r": RigL\(interval=1\) has 1 update$"),
+            (regrow.RigL(), 1, "shorten the phases or train longer$"),
+            (regrow.IEE(update_end=0.0), 100, "shorten the phases or train longer$"),
+        ],
+    )
+    def test_of_a_run_too_short_for_one_says_what_would_fit(
+        self, method: regrow.methods.Method, steps: int, way_out: str
+    ) -> None:
+        with pytest.raises(regrow.UserError, match=way_out):
+            warned(conv_net(), method=method, total_steps=steps)
 
     @pytest.mark.parametrize("method", ["static", "oneshot", "gmp", regrow.RigL(interval=100), regrow.IEE.paper(20)])
     def test_are_none_where_there_are_many_or_none_are_meant(self, method: Any) -> None:
         assert warned(conv_net(), method=method, total_steps=2000) == []
 
     def test_no_shipped_recipe_is_warned_of(self) -> None:
-        from regrow.attach import FEW
+        from regrow.lengths import FEW
         from regrow.training.recipe import load
 
         names = [one.name for one in (resources.files("regrow") / "recipes").iterdir() if one.name[0] not in "_."]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -12,16 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow import hints, names, optim_state
+from regrow import hints, lengths, names, optim_state
 from regrow.criteria import Criterion
 from regrow.errors import UserError, closest, nearest
 from regrow.methods import IEE, METHODS, Method
 from regrow.patterns.base import PATTERNS, Pattern
 from regrow.saliency import Scoring
-from regrow.schedule import Phase, Timeline
+from regrow.schedule import Phase
 from regrow.units import NoUnits, Units
 
-FEW = 5  # updates
 _LONG = 2**32  # steps; every method has an update in so many
 
 Scorings = Mapping[str, tuple[Scoring, ...]]
@@ -117,25 +115,6 @@ def named(value: Method | str | None) -> Method:
     return value
 
 
-def warn_of_few_updates(how: Method, timeline: Timeline) -> None:
-    """Warns where a method that changes its mind has hardly a chance to.
-
-    Warns:
-        UserWarning: fewer than `FEW` updates fit, with the options that make ten fit.
-    """
-    if not how.repeats or not 0 < timeline.updates < FEW:
-        return
-    scale = (timeline.until - timeline.begin) / (10 * timeline.length)
-    shorter = {name: max(1, int(steps * scale)) for name, steps in how.phase_lengths().items() if steps}
-    options = ", ".join(f"{name}={steps}" for name, steps in shorter.items())
-    fit = "update fits" if timeline.updates == 1 else "updates fit"
-    warnings.warn(
-        f"only {timeline.updates} {fit} into total_steps={timeline.total_steps}, as one takes {timeline.length} "
-        f"steps: the structure hardly changes; {how.name} with {options} has about ten",
-        stacklevel=5,
-    )
-
-
 def seed(value: int) -> int:
     """What randomness is drawn from, checked.
 
@@ -143,19 +122,6 @@ def seed(value: int) -> int:
         UserError: where it is no whole number.
     """
     hints.check_value("seed", value, int)
-    return value
-
-
-def total_steps(value: int | None) -> int:
-    """The length of a run, checked.
-
-    Raises:
-        UserError: where it is no number of steps.
-    """
-    if value is not None:
-        hints.check_value("total_steps", value, int)
-    if value is None or value < 1:
-        raise UserError(f"total_steps is {value!r}, but must be the number of optimizer steps of the whole run")
     return value
 
 
@@ -296,7 +262,7 @@ def _cycle(how: Method, steps: int | None) -> tuple[Phase, ...]:
     """The phases of an update, in a longer run where this one has none."""
     for length in (steps, _LONG):
         with suppress(UserError):
-            return how.timeline(total_steps(length)).cycle
+            return how.timeline(lengths.total_steps(length)).cycle
     return ()
 
 

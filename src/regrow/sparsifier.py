@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow import attach, fingerprint, gradients, names, processes, restoring
+from regrow import attach, fingerprint, gradients, lengths, names, processes, restoring
 from regrow import summary as summaries
 from regrow.accounts import Accounts
 from regrow.actions import Action
@@ -90,8 +90,8 @@ class Sparsifier:
         attach.check_model(self.model, groups)
         scorings = self.method.scorings(self.criterion)
         attach.check_together(self.pattern, self.method, scorings, total_steps, example_inputs)
-        self.total_steps = attach.total_steps(total_steps)  # what no other length would mend has been refused by now
-        self._timeline = self.method.timeline(self.total_steps)
+        self.total_steps = lengths.total_steps(total_steps)  # what no other length would mend has been refused by now
+        self._timeline = lengths.timeline_of(self.method, self.total_steps)
         self._units = attach.bind(self.pattern, self.method, model, example_inputs, on_resize)
         params = self._units.parameters
         self._shapes = {name: tuple(p.shape) for name, p in names.parameters(self.model).items()}
@@ -128,7 +128,7 @@ class Sparsifier:
 
     def _warn(self) -> None:
         """Of what is allowed, and probably not meant."""
-        attach.warn_of_few_updates(self.method, self._timeline)
+        lengths.warn_of_few_updates(self.method, self._timeline)
         left = {n: why for n, why in self._units.dense.items() if n not in self._states}
         sizes = {name: math.prod(shape) for name, shape in self._shapes.items()}
         said = summaries.unseen(summaries.reasons(left, sizes), sum(sizes.values()), self._units.decided)

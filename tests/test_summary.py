@@ -131,7 +131,7 @@ def test_no_cost_is_expected_of_widths_that_are_still_to_be_found() -> None:
         (regrow.Weights(0.9), "Weights(sparsity=0.9)"),
         (regrow.Weights(0.0, exclude=["head"]), "Weights(sparsity=0.0, exclude=['head'])"),
         (regrow.Channels(flops=0.5, min_channels=1), "Channels(flops=0.5, min_channels=1)"),
-        (regrow.Channels(flops=0.5, table=[0.5] * 100), "Channels(flops=0.5, table=list(…))"),
+        (regrow.Weights(0.9, include=["layer"] * 20), "Weights(sparsity=0.9, include=list(…))"),
         (None, "None"),
     ],
 )
@@ -244,8 +244,8 @@ class TestFewUpdates:
             (regrow.RigL(), 10, r": RigL\(interval=1\) has 7 updates$"),
             (regrow.RigL(), 3, r": RigL\(interval=1\) has 2 updates$"),
             (regrow.RigL(update_end=1), 3, r": RigL\(interval=1\) has 1 update$"),
-            (regrow.RigL(), 1, "shorten the phases or train longer$"),
-            (regrow.IEE(update_end=0.0), 100, "shorten the phases or train longer$"),
+            (regrow.RigL(), 1, "or begin earlier$"),
+            (regrow.IEE(update_end=0.0), 100, "or begin earlier$"),
         ],
     )
     def test_of_a_run_too_short_for_one_says_what_would_fit(

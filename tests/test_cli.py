@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+import warnings
+from pathlib import Path
 
 import pytest
 import yaml
@@ -106,6 +108,27 @@ def test_train(tmp_path, capsys, monkeypatch):
     results = json.loads((tmp_path / "runs" / "tiny-2" / "results.json").read_text())
     assert results["runs"][0]["label"] == "mine"
     assert not (tmp_path / "runs" / "tiny-2" / "report.html").exists()
+
+
+def test_warnings_are_one_line_each(monkeypatch, capsys):
+    """Of regrow's without a place in the code, of others with it; they are as before once the command is done."""
+    before = warnings.showwarning
+    ours = str(Path(regrow.__file__).parent / "attach.py")
+
+    def warns(*_):
+        warnings.warn_explicit("ours\nin two lines", UserWarning, ours, 3)
+        warnings.warn_explicit("theirs", DeprecationWarning, "/lib/other.py", 3)
+        return {}
+
+    monkeypatch.setattr("regrow.training.recipe.tree_of", warns)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main(["train", "digits-iee"]) == 2
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert first == "regrow: ours in two lines"
+    assert second == "regrow: theirs (DeprecationWarning in /lib/other.py)"
+    assert third.startswith("regrow: a recipe needs its length")
+    assert warnings.showwarning is before
 
 
 def test_an_error_of_the_system_without_a_file(monkeypatch, capsys):

@@ -7,10 +7,11 @@ import io
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from regrow import extras
 from regrow.errors import UserError, is_out_of_memory, nearest
@@ -35,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
     try:
-        code = _dispatch([word for word in words if word != "--debug"])
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            code = _dispatch([word for word in words if word != "--debug"])
     except BaseException as error:
         if debug and not _was_interrupted(error):
             raise
@@ -69,6 +72,15 @@ def _said(error: BaseException) -> int:
         raise error
     print(f"regrow: {' '.join(said.split())}", file=sys.stderr)
     return 2
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
+    """A warning as one line: of regrow's as it speaks otherwise, of others with what it is and where it is from."""
+    said = " ".join(str(message).split())
+    place = "" if Path(filename).is_relative_to(Path(__file__).parent) else f" ({category.__name__} in {filename})"
+    print(f"regrow: {said}{place}", file=sys.stderr)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -382,6 +382,19 @@ def _plant(tree, key, value):
     tree[last] = value
 
 
+@pytest.mark.parametrize(
+    ("recipe", "key"),
+    [("digits-channels", "pattern.flops"), ("digits-iee", "model.weights"), ("digits-iee", "train.clip_norm"),
+     ("digits-iee", "method.shadow_speed"), ("digits-iee", "data.val_fraction")],
+)  # fmt: skip
+@pytest.mark.parametrize("written", ["--{} null", "--{}=null"])
+def test_null_takes_a_value_back(recipe, key, written):
+    more = ["--pattern.params", "0.5"] if key == "pattern.flops" else []
+    found = load(recipe, [*written.format(key).split(), *more]).resolved()
+    section, name = key.split(".")
+    assert found[section][name] is None
+
+
 def _good_or_refused(make):
     """Success, after which the recipe reads back the same, or one sentence."""
     recipe = message = None

@@ -156,7 +156,9 @@ def _options(value: Any, hint: Any) -> list[Any]:
     """The types that a value may be read as, best first: its own, then those of the hint in their order."""
     options = list(typing.get_args(hint)) if is_union(hint) else [hint]
     whole = isinstance(value, str) and value.isascii() and value.isdecimal() and int in options
-    own = int if whole else type(value)
+    own: type = int if whole else type(value)
+    if value == "null" and type(None) in options:  # before text, which it would be as well
+        own = type(None)
     return sorted(options, key=lambda option: option is not own or own is str)
 
 

@@ -104,12 +104,17 @@ def test_the_expected_cost_is_what_training_costs(method: regrow.methods.Method,
         model, optimizer, pattern=pattern, method=method, total_steps=30, example_inputs=batches(1)[0][0]
     )  # fmt: skip
     expected = sparsifier.summary().expected_cost
-    train(model, optimizer, batches(30))
+    train(model, optimizer, batches(10))
     if pattern is None:  # nothing is bound, so the first batch tells
         assert expected is None
         expected = sparsifier.summary().expected_cost
-    assert expected == pytest.approx(sparsifier.training_cost()["total"], rel=1e-12)
-    assert f"expected training cost {expected:.2f} × dense" in str(sparsifier)
+    assert sparsifier.summary().expected_cost == pytest.approx(expected, rel=1e-12)
+    spent = sparsifier.training_cost()["total"]
+    assert f"expected training cost {expected:.2f} × dense, {spent:.2f} so far; FLOPs" in str(sparsifier)
+    train(model, optimizer, batches(20))
+    assert sparsifier.summary().expected_cost is None
+    assert sparsifier.summary().spent_cost == pytest.approx(expected, rel=1e-12)
+    assert f"\ntraining cost {expected:.2f} × dense; FLOPs" in str(sparsifier)
 
 
 def test_no_cost_is_expected_of_widths_that_are_still_to_be_found() -> None:

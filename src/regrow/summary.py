@@ -79,7 +79,9 @@ class Summary:
         dense: what stays dense, the most first.
         parameters: of the whole model, when dense.
         flops: of a forward pass for one example, (now, dense); None where no batch has been seen.
-        expected_cost: training FLOPs of the whole run × those of dense training; None where they are not known.
+        expected_cost: training FLOPs of the whole run × those of dense training; None once it is over, and where nobody
+            can know.
+        spent_cost: of the steps so far × those of as many dense ones; None before the first, and without FLOPs.
         notes: what else there is to say.
     """
 
@@ -99,6 +101,7 @@ class Summary:
     parameters: int = 0
     flops: tuple[float, float] | None = None
     expected_cost: float | None = None
+    spent_cost: float | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -142,8 +145,10 @@ class Summary:
             return "training cost and FLOPs: known once the model has seen a batch, or with example_inputs="
         now, dense = self.flops
         share = f"{now / dense if dense else 1:.1%}"
-        expected = "" if self.expected_cost is None else f"expected training cost {self.expected_cost:.2f} × dense; "
-        return f"{expected}FLOPs of a forward pass now {_counted(now)} of {_counted(dense)} ({share})"
+        cost = "" if self.expected_cost is None else f"expected training cost {self.expected_cost:.2f} × dense"
+        if self.spent_cost is not None:
+            cost = f"{cost}, {self.spent_cost:.2f} so far" if cost else f"training cost {self.spent_cost:.2f} × dense"
+        return f"{cost}{'; ' if cost else ''}FLOPs of a forward pass now {_counted(now)} of {_counted(dense)} ({share})"
 
     def _how(self) -> str:
         return f"by {self.method} on {self.pattern}, criterion {self.criterion}"
@@ -174,12 +179,13 @@ def of(sparsifier: Sparsifier) -> Summary:
     flops = sparsifier._accounts.flops()
     now = None if flops is None else flops.inference(sparsifier.layer_density())
     final, cost = units.planned(), None
-    if flops is not None and final is not None and not sparsifier._finished and timeline.updates <= _MOST:
-        steps = sparsifier.total_steps
+    done, steps = sparsifier.step_count, sparsifier.total_steps
+    over = sparsifier._finished or done >= steps
+    if flops is not None and final is not None and not over and timeline.updates <= _MOST:
         cost = planned_cost(sparsifier.method, sparsifier.criterion, final, flops, steps) / steps
     return Summary(
         method=options_of(sparsifier.method), pattern=options_of(sparsifier.pattern) if layers else "nothing",
-        criterion=sparsifier.criterion.name, steps=(sparsifier.step_count, sparsifier.total_steps),
+        criterion=sparsifier.criterion.name, steps=(done, steps),
         phase=sparsifier.phase, updates=timeline.updates,
         cycle=tuple((phase.name, phase.steps) for phase in timeline.cycle if phase.steps),
         layers=layers, targets={name: active / size for name, (active, size) in (final or {}).items()},
@@ -187,6 +193,7 @@ def of(sparsifier: Sparsifier) -> Summary:
         dense=reasons(units.dense, {name: math.prod(shape) for name, shape in shapes.items()}),
         parameters=sum(math.prod(shape) for shape in shapes.values()),
         flops=None if flops is None or now is None else (now, flops.total), expected_cost=cost,
+        spent_cost=sparsifier.training_cost()["total"] if flops is not None and done else None,
         notes=(units.note,) if units.note else (),
     )  # fmt: skip
 

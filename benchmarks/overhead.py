@@ -4,9 +4,9 @@
     python benchmarks/overhead.py --out benchmarks/results/overhead.json
 
 The contenders take turns of a few steps each, so that a machine whose speed drifts slows all of them; what is reported
-is the median over the rounds of the ratio of a turn's median step to the plain one of the same round. Plain training
-takes two turns in each round (how far its two ratios lie apart is the noise). Beside the steps: the time of one prune
-and one grow over all weights of a ResNet-50, and the memory that is held for each sparsified weight.
+is the median, with quartiles, over the rounds of the ratio of a turn's median step to the plain one of the same round.
+Plain training takes two turns in each round (how far its two ratios lie apart is the noise). Beside the steps: the time
+of one prune and one grow over all weights of a ResNet-50, and the memory that is held for each sparsified weight.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ METHODS = {
     "shadow": regrow.IEE(10**6, update_end=1.0),
     "latent": regrow.STE.topkast(every=10**6),
     "latent, p = 3": regrow.STE.feather(ramp=None, every=10**6),
+    "latent, selecting": regrow.STE.topkast(every=1),
+    "latent, p = 3, selecting": regrow.STE.feather(ramp=None, every=1),
 }
 
 
@@ -75,7 +77,7 @@ def in_phase(phase: str, criterion: str = "magnitude") -> Callable[[], None]:
         total_steps=10**6 + 2,
     )  # fmt: skip
     step()
-    assert sparsifier.phase == {"shadow": "estimate", "latent, p = 3": "latent"}.get(phase, phase)
+    assert sparsifier.phase == {"shadow": "estimate"}.get(phase, phase.split(",")[0])
     return step
 
 
@@ -118,6 +120,8 @@ def steps(rounds: int) -> dict[str, dict[str, float]]:
         "regrow explore": in_phase("explore"),
         "regrow latent, hard projection": in_phase("latent"),
         "regrow latent, p = 3": in_phase("latent, p = 3"),
+        "regrow latent, hard projection, selecting at every step": in_phase("latent, selecting"),
+        "regrow latent, p = 3, selecting at every step": in_phase("latent, p = 3, selecting"),
         "rigl-torch 0.5.2": rigl_torch(),
         "torch.nn.utils.prune": torch_prune(),
     }
@@ -129,13 +133,12 @@ def steps(rounds: int) -> dict[str, dict[str, float]]:
         for name in order[i % len(order) :] + order[: i % len(order)]:  # nobody always follows the same one
             taken[name].append(statistics.median(seconds(contenders[name]) for _ in range(TURN)))
     both = [(a + b) / 2 for a, b in zip(taken["plain"], taken["plain again"], strict=True)]
-    return {
-        name: {
-            "median_ms": 1000 * statistics.median(times),
-            "ratio": statistics.median(t / plain for t, plain in zip(times, both, strict=True)),
-        }
-        for name, times in taken.items()
-    }
+    return {name: summary(times, both) for name, times in taken.items()}
+
+
+def summary(times: list[float], plain: list[float]) -> dict[str, float]:
+    lower, ratio, upper = statistics.quantiles((t / p for t, p in zip(times, plain, strict=True)), n=4)
+    return {"median_ms": 1000 * statistics.median(times), "ratio": ratio, "lower": lower, "upper": upper}
 
 
 def selection() -> dict[str, float]:

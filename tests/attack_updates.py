@@ -43,6 +43,14 @@ def weights_explored() -> Made:
     return _attached(regrow.Weights(0.7, "erk"), IEE, "magnitude")
 
 
+def weights_latent() -> Made:
+    return _attached(regrow.Weights(0.7, "erk"), regrow.STE(every=3), "magnitude")
+
+
+def weights_previewed() -> Made:
+    return _attached(regrow.Weights(0.7, "erk"), regrow.IEE(h=4, preview="latent", update_end=1.0), "taylor")
+
+
 def channels_masked() -> Made:
     return _attached(regrow.Channels(params=0.6, round_to=1, thin=False), IEE, "taylor")
 
@@ -52,7 +60,8 @@ def channels_thin() -> Made:
 
 
 KINDS: dict[str, Callable[[], Made]] = {
-    "weights": weights, "weights explored": weights_explored, "channels": channels_masked, "thin": channels_thin,
+    "weights": weights, "weights explored": weights_explored, "weights latent": weights_latent,
+    "weights previewed": weights_previewed, "channels": channels_masked, "thin": channels_thin,
 }  # fmt: skip
 
 

@@ -149,19 +149,68 @@ def test_adaptive_optimizers_take_a_share_of_the_step(scale) -> None:
         torch.testing.assert_close(part, full * scale, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("method", [STE(every=50), STE(p=math.inf, every=50)], ids=["soft", "hard"])
-def test_what_others_write_between_steps_is_the_latent_value(method) -> None:
+WRITERS = {
+    "in place": lambda p: p.detach().fill_(7.0),
+    "its data": lambda p: p.data.fill_(7.0),
+    "other data": lambda p: setattr(p, "data", torch.full_like(p, 7.0)),
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "writer"),
+    [(STE(every=50), "in place"), *((STE(p=math.inf, every=50), writer) for writer in WRITERS)],
+    ids=["soft", *WRITERS],
+)
+def test_what_others_write_between_steps_is_the_latent_value(method, writer) -> None:
+    write = WRITERS[writer]
     model = network()
     chosen = torch.optim.SGD(model.parameters(), 0.0)
     sparsifier = attach(model, chosen, pattern=PATTERN, method=method, total_steps=60)
     train(model, chosen, batches(2))
     state = states(sparsifier)[1]
     active = state.active.clone()
-    with torch.no_grad():
-        state.param.fill_(7.0)
+    write(state.param)
     train(model, chosen, batches(1))
     assert (state.memory[active] == 7).all()
     assert (state.param[~active] == 0).all()
+
+
+@pytest.mark.parametrize("method", [STE(every=2), STE.topkast(every=1), SRSTE(every=3)], ids=["soft", "hard", "pull"])
+def test_between_steps_a_parameter_has_its_own_data(method) -> None:
+    model = network()
+    chosen = torch.optim.AdamW(model.parameters(), 0.01)
+    places = [p.data_ptr() for p in model.parameters()]
+    attach(model, chosen, pattern=PATTERN, method=method, total_steps=18)
+    seen = []
+
+    def look(*_: object) -> None:
+        seen.append([p.data_ptr() for p in model.parameters()] == places)
+
+    chosen.register_step_pre_hook(look)
+    train(model, chosen, batches(18), lambda: seen.append([p.data_ptr() for p in model.parameters()] == places))
+    assert seen == [False, True] * 18
+
+
+@pytest.mark.parametrize("method", [STE(every=2), STE.topkast(every=1), SRSTE(every=3)], ids=["soft", "hard", "pull"])
+def test_optimizers_that_make_new_data(method) -> None:
+    class Handwritten(torch.optim.Optimizer):
+        def __init__(self, params) -> None:
+            super().__init__(params, {"lr": 0.1})
+
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.data = p.data - group["lr"] * p.grad
+
+    after = []
+    for make in (Handwritten, lambda params: torch.optim.SGD(params, 0.1)):
+        model = network()
+        chosen = make(model.parameters())
+        attach(model, chosen, pattern=PATTERN, method=method, total_steps=20)
+        train(model, chosen, batches(20))
+        after.append(snapshot(model))
+    for name, value in after[0].items():
+        torch.testing.assert_close(value, after[1][name], rtol=1e-4, atol=1e-6)
 
 
 def test_a_step_that_fails_half_way_leaves_the_projection() -> None:

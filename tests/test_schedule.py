@@ -106,3 +106,12 @@ def test_every_step_lies_in_one_span_and_every_span_ends_once(lengths, begin, ex
         assert len(boundaries) == timeline.updates * len(phases)
         assert [b.update for b in boundaries] == sorted(b.update for b in boundaries)
     assert sum(b.last for b in boundaries) == timeline.updates
+
+
+@pytest.mark.parametrize("updates", [1, 7, 9_999, 10_000, 10_001, 20_000, 20_001, 123_457])
+def test_few_of_many_updates_are_recorded_evenly_and_the_last(updates) -> None:
+    timeline = repeat(Phase("latent", 1), total_steps=updates, until=updates)
+    recorded = [step for step in range(1, updates + 1) if all(b.is_recorded for b in timeline.ended_at(step))]
+    spacing = recorded[0]
+    assert recorded == sorted({*range(spacing, updates + 1, spacing), updates})
+    assert spacing == 1 if updates <= 10_000 else 5_000 <= len(recorded) <= 10_001

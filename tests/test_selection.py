@@ -33,6 +33,34 @@ def test_all_tied(n, data) -> None:
     assert top_k(torch.zeros(n), k).nonzero().flatten().tolist() == list(range(k))
 
 
+MANY = {
+    "all different": lambda noise: noise,
+    "few values": lambda noise: (noise * 3).round(),
+    "mostly zero": lambda noise: noise.clamp(min=1.2),
+    "all zero": torch.zeros_like,
+    "sorted": lambda noise: noise.sort().values,
+    "periodic like the sample": lambda noise: torch.arange(len(noise)) % 67.0,
+    "with infinities": lambda noise: noise.masked_fill(noise > 1, math.inf).masked_fill(noise < -1, -math.inf),
+    "not all numbers": lambda noise: noise.masked_fill(noise.abs() < 0.3, math.nan),
+}
+
+
+@pytest.mark.parametrize("kind", MANY)
+@pytest.mark.parametrize("share", [0.0001, 0.1, 0.5, 0.97, 0.9999])
+@pytest.mark.parametrize("some", [False, True])
+def test_many_equal_sorting(kind, share, some) -> None:
+    scores = MANY[kind](torch.randn(40_000, generator=torch.Generator().manual_seed(0))).float()
+    among = torch.rand(40_000, generator=torch.Generator().manual_seed(1)) < 0.6 if some else None
+    allowed = torch.ones(40_000, dtype=torch.bool) if among is None else among
+    k = max(1, int(share * int(allowed.sum())))
+    lowest = torch.finfo(torch.float32).min
+    ranked = torch.nan_to_num(scores, nan=lowest, posinf=math.inf, neginf=lowest)
+    order = ranked.double().masked_fill(~allowed, -math.inf).argsort(descending=True, stable=True)
+    expected = torch.zeros(40_000, dtype=torch.bool)
+    expected[order[:k]] = True
+    assert torch.equal(top_k(scores, k, among), expected)
+
+
 def test_shape_and_memory_format() -> None:
     scores = torch.arange(24.0).view(2, 3, 2, 2).contiguous(memory_format=torch.channels_last)
     chosen = top_k(scores, 5)

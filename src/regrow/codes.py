@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,7 +64,8 @@ def arrives(old: Tensor, new: Tensor) -> Tensor:
 
 def count(mask: Tensor) -> int:
     """How many entries of a bool tensor are set."""
-    return int(torch.count_nonzero(mask))
+    mask = mask.detach()
+    return int(np.count_nonzero(mask.numpy()) if mask.device.type == "cpu" else torch.count_nonzero(mask))
 
 
 def bits(tensor: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from regrow.codes import count
+
 Kind = Literal["first", "second", "parameter", "keep"]
 
 # "first": an average of past gradients; starts afresh when an entry becomes trainable.
@@ -138,10 +140,11 @@ def update_state_for(
         restarted: bool, entries whose live value was set anew (from memory or to zero).
     """
     fresh = trainable & ~before
+    some = bool(count(fresh))
     for _, kind, value in tensors(state, param):
         if kind == "first":
             value.masked_fill_(~trainable | fresh, 0)
-        elif kind == "second":
+        elif kind == "second" and some:
             known = value.masked_fill(~before, 0)
             mean = known.sum(dtype=torch.float32) / (known != 0).sum().clamp(min=1)
             faded = fresh & (value < FADED * mean)

@@ -17,6 +17,7 @@ from regrow.latent import Latent
 #   all      everything, as which the network computes
 #   latent   latent weights, all of them; the network computes as their projection
 Trains = Literal["active", "removed", "all", "latent"]
+_RECORDS = 10_000  # about as many updates are recorded at most
 START = -1  # the update that takes the first structure
 Shape = Literal["cosine", "exponential", "linear", "constant"]
 
@@ -117,6 +118,12 @@ class Boundary:
     last: bool
     updates: int = 0
     until: int = 0
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether its update is among those whose records are kept: every n-th, and the last."""
+        spacing = max(1, math.ceil(self.updates / _RECORDS))
+        return (self.update + 1) % spacing == 0 or self.update + 1 == self.updates
 
     @property
     def progress(self) -> float:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow import attach, fingerprint, gradients, lengths, names, processes, restoring
+from regrow import attach, codes, fingerprint, gradients, lengths, names, processes, restoring
 from regrow import summary as summaries
 from regrow.accounts import Accounts
 from regrow.actions import Action
@@ -83,7 +83,7 @@ class Sparsifier:
         self.method, self.criterion = attach.method(method, pattern, Criterion.of(criterion))
         self.seed = attach.seed(seed)
         attach.check_on_resize(on_resize)
-        self.history: list[dict[str, Any]] = []
+        self._records: tuple[dict[str, Any], ...] = ()
         self.step_count = 0
         self._optimizers = attach.optimizers(optimizer, Sparsifier)
         groups = attach.parameter_groups(self._optimizers)
@@ -183,13 +183,19 @@ class Sparsifier:
         """Parameter name → bool mask of the active structure (what is only being explored is not in it)."""
         return {name: state.active for name, state in self._states.items()}
 
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """What each update pruned and grew, how much of the last growth survived, and the density then. Of more than
+        10,000 updates every n-th is recorded, and the last, so that no more than these are kept."""
+        return list(self._records)
+
     def density(self) -> float:
         """Active / all sparsified entries; 1.0 where nothing is sparsified."""
         return self._units.density()
 
     def layer_density(self) -> dict[str, float]:
         """The same, for each sparsified parameter."""
-        return {name: int(state.active.sum()) / state.flags.numel() for name, state in self._states.items()}
+        return {name: codes.count(state.active) / state.flags.numel() for name, state in self._states.items()}
 
     def widths(self) -> dict[str, tuple[int, int]]:
         """Group of channels → (how many are active, how many there are); empty for other patterns."""
@@ -289,16 +295,19 @@ class Sparsifier:
         self._watch.stepping = False
         if self._skipped:
             return
+        closes = optimizer is self._optimizers[-1]
+        ended = self._timeline.ended_at(self.step_count + 1) if closes and not self._finished else []
         for state in self._by_optimizer[id(optimizer)].values():
-            state.enforce()
+            state.enforce(update_follows=bool(ended))
         self._gradients.used(optimizer)
-        if optimizer is self._optimizers[-1]:
+        if closes:
             self._saliency.close_step()
-            ended = [] if self._finished else self._timeline.ended_at(self.step_count + 1)
-            with self._all_or_nothing() if ended else nullcontext():  # a step whose update fails is not counted
+            with self._update_or_nothing() if ended else nullcontext():  # a step whose update fails is not counted
                 self.step_count += 1
                 for boundary in ended:
                     self._cross(boundary)
+                for state in self._states.values():
+                    state.catch_up()
 
     # -- between phases ----------------------------------------------------------------------------------------------
 
@@ -307,6 +316,12 @@ class Sparsifier:
         parts += self._units.parts()
         keepers = [state_owner(one) for one in self._optimizers]
         return all_or_nothing(Scope(self.model, keepers, parts, self._on_resize))
+
+    def _update_or_nothing(self) -> AbstractContextManager[None]:
+        if not self._units.changes_states_alone:
+            return self._all_or_nothing()
+        parts = [self, self._statistics, self._accounts, *self._units.parts()]
+        return all_or_nothing(Scope(self.model, (), parts, noting=tuple(self._states.values())))
 
     def _carry_out(self, actions: Sequence[Action]) -> None:
         """Does what the method asks for before the coming step, whose phase says what of it trains."""
@@ -327,7 +342,10 @@ class Sparsifier:
                 if self._span.trains == "removed":
                     self._statistics.hold()
             if boundary.last:
-                self.history.append(self._units.record(boundary.update))
+                if boundary.is_recorded:
+                    self._records = (*self._records, self._units.record(boundary.update))
+                else:
+                    self._units.mark()
             self._saliency.forget()
 
     def _account(self) -> None:
@@ -440,7 +458,7 @@ class Sparsifier:
             "saliency": self._saliency.state_dict(),
             "units": self._units.state_dict(),
             "buffers": self._statistics.state_dict(),
-            "history": list(self.history),
+            "history": self.history,
             "ledger": self._accounts.state_dict(),
         }
 
@@ -485,7 +503,7 @@ class Sparsifier:
         self._saliency.load_state_dict(state["saliency"])
         self._units.load_state_dict(state["units"])
         self._loads.unsettled = True
-        self.history = [dict(record) for record in state["history"]]
+        self._records = tuple(dict(record) for record in state["history"])
         self._accounts.load_state_dict(state["ledger"], self.step_count)
         self._statistics.load_state_dict(state["buffers"])
 

@@ -53,6 +53,7 @@ class WeightState:
         self._optimizer_state = optimizer_state
         self.latent: Latent | None = None  # while latent values train
         self._live: Tensor | None = None  # the parameter's own data, while it has latent values for a step
+        self._behind = False  # whether it is still to become their projection
         self.journal: Journal | None = None  # where what transitions change is kept first
         self._has_frozen = False
         self._has_pruned = False
@@ -135,12 +136,11 @@ class WeightState:
                 reached in it; ``"zero"``.
             latent: how latent values train from now on, if they do.
         """
-        self.hide_latent()
+        self.hide_latent(project=False)
         self._keep_before(init, latent)
         old = self.flags
-        arrives = codes.arrives(old, code).view(torch.bool)
         if self.latent is not None and init == "zero":
-            self.memory.masked_fill_(arrives, 0)
+            self.memory.masked_fill_(codes.arrives(old, code).view(torch.bool), 0)
         if self.latent is not None and latent is not None:  # all entries have trained in memory, and go on
             self._write(code)
             self.latent = latent
@@ -149,6 +149,7 @@ class WeightState:
         if self.latent is not None:
             active = codes.active(code).view(torch.bool)
             torch.where(active, self.latent.project(self.memory, active), self.memory, out=self.param.detach())
+        arrives = codes.arrives(old, code).view(torch.bool)
         restarted = arrives & codes.pruned(old).view(torch.bool) if init == "explored" else arrives
         restarted = restarted | codes.pruned(code).view(torch.bool)
         was_live = self.trainable
@@ -157,7 +158,7 @@ class WeightState:
         self._write(code)
         optim_state.update_state_for(self.optimizer_state(), self.param, self.trainable, was_live, restarted)
         self._note_codes()
-        self.latent = latent
+        self.latent, self._behind = latent, False
         if latent is not None:
             self.memory.copy_(self.param)
             self._project(self.param.detach(), afresh=True)
@@ -167,13 +168,13 @@ class WeightState:
         if self.journal is None:
             return
         self.journal.keep(self._flags)
-        self.journal.afterwards(self._project_again)
         if self.latent is None or latent is None or init == "zero":
             self.journal.keep(self.param, self._memory)
             self.journal.keep(*(value for _, _, value in optim_state.tensors(self.optimizer_state(), self.param)))
 
     @torch.no_grad()
-    def _project_again(self) -> None:
+    def follow(self) -> None:
+        """Projects latent values anew, if there are any."""
         if self.latent is not None:
             self._project(self.param.detach(), afresh=True)
 
@@ -218,6 +219,7 @@ class WeightState:
         """Gives the parameter the latent values of what trains as its data, for the optimizer's step."""
         if self.latent is None or self._live is not None or self.at_rest:
             return
+        self.catch_up()
         self._take_written()
         live = self.param.data
         if self._scales_steps:
@@ -225,9 +227,11 @@ class WeightState:
         self._live, self.param.data = live, self._memory
 
     @torch.no_grad()
-    def hide_latent(self) -> None:
-        """Gives the parameter its own data again, the projection of the latent values."""
+    def hide_latent(self, project: bool = True) -> None:
+        """Gives the parameter its own data again, the projection of the latent values, or what is to become that."""
         if self.latent is None or self._live is None:
+            if project:
+                self.catch_up()
             return
         live, memory = self._live, self._memory
         if self.param.data_ptr() != memory.data_ptr():  # an optimizer that makes new data
@@ -236,8 +240,9 @@ class WeightState:
             for new, old, flags in codes.pieces(memory, live, self._flags):
                 removed = codes.explored(flags).view(torch.bool)
                 torch.where(removed, torch.lerp(old, new, self.latent.gain), new, out=new)
-        self._project(live, afresh=self._scales_steps)
-        self._live, self.param.data = None, live
+        if project:
+            self._project(live, afresh=self._scales_steps)
+        self._live, self.param.data, self._behind = None, live, not project
 
     def _project(self, live: Tensor, afresh: bool = False) -> None:
         """live ← the projection of memory; unless afresh, it is zero already where nothing is active."""
@@ -248,7 +253,13 @@ class WeightState:
                 codes.keep_only(codes.active(flags), memory, out=part)
         else:
             self.latent.project(self._memory, self.active, out=live.zero_() if afresh else live)
-        self._version = self.param._version
+        self._version, self._behind = self.param._version, False
+
+    @torch.no_grad()
+    def catch_up(self) -> None:
+        """Projects latent values that have not been since the last step."""
+        if self._behind:
+            self.follow()
 
     def _take_written(self, surely: bool = False) -> None:
         """What others have written into active entries since the last step is their latent value now.
@@ -288,13 +299,15 @@ class WeightState:
         if grad is None or latent is None or (due and self.scales_nothing):
             return
         for part, memory, flags in codes.pieces(grad, self.memory, self._flags):
-            removed = codes.explored(flags)
-            if not due or latent.gain == 0:
-                codes.keep_only(codes.active(flags), part, out=part)
-            elif latent.gain != 1 and not self.normalizes:
-                part.mul_(codes.active(flags).to(part.dtype).add_(removed, alpha=latent.gain))
+            active = codes.active(flags)
             if latent.pull:
-                part.add_(memory.masked_fill(~removed.view(torch.bool), 0), alpha=latent.pull)
+                pull = memory.masked_fill(active.view(torch.bool), 0)
+            if not due or latent.gain == 0:
+                codes.keep_only(active, part, out=part)
+            elif latent.gain != 1 and not self.normalizes:
+                part.mul_(active.to(part.dtype).add_(active.bitwise_xor_(1), alpha=latent.gain))
+            if latent.pull:
+                part.add_(pull, alpha=latent.pull)
 
     @torch.no_grad()
     def mark(self, previous: Tensor | None = None, grown: Tensor | None = None) -> None:
@@ -356,7 +369,7 @@ class WeightState:
         if self.at_rest:
             return
         self._take_written(surely=True)
-        self._project_again()
+        self.follow()
         self.write_zeros()
         trains, pruned = self.trainable, codes.pruned(self.flags).view(torch.bool)
         optim_state.update_state_for(self.optimizer_state(), self.param, trains, trains, pruned)
@@ -372,13 +385,16 @@ class WeightState:
                 codes.keep_only(kept(flags), live, out=live)
 
     @torch.no_grad()
-    def enforce(self) -> None:
+    def enforce(self, update_follows: bool = False) -> None:
         """Puts pruned and frozen entries back to their values after a step, bit for bit; no synchronisation.
 
         Where the optimizer holds zeros by itself, they are written again only where others have written them: into the
         parameter before the step, or by its data or its gradient past all notice, which a probe finds.
+
+        Args:
+            update_follows: whether another structure comes at once; latent values wait for it, or for `catch_up`.
         """
-        self.hide_latent()
+        self.hide_latent(project=not update_follows)
         if self.at_rest or not (self._has_frozen or self._has_pruned):
             return
         self._follow()
@@ -401,9 +417,10 @@ class WeightState:
         stride = max(1, len(flat[0]) // _PROBED)
         self._probe = (self._probe + 1) % stride
         live, memory, flags = (t[self._probe :: stride] for t in flat)
+        code = flags.numpy() & codes.CODE  # of so few, in a fraction of the time that PyTorch takes
         if self.latent is not None:
-            return bool(((live != memory) & codes.active(flags)).any())
-        return bool(((live != 0) & codes.pruned(flags)).any())
+            return bool(((codes.bits(live).numpy() != codes.bits(memory).numpy()) & (code == TRAINABLE)).any())
+        return bool((codes.bits(live).numpy()[code == PRUNED] << 1).any())  # but for the sign of zero
 
     def _restore(self, tensor: Tensor, frozen: Tensor) -> None:
         if self._has_frozen:
@@ -433,7 +450,7 @@ class WeightState:
     def load_state_dict(self, state: dict[str, Any], latent: Latent | None = None) -> None:
         """Restores from `state_dict`; values of the parameter are not part of it, nor how latent values train."""
         self.hide_latent()
-        self.latent = latent
+        self.latent, self._behind = latent, False
         self.flags.copy_(state["flags"])
         self.memory.copy_(state["memory"])
         self._count_codes()

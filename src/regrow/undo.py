@@ -1,18 +1,23 @@
-"""All or nothing: what an update changes is put back if it does not come to its end."""
+"""All or nothing: what an update changes is put back if it does not come to its end.
+
+Where only the states of parameters change, as for patterns of single entries, they note what they are about to change.
+Otherwise all is copied beforehand.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from regrow.channels import surgery
+from regrow.journal import Journal
 
 
 @dataclass(frozen=True)
@@ -24,26 +29,65 @@ class Scope:
         optimizers: their states.
         parts: objects whose attributes may change.
         on_resize: called where parameters got other shapes and have them back.
+        noting: what keeps in a journal what it is about to change of the model's parameters and the optimizers' states.
+            Where there is any, of these nothing else may change, and no gradient.
     """
 
     model: nn.Module
     optimizers: Iterable[Optimizer]
     parts: Iterable[object]
     on_resize: Callable[[], None] | None = None
+    noting: Sequence[Noting] = ()
+
+
+class Noting(Protocol):
+    """What notes tensors before it changes them in place; its other attributes it replaces.
+
+    Attributes:
+        journal: where, if anywhere.
+    """
+
+    journal: Journal | None
+
+    def follow(self) -> None:
+        """Makes again what follows from what it has noted, once that is put back."""
 
 
 @contextmanager
 def all_or_nothing(scope: Scope) -> Iterator[None]:
     """Inside it, an exception of any kind (Ctrl-C, too) puts everything in the scope back to what it was, and goes on.
 
-    It holds a copy of everything meanwhile.
+    It holds a copy of everything meanwhile, or of what has changed.
     """
-    restore = _snapshot(scope)
+    restore = _noted(scope) if scope.noting else _snapshot(scope)
     try:
         yield
     except BaseException:
         restore()
         raise
+    finally:
+        for one in scope.noting:
+            one.journal = None
+
+
+def _noted(scope: Scope) -> Callable[[], None]:
+    """Has changes noted; returns what puts everything in the scope back."""
+    journal = Journal()
+    attributes = [(one, dict(vars(one))) for one in scope.noting]
+    parts = [(part, {name: _copy(value, tensors=False) for name, value in vars(part).items()}) for part in scope.parts]
+    journal.keep(*scope.model.buffers())
+    for one in scope.noting:
+        one.journal = journal
+
+    def restore() -> None:
+        journal.restore()
+        for part, before in (*attributes, *parts):
+            vars(part).clear()
+            vars(part).update(before)
+        for one in scope.noting:
+            one.follow()
+
+    return restore
 
 
 def _snapshot(scope: Scope) -> Callable[[], None]:
@@ -87,18 +131,20 @@ def _snapshot(scope: Scope) -> Callable[[], None]:
     return restore
 
 
-def _copy(value: Any) -> Any:
-    """Tensors and containers anew, parameters and everything else as they are."""
+def _copy(value: Any, tensors: bool = True) -> Any:
+    """Containers anew, and tensors if they are to be; parameters, tuples of plain values and all else as they are."""
     if isinstance(value, nn.Parameter):
         return value
     if isinstance(value, Tensor):
-        return value.clone()
+        return value.clone() if tensors else value
+    if type(value) is tuple and not any(isinstance(one, Tensor) for one in value):
+        return value
     if type(value) in (dict, list, tuple):
         if isinstance(value, Mapping):
-            return {key: _copy(one) for key, one in value.items()}
-        return type(value)(_copy(one) for one in value)
+            return {key: _copy(one, tensors) for key, one in value.items()}
+        return type(value)(_copy(one, tensors) for one in value)
     if is_dataclass(value) and not isinstance(value, type) and not value.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         twin = copy.copy(value)
-        vars(twin).update({name: _copy(one) for name, one in vars(value).items()})
+        vars(twin).update({name: _copy(one, tensors) for name, one in vars(value).items()})
         return twin
     return value

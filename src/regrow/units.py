@@ -54,6 +54,7 @@ class Units(ABC):
         note: what there is to say about how all this was found, or "".
         flops: of the dense model, where they have been counted.
         resizes: whether parameters change their shapes in training.
+        changes_states_alone: whether transitions change parameters and optimizers through their states only.
         table: of latencies, where there is such a budget.
         target: the sparsity that the run ends at.
         states: of the sparsified parameters.
@@ -68,6 +69,7 @@ class Units(ABC):
     note: str = ""
     flops: ModelFlops | None = None
     resizes: bool = False
+    changes_states_alone: bool = False
     table: LatencyTable | None = None
     target: float
     states: Mapping[str, WeightState]
@@ -136,7 +138,7 @@ class Units(ABC):
     def density(self) -> float:
         """Active entries as a share of all sparsified ones; 1.0 where nothing is sparsified."""
         total = sum(state.flags.numel() for state in self.states.values())
-        return sum(int(state.active.sum()) for state in self.states.values()) / total if total else 1.0
+        return sum(codes.count(state.active) for state in self.states.values()) / total if total else 1.0
 
     @abstractmethod
     def _overlap(self) -> Iterable[tuple[Tensor, Tensor]]:
@@ -146,8 +148,8 @@ class Units(ABC):
         """Sums up an update that has just ended, and marks its structure."""
         both = either = 0
         for active, previous in self._overlap():
-            both += int((active & previous).sum())
-            either += int((active | previous).sum())
+            both += codes.count(active & previous)
+            either += codes.count(active | previous)
         tally = self.tally
         grown_before = tally.get("grown_before", 0)
         record = {
@@ -165,7 +167,7 @@ class Units(ABC):
 
     def _count(self, **masks: Tensor) -> None:
         for what, mask in masks.items():
-            self.tally[what] = self.tally.get(what, 0) + int(mask.sum())
+            self.tally[what] = self.tally.get(what, 0) + codes.count(mask)
 
     # -- for the engine ----------------------------------------------------------------------------------------------
 
@@ -252,6 +254,8 @@ class EntryUnits(Units):
         final: (active, all) units of each parameter at the target.
     """
 
+    changes_states_alone = True
+
     def __init__(self, pattern: EntryPattern, model: nn.Module, example_inputs: Any = None) -> None:
         super().__init__()
         self.pattern = pattern
@@ -322,8 +326,9 @@ class EntryUnits(Units):
         self._become(chosen, "mru", span.latent)
         for name, state in self.states.items():
             now, grown = state.active, state.grown
-            self._count(pruned=before[name] & ~now, grown_before=grown, survived=grown & now)
-            new = now & ~before[name]
+            stayed = now & before[name]
+            self._count(pruned=before[name] ^ stayed, grown_before=grown, survived=grown & now)
+            new = now ^ stayed
             self._count(grown=new, regrown=new & state.previous)
             state.mark(grown=new)
 
@@ -363,17 +368,15 @@ class EntryUnits(Units):
         """Puts a structure in force, the same on all ranks; latent values of what it leaves out train on."""
         out_of_use = codes.PRUNED if latent is None else codes.EXPLORED
         for name, state in self.states.items():
-            active = self._agree(masks[name].to(torch.uint8)).to(torch.bool)
-            state.transition(
-                torch.full_like(state.flags, out_of_use).masked_fill_(active, codes.TRAINABLE), init, latent
-            )
+            active = self._agree(masks[name].to(torch.uint8))
+            state.transition(active.mul_(out_of_use ^ codes.TRAINABLE).bitwise_xor_(out_of_use), init, latent)
 
     def _counts(self, action: Action) -> dict[str, int]:
         return counts_after(action, self.final, {name: self._count_of(s.active) for name, s in self.states.items()})
 
     def _count_of(self, mask: Tensor) -> int:
         """How many units a mask of entries has."""
-        return int(mask.sum()) // self.pattern.unit_size
+        return codes.count(mask) // self.pattern.unit_size
 
     def _by(self, role: Role) -> Callable[[str], Tensor]:
         return lambda name: self.saliency.scores(role, name, self.step)

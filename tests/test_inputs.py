@@ -93,6 +93,15 @@ def test_a_form_that_does_not_fit_says_the_other_one(build, example, said):
             call()
 
 
+@pytest.mark.parametrize("kind", ["DataLoader", "TensorDataset", "Subset"])
+def test_where_batches_come_from_is_none(kind):
+    data = torch.utils.data.TensorDataset(torch.zeros(2, 3))
+    given = {"DataLoader": torch.utils.data.DataLoader(data), "TensorDataset": data,
+             "Subset": torch.utils.data.Subset(data, [0])}[kind]  # fmt: skip
+    with pytest.raises(UserError, match=rf"example_inputs is a {kind}; pass .* next\(iter\(loader\)\)\[0\]"):
+        Inputs.of(given)
+
+
 @pytest.mark.parametrize("empty", [None, (), [], {}])
 def test_empty(empty):
     with pytest.raises(UserError, match="example_inputs is empty"):

@@ -212,6 +212,7 @@ def test_misuse_is_refused_when_attaching() -> None:
     refused("LBFGS does not work", optimizer=lambda m: torch.optim.LBFGS(m.parameters()))
     refused("must be a torch.optim.Optimizer", optimizer=lambda m: "sgd")
     refused("empty list", optimizer=lambda m: [])
+    refused("trains none of this model's parameters", optimizer=lambda m: torch.optim.SGD(network().parameters(), 0.1))
     refused("7.weight is in no optimizer", optimizer=lambda m: torch.optim.SGD(m[:6].parameters(), 0.1))
     refused("in two optimizers", optimizer=lambda m: [sgd(m), sgd(m)])
     refused("total_steps is None", total_steps=None)

@@ -196,9 +196,17 @@ def check_model(model: nn.Module, groups: Groups) -> None:
     Raises:
         UserError: naming the parameter.
     """
-    for name, param in names.parameters(model).items():
+    parameters = names.parameters(model)
+    for name, param in parameters.items():
         if isinstance(param, nn.parameter.UninitializedParameter):
             raise UserError(f"{name} has no shape yet (a lazy module); run one batch through the model first")
+    trained = [id(param) for param in parameters.values() if param.requires_grad]
+    if trained and groups.keys().isdisjoint(trained):
+        raise UserError(
+            "the optimizer trains none of this model's parameters; make it of model.parameters(), once the model is "
+            "what it is to be (moved, wrapped, with its head)"
+        )
+    for name, param in parameters.items():
         if param.requires_grad and id(param) not in groups:
             raise UserError(
                 f"{name} is in no optimizer that was given; pass all optimizers as a list, or set requires_grad_(False)"

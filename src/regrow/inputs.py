@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+from torch.utils.data import DataLoader, Dataset
 
 from regrow.errors import UserError
 
@@ -38,7 +39,7 @@ class Inputs:
             kwargs: further keyword arguments.
 
         Raises:
-            UserError: there is nothing in it.
+            UserError: there is nothing in it, or it is where batches come from.
 
         >>> Inputs.of({"x": 1}).kwargs, Inputs.of(((1, 2), {"x": 3})).args
         ({'x': 1}, (1, 2))
@@ -48,6 +49,11 @@ class Inputs:
             return cls(given.args, {**given.kwargs, **more}, given.hint)
         if given is None or (isinstance(given, (tuple, list, Mapping)) and not given and not more):
             raise UserError("example_inputs is empty; pass one batch as the model takes it")
+        if isinstance(given, DataLoader | Dataset):
+            raise UserError(
+                f"example_inputs is a {type(given).__name__}; pass what the model takes of one batch of it, such as "
+                "next(iter(loader))[0]"
+            )
         if _is_call(given):
             return cls(tuple(given[0]), {**given[1], **more})
         if isinstance(given, tuple):

@@ -212,6 +212,12 @@ def test_onecycle_ends_where_it_says():
         ("--method.budget 3", "method.budget must be a mapping with shape, start, not '3'"),
         ("--method rigl", "method is 'rigl', but must be a mapping of keys to values: write --method.name rigl"),
         ("--method=rigl --seed 3", "write --method.name rigl, or in a file method: {name: rigl}"),
+        ("--method RigL", "write --method.name rigl, or"),
+        (
+            "--pattern erk",
+            "unknown pattern 'erk'; valid names are blocks, channels, nm, weights; write --pattern.name NAME",
+        ),
+        ("--method mine:Gentle", "write --method.name mine:Gentle"),
         ("--optimizer adamw", "write --optimizer.name adamw"),
         ("--schedule step", "write --schedule.name step"),
         ("--model wrn22-2", "write --model.name wrn22-2"),

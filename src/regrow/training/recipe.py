@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from regrow.errors import UserError, nearest
+from regrow.errors import UserError, closest, nearest
 from regrow.hints import show
 from regrow.training import own
 from regrow.training.optimizers import OPTIMIZERS, SCHEDULES, Optimizer, Schedule
@@ -249,9 +249,24 @@ def _check_sections(tree: Mapping[str, Any]) -> None:
             continue
         way_out = f"write --{section}.KEY VALUE (--help after a recipe lists all keys)"
         if section not in ("train", "compare") and isinstance(value, str):
-            word = show(value)[1:-1]
+            word = _name_meant(section, value)
             way_out = f"write --{section}.name {word}, or in a file {section}: {{name: {word}}}"
         raise UserError(f"{section} is {show(value)}, but must be a mapping of keys to values: {way_out}")
+
+
+def _name_meant(section: str, word: str) -> str:
+    """The name of a section's class that a word stands for.
+
+    Raises:
+        UserError: it is near none of those that there are.
+    """
+    known = registries().get(section)
+    if known is None or own.is_class(section, word):
+        return show(word)[1:-1]
+    found = closest(word, known)
+    if found is None:
+        raise UserError(f"unknown {section} {show(word)}{nearest(word, known)}; write --{section}.name NAME")
+    return found
 
 
 def _check_criterion(name: str) -> None:

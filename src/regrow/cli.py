@@ -231,6 +231,15 @@ def _load(args: argparse.Namespace, resumed: bool = False) -> Recipe:
     return recipes.parse(tree)
 
 
+_DEMO = {
+    "dense": "all of its weights",
+    "static": "5% of them, chosen at random once",
+    "rigl": "5%, moved by RigL to where gradients are large",
+    "iee": "5%, moved by IEE after a preview of those that were removed",
+    "channels": "whole channels removed by IEE, until it takes 60% of its time",
+}  # label of the recipe → what it is
+
+
 def _demo(args: argparse.Namespace) -> int:
     from regrow.training import recipe as recipes
 
@@ -242,8 +251,11 @@ def _demo(args: argparse.Namespace) -> int:
         print(f"continuing the demo in {out}")
     elif out != args.out:
         print(f"{args.out} exists, so this demo goes to {out}")
+    print("a small network on handwritten digits, three times each (about a minute on two free cores):")
+    for label, what in _DEMO.items():
+        print(f"  {label:<10}{what}")
     args.recipe, args.match, args.jobs, args.quiet = "digits-iee", "steps", None, False
-    return _run_compare(args, recipe, out, ["dense", "static", "rigl", "iee", "channels"], [0, 1, 2])
+    return _run_compare(args, recipe, out, list(_DEMO), [0, 1, 2])
 
 
 def _run_compare(args: argparse.Namespace, recipe: Recipe, out: Path, labels: list[str], seeds: list[int]) -> int:

@@ -281,6 +281,9 @@ def test_demo(tmp_path, monkeypatch, capsys):
         assert f"│ {method} " in said
     assert f"report: {tmp_path}/demo-2/report.html" in said
     assert list((tmp_path / "demo").iterdir()) == []
+    share, latency = 1 - short.pattern.sparsity, short.compare["channels"]["recipe"]["pattern"]["latency"]
+    assert f"  static    {share:.0%} of them" in said
+    assert f"until it takes {latency:.0%} of its time" in said
 
     # one that was interrupted is continued by the same command; a finished one is not touched
     before = (tmp_path / "demo-2" / "runs" / "iee-seed0" / "results.json").stat().st_mtime_ns

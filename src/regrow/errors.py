@@ -12,6 +12,7 @@ _TOO_LARGE = (
 )  # fmt: skip
 
 _PUNCTUATION = re.compile(r"[\W_]+")
+_PER_CENT = re.compile(r"(\d{1,3}(?:\.\d{1,9})?) ?%")
 _PREFIX = 3  # letters that tell a name by its beginning
 
 
@@ -57,7 +58,13 @@ def nearest(word: str, valid: Iterable[str]) -> str:
 
 
 def percent(number: object) -> str:
-    """A hint for a share that was given in per cent: ``"; did you mean 0.5 (50%)?"``, or nothing for other numbers."""
+    """A hint for a share that was given in per cent: ``"; did you mean 0.5 (50%)?"``, or nothing for other numbers.
+
+    >>> percent(50), percent("50 %"), percent("50"), percent(101)
+    ('; did you mean 0.5 (50%)?', '; did you mean 0.5 (50%)?', '', '')
+    """
+    if isinstance(number, str) and (match := _PER_CENT.fullmatch(number)):
+        number = float(match[1])
     if isinstance(number, bool) or not isinstance(number, int | float) or not 1 < number <= 100:
         return ""
     return f"; did you mean {number / 100:g} ({number:g}%)?"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from regrow.errors import UserError
+from regrow.errors import UserError, percent
 
 _RECIPE = "YAML file, or the name of a shipped recipe such as digits-iee"
 _MODEL = "wrn22-2, digits-cnn, timm:NAME, torchvision:NAME or package.module:callable"
@@ -66,6 +66,14 @@ def whole(text: str) -> int:
         return int(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"invalid int value: {text!r}") from error
+
+
+def share(text: str) -> float:
+    """A number, of a share."""
+    try:
+        return float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"invalid float value: {text[:40]!r}{percent(text)}") from error
 
 
 def _add_demo(group: argparse._SubParsersAction[Parser]) -> tuple[str, Parser]:
@@ -144,7 +152,7 @@ def _add_inspect(group: argparse._SubParsersAction[Parser]) -> tuple[str, Parser
         group, "inspect", "show a model's layers, densities and FLOPs before any training", examples, usage
     )
     command.add_argument("model", metavar="MODEL", help=_MODEL)
-    command.add_argument("--sparsity", type=float, metavar="S", help="share of the weights to remove (default: 0.9)")
+    command.add_argument("--sparsity", type=share, metavar="S", help="share of the weights to remove (default: 0.9)")
     command.add_argument("--distribution", metavar="D", help="uniform, er, erk or global (default: uniform)")
     command.add_argument("--channels", action="store_true",
                          help="show which channels go together, and what stays dense and why")  # fmt: skip

@@ -66,7 +66,9 @@ def _caption(summaries: Sequence[_Summary]) -> str:
     if any(s.get("latency") is not None for s in summaries):
         said.append("So is latency, measured on the machine of the run.")
         if any(s.get("latency") is None for s in summaries):
-            said.append("It is only timed of thin networks: removed single weights make none faster on such hardware.")
+            said.append(
+                "It is only timed of thin networks: removed single weights make none faster on ordinary hardware."
+            )
     if any(s.get("train_ratio") is not None for s in summaries):
         said.append("Training time, the wall clock of all steps, is a multiple of the dense runs’.")
     dense_steps = _dense_steps(summaries)

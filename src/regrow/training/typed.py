@@ -10,7 +10,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from regrow.errors import UserError, closest, nearest
+from regrow.errors import UserError, closest, nearest, percent
 from regrow.hints import describe, is_list, is_literal, is_union, show
 from regrow.training import fields
 
@@ -149,6 +149,7 @@ def _converted(value: Any, hint: Any, path: str) -> Any:
         return tuple(found) if isinstance(found, list) and is_list(option) else found
     word = nearest(str(value), typing.get_args(hint)) if is_literal(hint) else ""
     near = word if word.startswith("; did") else ""
+    near = near or percent(value if isinstance(value, str) else None)
     raise UserError(f"{path} must be {describe(hint, _WORDS)}, not {'null' if value is None else show(value)}{near}")
 
 

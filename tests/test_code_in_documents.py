@@ -89,6 +89,9 @@ def test_python_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.Mo
         for number, block in enumerate(blocks(page)):
             BEFORE.get((page, number), lambda names: None)(names)
             exec(compile(block, f"{page}, block {number}", "exec"), names)
+            if page == "README.md" and number == 0:
+                shown = (ROOT / "docs" / "own-loop.md").read_text(encoding="utf-8")
+                assert f"```\n{names['sparsifier']}\n```" in shown
     if page == "README.md":
         dense, thin = (sum(p.numel() for p in each.parameters()) for each in (names["build"](), names["again"]))
         assert thin < 0.7 * dense

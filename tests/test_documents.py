@@ -36,6 +36,21 @@ def test_dotted_names_work_after_import_regrow() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_links_lead_somewhere() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]
+    followed = 0
+    for page in pages:
+        for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            path, _, heading = link.partition("#")
+            target = page.parent / path if path else page
+            assert target.exists(), f"{page.name}: {link}"
+            if heading:
+                titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+                assert heading in [re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in titles], link
+            followed += 1
+    assert followed > 40
+
+
 def choices(heading: str) -> list[list[str]]:
     """The code in each row of a table of docs/choosing.md."""
     text = (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,18 +18,22 @@ from torch import nn
 import regrow
 from engine import batches, loss_of, network
 
-SOURCES = str(Path(regrow.__file__).parent)
+SOURCES = (str(Path(regrow.__file__).parent), str(Path(torch.optim.__file__).parent))
 STEPS = 14
 IEE = regrow.IEE(h=3, j=2, q=2, update_end=1.0, shadow_speed=0.0)
 
-UNDOING = ("restore", "put")
+UNDOING = ("restore", "put", "<genexpr>")  # and generators that are being closed, where nobody hears it
 
 Made = tuple[nn.Module, torch.optim.Optimizer, regrow.Sparsifier]
 
 
-def _attached(pattern: Any, method: Any, criterion: str) -> Made:
+SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-3)
+ADAM = partial(torch.optim.AdamW, lr=0.01)
+
+
+def _attached(pattern: Any, method: Any, criterion: str, kind: Callable[..., torch.optim.Optimizer] = SGD) -> Made:
     model = network()
-    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=1e-3)
+    optimizer = kind(model.parameters())
     sparsifier = regrow.Sparsifier(
         model, optimizer, pattern=pattern, method=method, criterion=criterion, total_steps=STEPS,
         example_inputs=batches(1)[0][0],
@@ -59,9 +65,18 @@ def channels_thin() -> Made:
     return _attached(regrow.Channels(params=0.6, round_to=1), IEE, "taylor")
 
 
+def weights_in_groups() -> Made:
+    return _attached(regrow.NM(2, 4), regrow.SRSTE(every=3), "magnitude", ADAM)
+
+
+def weights_in_blocks() -> Made:
+    return _attached(regrow.Blocks((1, 2), 0.5), regrow.ACDC(sparse=3, dense=2), "magnitude")
+
+
 KINDS: dict[str, Callable[[], Made]] = {
     "weights": weights, "weights explored": weights_explored, "weights latent": weights_latent,
-    "weights previewed": weights_previewed, "channels": channels_masked, "thin": channels_thin,
+    "weights previewed": weights_previewed, "weights in groups": weights_in_groups,
+    "weights in blocks": weights_in_blocks, "channels": channels_masked, "thin": channels_thin,
 }  # fmt: skip
 
 
@@ -178,6 +193,40 @@ def interrupt(kind: str, step: int, share: float, expected: dict[str, Any]) -> s
         return "" if within else f"{kind}, step {step}, call at {share:.3f}: over budget"
     found = counts(made)
     return "" if found == expected else f"{kind}, step {step}, call at {share:.3f}: {found} instead of {expected}"
+
+
+def resume(kind: str, step: int, share: float) -> str:
+    """One run that is interrupted likewise, whose state is saved then, and another that goes on from there.
+
+    Returns:
+        What of the two differs at the end; "" for nothing.
+    """
+    data = batches(STEPS)
+    calls = 0
+    for rehearsal in (True, False):
+        made = KINDS[kind]()
+        for batch in data[: step - 1]:
+            backward(made, batch)
+            made[1].step()
+        backward(made, data[step - 1])
+        try:
+            with interrupted_at(0 if rehearsal else 1 + int(share * calls)) as seen:
+                made[1].step()
+            calls = seen[0]
+        except Interrupted:
+            pass
+    other = KINDS[kind]()
+    with made[2].full_width(), other[2].full_width():
+        saved = copy.deepcopy([one.state_dict() for one in made])
+        for one, state in zip(other, saved, strict=True):
+            one.load_state_dict(state)
+    for one in (made, other):
+        for batch in data[one[2].step_count :]:
+            backward(one, batch)
+            one[1].step()
+    with made[2].full_width(), other[2].full_width():
+        found, expected = image(made), image(other)
+    return "" if same(found, expected) else f"{kind}, step {step}, call at {share:.3f}: resumed, it ends otherwise"
 
 
 def attack(kind: str, count: int, seed: int = 0) -> list[str]:

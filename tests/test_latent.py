@@ -311,3 +311,21 @@ def test_channels_have_nothing_latent() -> None:
         attach(
             model, chosen, pattern=regrow.Channels(flops=0.5, round_to=1), method="ste", example_inputs=batches(1)[0][0]
         )
+
+
+@pytest.mark.parametrize("to", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: repr(m)[:60])
+def test_a_model_that_is_cast_on_the_way_trains_on(method, to) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    sparsifier = attach(model, optimizer, method=method)
+    train(model, optimizer, batches(6))
+    model.to(to)
+    for x, y in batches(20)[6:]:
+        optimizer.zero_grad()
+        loss_of(model, (x.to(to), y)).backward()
+        optimizer.step()
+        for state in states(sparsifier):
+            assert (state.param.dtype, state.memory.dtype) == (to, to)
+            assert sparsifier.phase == "explore" or (state.param[~state.active] == 0).all()
+    assert all(p.isfinite().all() for p in model.parameters())

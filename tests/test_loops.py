@@ -305,3 +305,44 @@ def test_two_models_with_two_sparsifiers() -> None:
 def test_iee_is_the_default_method() -> None:
     model = network()
     assert attach(model, sgd(model), method=None, total_steps=2000).method == regrow.IEE() != IEE
+
+
+class Wrapper(torch.optim.Optimizer):
+    """Steps by another, which it keeps under this name, as SAM does."""
+
+    def __init__(self, name, inner) -> None:
+        super().__init__([p for group in inner.param_groups for p in group["params"]], {"lr": 0.0})
+        self.param_groups = inner.param_groups
+        setattr(self, name, inner)
+        self.inner = lambda: inner
+
+    def step(self, closure=None):
+        return self.inner().step()
+
+
+@pytest.mark.parametrize("thin", [False, True])
+@pytest.mark.parametrize("name", ["_base_optimizer", "base_optimizer", "wrapped"])
+def test_an_optimizer_that_steps_by_another_trains_as_that_alone(name, thin) -> None:
+    ends = []
+    for wrap in (lambda one: one, lambda one: Wrapper(name, one)):
+        model = network()
+        optimizer = wrap(torch.optim.SGD(model.parameters(), 0.05, momentum=0.9))
+        pattern = regrow.Channels(params=0.6, round_to=1) if thin else regrow.Weights(0.7)
+        method = regrow.IEE(h=3, j=2, q=2) if thin else regrow.RigL(interval=3)
+        sparsifier = attach(
+            model, optimizer, pattern=pattern, method=method, total_steps=30, example_inputs=batches(1)[0][0]
+        )
+        train(model, optimizer, batches(30))
+        assert sparsifier.step_count == 30
+        ends.append(snapshot(model))
+    assert same(*ends)
+
+
+def test_what_is_inside_another_optimizer_does_not_train_past_it() -> None:
+    model = network()
+    optimizer = Wrapper("base_optimizer", torch.optim.SGD(model.parameters(), 0.05))
+    attached = attach(model, optimizer)
+    loss_of(model, batches(1)[0]).backward()
+    with pytest.raises(regrow.UserError, match="would be trained by an optimizer that regrow is not attached to"):
+        optimizer.base_optimizer.step()
+    assert attached.step_count == 0

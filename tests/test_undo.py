@@ -17,6 +17,13 @@ def test_interrupted_updates(kind: str) -> None:
     assert attack.attack(kind, 12) == []
 
 
+@pytest.mark.filterwarnings("ignore:.*updates fit")
+@pytest.mark.parametrize("kind", attack.KINDS)
+def test_what_is_saved_after_an_interrupted_step_goes_on_as_the_run_itself(kind: str) -> None:
+    said = [attack.resume(kind, 7, share) for share in (0.15, 0.4, 0.7, 0.97)]
+    assert [one for one in said if one] == []
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, ValueError])
 def test_a_failed_update_is_tried_again_with_the_next_step(
     error: type[BaseException], monkeypatch: pytest.MonkeyPatch

@@ -82,8 +82,12 @@ def unwrap(optimizer: Any) -> Optimizer:
 
 
 def state_owner(optimizer: Optimizer) -> Optimizer:
-    """The optimizer that holds the state of another: timm's Lookahead leaves it all to the one inside."""
-    return getattr(optimizer, "_base_optimizer", optimizer)
+    """The optimizer that holds the state of another: timm's Lookahead, or SAM, leave it all to the one inside."""
+    trained = {id(param) for group in optimizer.param_groups for param in group["params"]}
+    for inner in vars(optimizer).values():
+        if isinstance(inner, Optimizer) and trained == {id(p) for g in inner.param_groups for p in g["params"]}:
+            return state_owner(inner)
+    return optimizer
 
 
 def keeps_zero(optimizer: Optimizer, group: MutableMapping[str, Any], dtype: torch.dtype) -> bool:

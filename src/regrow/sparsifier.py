@@ -113,6 +113,7 @@ class Sparsifier:
         self._on_resize = on_resize
         self._finished = self._compacted = False
         self._skipped = False
+        self._begun = False  # whether an optimizer is in the middle of its step
         self._shown_sparse = self._inside_sparse = False
         self._statistics = HeldStatistics(self.model)  # of norms, as they were when exploration began
         self._accounts = Accounts(self.model, self._units.flops)
@@ -137,13 +138,16 @@ class Sparsifier:
 
     def _register(self) -> list[Any]:
         """Hooks on the model and its optimizers; returns their handles."""
+        after_failure = attach.OwnHook(self._make_good)
         handles: list[Any] = [
             self.model.register_forward_pre_hook(self._accounts.recorder, with_kwargs=True),
             self.model.register_load_state_dict_post_hook(self._loads),
             self.model.register_load_state_dict_pre_hook(self._guard),
             self._watch.hook(),
             self.model.register_forward_pre_hook(processes.refuse_join),
-            self.model.register_forward_pre_hook(attach.OwnHook(self._hide_latent)),
+            self.model.register_forward_pre_hook(after_failure),
+            self.model.register_state_dict_pre_hook(after_failure),
+            self.model.register_load_state_dict_pre_hook(after_failure),
         ]
         for one in self._optimizers:
             handles.append(state_owner(one).register_load_state_dict_pre_hook(self._guard))
@@ -243,6 +247,8 @@ class Sparsifier:
         if self._inside_sparse:
             raise UserError("optimizer.step() inside sparse() would train what is only shown; step outside of it")
         self._watch.check()
+        if self._begun:
+            self._make_good()
         self._watch.stepping = True
         closure = gradients.closure_of(args, kwargs)
         if closure is not None:  # gradients come into being inside the step
@@ -256,12 +262,17 @@ class Sparsifier:
         self._prepare(optimizer, None if scale is None else scale.reciprocal(), after_skipped_step=False)
         for state in self._by_optimizer[id(optimizer)].values():
             state.show_latent()
+        self._begun = True
         return None
 
-    def _hide_latent(self, *_: object) -> None:
-        """After a step that has failed half-way."""
+    def _make_good(self, *_: object) -> None:
+        """Ends what a step that has failed half-way has begun: latent values are hidden, what stands still stands."""
         for state in self._states.values():
-            state.hide_latent()
+            if self._begun:
+                state.enforce()
+            else:
+                state.hide_latent()
+        self._begun = False
 
     def _prepare_after(self, closure: Callable[[], Any]) -> Any:
         with torch.enable_grad():
@@ -285,11 +296,11 @@ class Sparsifier:
             self._statistics.adopt()
         for state in self._states.values():
             state.fit_to_codes()
-        self._loads.unsettled = False
         shadow = self.method.shadow
         if self.step_count == 0 and shadow is not None and shadow.fresh:
             for state in self._states.values():
                 state.memory.zero_()  # what was never in use starts its preview from nothing
+        self._loads.unsettled = False
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._watch.stepping = False
@@ -299,6 +310,7 @@ class Sparsifier:
         ended = self._timeline.ended_at(self.step_count + 1) if closes and not self._finished else []
         for state in self._by_optimizer[id(optimizer)].values():
             state.enforce(update_follows=bool(ended))
+        self._begun = False
         self._gradients.used(optimizer)
         if closes:
             self._saliency.close_step()
@@ -365,6 +377,7 @@ class Sparsifier:
     def sparse(self) -> Iterator[None]:
         """Inside it, the model computes as its active structure, also while others are explored: for evaluating and
         saving. Afterwards everything is as it was, bit for bit."""
+        self._make_good()
         for state in self._states.values():
             state.write_zeros()
         outermost, self._inside_sparse = not self._inside_sparse, True
@@ -448,6 +461,7 @@ class Sparsifier:
         if self._shown_sparse:
             raise UserError("state_dict() inside sparse() would lose what is being explored; take it outside")
         self._guard.check()
+        self._make_good()
         self._account()
         return {
             "format": FORMAT,

@@ -221,28 +221,28 @@ class WeightState:
             return
         self.catch_up()
         self._take_written()
+        self._follow()
         live = self.param.data
         if self._scales_steps:
+            self._behind = True
             live.copy_(self._memory)  # what the step sets out from; the projection is made anew after it
-        self._live, self.param.data = live, self._memory
+        self._live, self.param.data, self._behind = live, self._memory, False
 
     @torch.no_grad()
     def hide_latent(self, project: bool = True) -> None:
-        """Gives the parameter its own data again, the projection of the latent values, or what is to become that."""
-        if self.latent is None or self._live is None:
-            if project:
-                self.catch_up()
-            return
-        live, memory = self._live, self._memory
-        if self.param.data_ptr() != memory.data_ptr():  # an optimizer that makes new data
-            memory.copy_(self.param)
-        if self._scales_steps:
-            for new, old, flags in codes.pieces(memory, live, self._flags):
-                removed = codes.explored(flags).view(torch.bool)
-                torch.where(removed, torch.lerp(old, new, self.latent.gain), new, out=new)
+        """Gives the parameter its own data again, the projection of the latent values, or what is to become that. Goes
+        on where it was interrupted."""
+        if self.latent is not None and self._live is not None:
+            live, memory = self._live, self._memory
+            if self.param.data_ptr() != memory.data_ptr():  # an optimizer that makes new data
+                memory.copy_(self.param)
+            if self._scales_steps:
+                for new, old, flags in codes.pieces(memory, live, self._flags):
+                    removed = codes.explored(flags).view(torch.bool)
+                    torch.where(removed, torch.lerp(old, new, self.latent.gain), new, out=new)
+            self._live, self.param.data, self._behind = None, live, True
         if project:
-            self._project(live, afresh=self._scales_steps)
-        self._live, self.param.data, self._behind = None, live, not project
+            self.catch_up()
 
     def _project(self, live: Tensor, afresh: bool = False) -> None:
         """live ← the projection of memory; unless afresh, it is zero already where nothing is active."""
@@ -259,7 +259,8 @@ class WeightState:
     def catch_up(self) -> None:
         """Projects latent values that have not been since the last step."""
         if self._behind:
-            self.follow()
+            self._follow()
+            self._project(self.param.detach(), afresh=self._scales_steps)
 
     def _take_written(self, surely: bool = False) -> None:
         """What others have written into active entries since the last step is their latent value now.

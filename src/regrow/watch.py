@@ -16,7 +16,6 @@ from torch.utils.hooks import RemovableHandle
 
 from regrow import names
 from regrow.errors import UserError
-from regrow.optim_state import state_owner
 
 if TYPE_CHECKING:
     from regrow.units import Units
@@ -40,7 +39,7 @@ class Watch:
             owner, _, key = name.rpartition(".")
             self._places.append((name, modules[owner]._parameters, key, param))
         self._names = {id(param): name for name, param in parameters.items()}
-        self._known = {id(one) for one in optimizers} | {id(state_owner(one)) for one in optimizers}
+        self._known = {id(one) for one in optimizers}
         self.stepping = False  # inside the step of a known optimizer, which may hand over to others
 
     def check(self) -> None:

@@ -197,14 +197,15 @@ class Reference:
         rate = group["lr"] / (1 - group.get("momentum", 0.0))
         for k, g in grads.items():
             second = next((v for n, v in self.optimizer.state.get(self.params[k], {}).items() if n in SECOND), None)
-            change = g * (-speed * math.sqrt(every) * rate)
+            factor = -speed * math.sqrt(every) * rate
+            decayed = self.memory[k] * (1 - every * rate * group["weight_decay"])
+            moved = decayed.add(g, alpha=factor)  # rounded once
             if second is not None:
                 count = max(1, int((second != 0).sum()))
-                change = change / ((second.sum(dtype=torch.float32) / count).sqrt() + group["eps"])
+                moved = decayed + g * factor / ((second.sum(dtype=torch.float32) / count).sqrt() + group["eps"])
             for j in range(g.numel()):
                 if j not in self.active[k]:
-                    m = self.memory[k].view(-1)
-                    m[j] = m[j] * (1 - every * rate * group["weight_decay"]) + change.view(-1)[j]
+                    self.memory[k].view(-1)[j] = moved.view(-1)[j]
 
     def cross(self):
         if self.params and 0 < self.step == self.start():

@@ -74,7 +74,7 @@ class Shadow(EveryNth):
             factor = -uphill * self.speed * math.sqrt(self.every) * rate
             change = _Change(factor, unscale, divisor, None if on_host else ~finite)
             decay = 1 - self.every * rate * group.get("weight_decay", 0.0)
-            state.evolve_memory(decay, None if on_host and not finite else change)
+            state.evolve_memory(decay, None if on_host and not finite else change.add_to)
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,17 @@ class _Change:
     divisor: Tensor | None
     void: Tensor | None
 
-    def __call__(self, grad: Tensor) -> Tensor:
+    def add_to(self, memory: Tensor, grad: Tensor) -> None:
+        """memory ← memory + what these gradients, of its shape, change."""
+        if self.unscale is self.divisor is self.void is None:
+            memory.add_(grad, alpha=self.factor)  # one pass
+            return
         change = grad * self.factor
         if self.unscale is not None:
             change *= self.unscale
         if self.divisor is not None:
             change /= self.divisor
-        return change if self.void is None else change.masked_fill_(self.void, 0)
+        memory.add_(change if self.void is None else change.masked_fill_(self.void, 0))
 
 
 def of(speed: float, every: int, fresh: bool = True) -> Shadow | None:

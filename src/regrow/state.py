@@ -198,20 +198,21 @@ class WeightState:
         }
 
     @torch.no_grad()
-    def evolve_memory(self, decay: float, change: Callable[[Tensor], Tensor] | None) -> None:
-        """memory ← decay·memory + change(gradient); without a change, memory only decays. Masks the gradient, too, as
-        `mask_gradient` does.
+    def evolve_memory(self, decay: float, add_change: Callable[[Tensor, Tensor], None] | None) -> None:
+        """memory ← decay·memory, to which ``add_change(memory, gradient)`` adds in place; without that, memory only
+        decays. Masks the gradient, too, as `mask_gradient` does.
 
-        Means something for pruned entries; the memory of trainable ones is not in use. ``change`` sees each entry by
-        itself: it may be given the gradient in pieces.
+        Means something for pruned entries; the memory of trainable ones is not in use. The function sees each entry by
+        itself: it may be given both in pieces.
         """
         grad = self._begin_step()
         if grad is None:
             return
         for memory, part, flags in codes.pieces(self.memory, grad, self._flags):
-            memory.mul_(decay)
-            if change is not None:
-                memory.add_(change(part))
+            if decay != 1:
+                memory.mul_(decay)
+            if add_change is not None:
+                add_change(memory, part)
             codes.keep_only(codes.trains(flags), part, out=part)
 
     @torch.no_grad()

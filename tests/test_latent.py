@@ -55,6 +55,23 @@ def test_the_projection(values, kept, p) -> None:
         assert torch.equal(found, latent.masked_fill(~active, 0))
 
 
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize(
+    ("dtype", "rtol", "atol"),
+    [(torch.float32, 1e-4, 1e-4), (torch.bfloat16, 2**-8, 1e-4), (torch.float16, 2**-10, 1e-4)],
+)
+def test_the_projection_in_every_precision(dtype, rtol, atol, p) -> None:
+    latent = torch.randn(3, 70, 90, generator=torch.Generator().manual_seed(0)).to(dtype)
+    active = latent.abs() > 1.5
+    exact = Latent(p=p).project(latent.double(), active)
+    for shape in (latent, latent.transpose(0, 1)):  # in and out of the order of memory
+        mask = active if shape is latent else active.transpose(0, 1).contiguous()
+        found = Latent(p=p).project(shape, mask)
+        assert found.dtype is dtype
+        wanted = exact if shape is latent else exact.transpose(0, 1)
+        torch.testing.assert_close(found.double(), wanted, rtol=rtol, atol=atol)
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: repr(m)[:60])
 def test_the_network_is_the_projection_after_every_step(method, optimizer) -> None:

@@ -80,7 +80,7 @@ class Gradients:
                 return
             finite = last.finite
         scaled = span.latent is not None and not (
-            span.latent.due(step) and all(state.scales_nothing for state in states.values())
+            span.latent.due(step) and all(s.latents is None or s.latents.scales_nothing for s in states.values())
         )
         if (due or shadow or scaled) and (finite is None or (after_skipped_step and not finite)):
             ready = {name: state for name, state in states.items() if state.param.grad is not None}
@@ -92,8 +92,8 @@ class Gradients:
                 shadow.evolve(ready, groups, unscale, finite)
                 masked = True
             if scaled and span.latent is not None:
-                for state in ready.values():
-                    state.scale_gradient(span.latent.due(step))
+                for latents in [state.latents for state in ready.values() if state.latents is not None]:
+                    latents.scale_gradient(span.latent.due(step))
         for state in () if masked else states.values():
             state.mask_gradient(seen=after_skipped_step)
         self._prepared[id(optimizer)] = _Prepared(weakref.ref(probe), probe._version, finite)

@@ -319,7 +319,7 @@ class Sparsifier:
                 for boundary in ended:
                     self._cross(boundary)
                 for state in self._states.values():
-                    state.catch_up()
+                    state.hide_latent()
 
     # -- between phases ----------------------------------------------------------------------------------------------
 

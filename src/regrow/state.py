@@ -16,6 +16,7 @@ from regrow.codes import EXPLORED, FROZEN, PRUNED, TRAINABLE
 from regrow.errors import UserError
 from regrow.journal import Journal
 from regrow.latent import Latent
+from regrow.latent_values import LatentValues
 
 __all__ = ["EXPLORED", "FROZEN", "PRUNED", "TRAINABLE", "Init", "WeightState"]
 
@@ -51,9 +52,7 @@ class WeightState:
         self.held: dict[str, Tensor] = {}  # parameter-like optimizer state while entries are frozen
         self.at_rest = False  # while the parameter holds only what is active, in another shape: nothing to enforce
         self._optimizer_state = optimizer_state
-        self.latent: Latent | None = None  # while latent values train
-        self._live: Tensor | None = None  # the parameter's own data, while it has latent values for a step
-        self._behind = False  # whether it is still to become their projection
+        self.latents: LatentValues | None = None  # while these train
         self.journal: Journal | None = None  # where what transitions change is kept first
         self._has_frozen = False
         self._has_pruned = False
@@ -61,6 +60,11 @@ class WeightState:
         self._probe = 0  # where the next one begins
         self._version = -1  # of the parameter, when this has last written it
         self._written = False  # by somebody else since
+
+    @property
+    def latent(self) -> Latent | None:
+        """How latent values train, while they do."""
+        return None if self.latents is None else self.latents.how
 
     @property
     def memory(self) -> Tensor:
@@ -116,7 +120,7 @@ class WeightState:
     def values(self) -> Tensor:
         """What each entry is worth now: its live value, or where it is pruned or latent, the value in memory. To be
         read before anything changes: it may be memory itself."""
-        if self.latent is not None:
+        if self.latents is not None:
             return self.memory
         worth = self.memory.clone()
         for value, live, flags in codes.pieces(worth, self.param.detach(), self._flags):
@@ -138,30 +142,30 @@ class WeightState:
         """
         self.hide_latent(project=False)
         self._keep_before(init, latent)
-        old = self.flags
-        if self.latent is not None and init == "zero":
+        old, was = self.flags, self.latent
+        if was is not None and init == "zero":
             self.memory.masked_fill_(codes.arrives(old, code).view(torch.bool), 0)
-        if self.latent is not None and latent is not None:  # all entries have trained in memory, and go on
+        if was is not None and latent is not None:  # all entries have trained in memory, and go on
             self._write(code)
-            self.latent = latent
-            self._project(self.param.detach(), afresh=True)
+            self._train_latent(latent)
             return
-        if self.latent is not None:
+        if was is not None:
             active = codes.active(code).view(torch.bool)
-            torch.where(active, self.latent.project(self.memory, active), self.memory, out=self.param.detach())
+            torch.where(active, was.project(self.memory, active), self.memory, out=self.param.detach())
         arrives = codes.arrives(old, code).view(torch.bool)
         restarted = arrives & codes.pruned(old).view(torch.bool) if init == "explored" else arrives
         restarted = restarted | codes.pruned(code).view(torch.bool)
         was_live = self.trainable
         for live, memory, flags, new in codes.pieces(self.param.detach(), self.memory, old, code):
-            _move(live, memory, flags, new, "explored" if self.latent is not None else init)
+            _move(live, memory, flags, new, init if was is None else "explored")
         self._write(code)
         optim_state.update_state_for(self.optimizer_state(), self.param, self.trainable, was_live, restarted)
-        self._note_codes()
-        self.latent, self._behind = latent, False
+        self._count_codes()
+        self._hold()
+        self.latents = None
         if latent is not None:
             self.memory.copy_(self.param)
-            self._project(self.param.detach(), afresh=True)
+            self._train_latent(latent)
 
     def _keep_before(self, init: Init, latent: Latent | None) -> None:
         """Notes in the journal, if there is one, what a transition to this way of training is about to change."""
@@ -172,25 +176,26 @@ class WeightState:
             self.journal.keep(self.param, self._memory)
             self.journal.keep(*(value for _, _, value in optim_state.tensors(self.optimizer_state(), self.param)))
 
-    @torch.no_grad()
+    def _train_latent(self, how: Latent) -> None:
+        assert not self._has_pruned
+        self.latents = LatentValues(self, how)
+        self.latents.project()
+
     def follow(self) -> None:
         """Projects latent values anew, if there are any."""
-        if self.latent is not None:
-            self._project(self.param.detach(), afresh=True)
+        if self.latents is not None:
+            self.latents.project()
 
     def _write(self, code: Tensor) -> None:
         self.flags.bitwise_and_(~codes.CODE & 0xFF).bitwise_or_(code)
 
-    def _note_codes(self) -> None:
-        """Notes what the codes ask of every step, and holds parameter-like optimizer state of frozen entries."""
-        self._count_codes()
-        self._hold()
-
     def _count_codes(self) -> None:
+        """Notes what the codes ask of every step."""
         self._has_frozen = bool(codes.count(codes.frozen(self.flags).view(torch.bool)))
         self._has_pruned = bool(codes.count(codes.pruned(self.flags).view(torch.bool)))
 
     def _hold(self) -> None:
+        """Holds parameter-like optimizer state of frozen entries."""
         self.held = {
             name: value.detach().clone()
             for name, kind, value in optim_state.tensors(self.optimizer_state(), self.param)
@@ -215,101 +220,25 @@ class WeightState:
                 add_change(memory, part)
             codes.keep_only(codes.trains(flags), part, out=part)
 
-    @torch.no_grad()
     def show_latent(self) -> None:
-        """Gives the parameter the latent values of what trains as its data, for the optimizer's step."""
-        if self.latent is None or self._live is not None or self.at_rest:
-            return
-        self.catch_up()
-        self._take_written()
-        self._follow()
-        live = self.param.data
-        if self._scales_steps:
-            self._behind = True
-            live.copy_(self._memory)  # what the step sets out from; the projection is made anew after it
-        self._live, self.param.data, self._behind = live, self._memory, False
+        """Gives the parameter latent values as its data, if it has any, for the optimizer's step."""
+        if self.latents is not None and not self.at_rest:
+            self.latents.show()
 
-    @torch.no_grad()
     def hide_latent(self, project: bool = True) -> None:
-        """Gives the parameter its own data again, the projection of the latent values, or what is to become that. Goes
-        on where it was interrupted."""
-        if self.latent is not None and self._live is not None:
-            live, memory = self._live, self._memory
-            if self.param.data_ptr() != memory.data_ptr():  # an optimizer that makes new data
-                memory.copy_(self.param)
-            if self._scales_steps:
-                for new, old, flags in codes.pieces(memory, live, self._flags):
-                    removed = codes.explored(flags).view(torch.bool)
-                    torch.where(removed, torch.lerp(old, new, self.latent.gain), new, out=new)
-            self._live, self.param.data, self._behind = None, live, True
-        if project:
-            self.catch_up()
-
-    def _project(self, live: Tensor, afresh: bool = False) -> None:
-        """live ← the projection of memory; unless afresh, it is zero already where nothing is active."""
-        assert self.latent is not None
-        assert not self._has_pruned
-        if self.latent.hard:
-            for part, memory, flags in codes.pieces(live, self._memory, self._flags):
-                codes.keep_only(codes.active(flags), memory, out=part)
-        else:
-            self.latent.project(self._memory, self.active, out=live.zero_() if afresh else live)
-        self._version, self._behind = self.param._version, False
-
-    @torch.no_grad()
-    def catch_up(self) -> None:
-        """Projects latent values that have not been since the last step."""
-        if self._behind:
-            self._follow()
-            self._project(self.param.detach(), afresh=self._scales_steps)
-
-    def _take_written(self, surely: bool = False) -> None:
-        """What others have written into active entries since the last step is their latent value now.
-
-        Args:
-            surely: whether somebody has written.
-        """
-        if self.latent is None:
-            return
-        written = surely or self.param._version != self._version
-        if self.latent.hard and (written or self.param.device.type != "cpu" or self._probe_finds()):
-            torch.where(self.active, self.param, self.memory, out=self._memory)
-        elif written:
-            other = self.active & (self.param != self.latent.project(self.memory, self.active))
-            torch.where(other, self.param, self._memory, out=self._memory)
-        if written:
-            self.write_zeros()
+        """Gives the parameter its own data again, the projection of its latent values, if it has any, or (if they are
+        not to be projected yet) what is to become that."""
+        if self.latents is not None:
+            self.latents.hide(project)
 
     @property
-    def _scales_steps(self) -> bool:
-        """Whether what removed entries move in a step is scaled after it."""
-        return self.latent is not None and self.latent.gain != 1 and self.normalizes
+    def is_written(self) -> bool:
+        """Whether somebody else has written the parameter since the last `note_written`, by any way that is counted."""
+        return self.param._version != self._version
 
-    @property
-    def scales_nothing(self) -> bool:
-        """Whether latent values train by the gradients as they are, in steps that use them."""
-        return self.latent is not None and not self.latent.pull and (self.latent.gain == 1 or self.normalizes)
-
-    @torch.no_grad()
-    def scale_gradient(self, due: bool) -> None:
-        """Scales the gradients of removed entries whose latent values train; once for each backward pass.
-
-        Args:
-            due: whether this step uses them.
-        """
-        grad, latent = self.param.grad, self.latent
-        if grad is None or latent is None or (due and self.scales_nothing):
-            return
-        for part, memory, flags in codes.pieces(grad, self.memory, self._flags):
-            active = codes.active(flags)
-            if latent.pull:
-                pull = memory.masked_fill(active.view(torch.bool), 0)
-            if not due or latent.gain == 0:
-                codes.keep_only(active, part, out=part)
-            elif latent.gain != 1 and not self.normalizes:
-                part.mul_(active.to(part.dtype).add_(active.bitwise_xor_(1), alpha=latent.gain))
-            if latent.pull:
-                part.add_(pull, alpha=latent.pull)
+    def note_written(self) -> None:
+        """Notes that the parameter is as it should be."""
+        self._version = self.param._version
 
     @torch.no_grad()
     def mark(self, previous: Tensor | None = None, grown: Tensor | None = None) -> None:
@@ -348,7 +277,7 @@ class WeightState:
             raise UserError(
                 f"{self.name} gets sparse gradients, which cannot be masked; exclude it, or use sparse=False"
             )
-        self._written = self.param._version != self._version
+        self._written = self.is_written
         return grad
 
     @torch.no_grad()
@@ -370,8 +299,9 @@ class WeightState:
         self._settled = True
         if self.at_rest:
             return
-        self._take_written(surely=True)
-        self.follow()
+        if self.latents is not None:
+            self.latents.take_written(surely=True)
+            self.latents.project()
         self.write_zeros()
         trains, pruned = self.trainable, codes.pruned(self.flags).view(torch.bool)
         optim_state.update_state_for(self.optimizer_state(), self.param, trains, trains, pruned)
@@ -381,8 +311,8 @@ class WeightState:
         """Zeroes what is pruned."""
         if self.at_rest:
             return
-        if self.latent is not None or self._has_pruned:
-            kept = codes.active if self.latent is not None else codes.used
+        if self.latents is not None or self._has_pruned:
+            kept = codes.used if self.latents is None else codes.active
             for live, flags in codes.pieces(self.param.detach(), self.flags):
                 codes.keep_only(kept(flags), live, out=live)
 
@@ -394,7 +324,7 @@ class WeightState:
         parameter before the step, or by its data or its gradient past all notice, which a probe finds.
 
         Args:
-            update_follows: whether another structure comes at once; latent values wait for it, or for `catch_up`.
+            update_follows: whether another structure comes at once; latent values wait for it, or for `hide_latent`.
         """
         self.hide_latent(project=not update_follows)
         if self.at_rest or not (self._has_frozen or self._has_pruned):
@@ -407,11 +337,11 @@ class WeightState:
                     self._restore(value, self.held.get(name, value))
         elif self.param.device.type != "cpu":  # where it costs less than to wait for an answer
             self.write_zeros()
-        elif self._written or self._probe_finds():
+        elif self._written or self.probe_finds():
             self.fit_to_codes()
-        self._version = self.param._version
+        self.note_written()
 
-    def _probe_finds(self) -> bool:
+    def probe_finds(self) -> bool:
         """Whether some pruned entries are not zero, or active ones not their latent values: other ones every time, in
         turn all of them."""
         tensors = (self.param.detach(), self._memory, self._flags)
@@ -420,7 +350,7 @@ class WeightState:
         self._probe = (self._probe + 1) % stride
         live, memory, flags = (t[self._probe :: stride] for t in flat)
         code = flags.numpy() & codes.CODE  # of so few, in a fraction of the time that PyTorch takes
-        if self.latent is not None:
+        if self.latents is not None:
             return bool(((codes.bits(live).numpy() != codes.bits(memory).numpy()) & (code == TRAINABLE)).any())
         return bool((codes.bits(live).numpy()[code == PRUNED] << 1).any())  # but for the sign of zero
 
@@ -452,7 +382,7 @@ class WeightState:
     def load_state_dict(self, state: dict[str, Any], latent: Latent | None = None) -> None:
         """Restores from `state_dict`; values of the parameter are not part of it, nor how latent values train."""
         self.hide_latent()
-        self.latent, self._behind = latent, False
+        self.latents = None if latent is None else LatentValues(self, latent)
         self.flags.copy_(state["flags"])
         self.memory.copy_(state["memory"])
         self._count_codes()

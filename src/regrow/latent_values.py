@@ -1,0 +1,128 @@
+"""The latent values of one parameter: what an optimizer trains, while the network computes with their projection."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from regrow import codes
+from regrow.latent import Latent
+
+if TYPE_CHECKING:
+    from regrow.state import WeightState
+
+
+class LatentValues:
+    """Latent values in the memory of a parameter, whose entries are all TRAINABLE or EXPLORED meanwhile.
+
+    Args:
+        state: the parameter's codes and memory.
+        how: they train.
+    """
+
+    def __init__(self, state: WeightState, how: Latent) -> None:
+        self.how = how
+        self._state = state
+        self._live: Tensor | None = None  # the parameter's own data, while it has latent values for a step
+        self._behind = False  # whether it is still to become their projection
+
+    @torch.no_grad()
+    def show(self) -> None:
+        """Gives the parameter its latent values as its data, for the optimizer's step."""
+        if self._live is not None:
+            return
+        self.catch_up()
+        self.take_written()
+        state = self._state
+        live, memory = state.param.data, state.memory
+        if self._scales_steps:
+            self._behind = True
+            live.copy_(memory)  # what the step sets out from; the projection is made anew after it
+        self._live, state.param.data, self._behind = live, memory, False
+
+    @torch.no_grad()
+    def hide(self, project: bool = True) -> None:
+        """Gives the parameter its own data again, the projection of the latent values, or what is to become that. Goes
+        on where it was interrupted."""
+        state, live = self._state, self._live
+        if live is not None:
+            memory = state.memory
+            if state.param.data_ptr() != memory.data_ptr():  # an optimizer that makes new data
+                memory.copy_(state.param)
+            if self._scales_steps:
+                for new, old, flags in codes.pieces(memory, live, state.flags):
+                    removed = codes.explored(flags).view(torch.bool)
+                    torch.where(removed, torch.lerp(old, new, self.how.gain), new, out=new)
+            self._live, state.param.data, self._behind = None, live, True
+        if project:
+            self.catch_up()
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """The parameter ← the projection of its latent values."""
+        self._project(self._state.param.detach(), afresh=True)
+
+    def _project(self, live: Tensor, afresh: bool) -> None:
+        """live ← the projection; unless afresh, it is zero already where nothing is active."""
+        state = self._state
+        if self.how.hard:
+            for part, memory, flags in codes.pieces(live, state.memory, state.flags):
+                codes.keep_only(codes.active(flags), memory, out=part)
+        else:
+            self.how.project(state.memory, state.active, out=live.zero_() if afresh else live)
+        self._behind = False
+        state.note_written()
+
+    def catch_up(self) -> None:
+        """Projects the latent values if they have not been since the last step."""
+        if self._behind:
+            self._project(self._state.param.detach(), afresh=self._scales_steps)
+
+    def take_written(self, surely: bool = False) -> None:
+        """What others have written into active entries since the last step is their latent value now.
+
+        Args:
+            surely: whether somebody has written.
+        """
+        state = self._state
+        written = surely or state.is_written
+        if self.how.hard and (written or state.param.device.type != "cpu" or state.probe_finds()):
+            torch.where(state.active, state.param, state.memory, out=state.memory)
+        elif written:
+            other = state.active & (state.param != self.how.project(state.memory, state.active))
+            torch.where(other, state.param, state.memory, out=state.memory)
+        if written:
+            state.write_zeros()
+
+    @property
+    def _scales_steps(self) -> bool:
+        """Whether what removed entries move in a step is scaled after it."""
+        return self.how.gain != 1 and self._state.normalizes
+
+    @property
+    def scales_nothing(self) -> bool:
+        """Whether they train by the gradients as they are, in steps that use them."""
+        return not self.how.pull and (self.how.gain == 1 or self._state.normalizes)
+
+    @torch.no_grad()
+    def scale_gradient(self, due: bool) -> None:
+        """Scales the gradients of removed entries; once for each backward pass.
+
+        Args:
+            due: whether this step uses them.
+        """
+        state, how = self._state, self.how
+        grad = state.param.grad
+        if grad is None or (due and self.scales_nothing):
+            return
+        for part, memory, flags in codes.pieces(grad, state.memory, state.flags):
+            active = codes.active(flags)
+            pull = memory.masked_fill(active.view(torch.bool), 0) if how.pull else None
+            if not due or how.gain == 0:
+                codes.keep_only(active, part, out=part)
+            elif how.gain != 1 and not state.normalizes:
+                part.mul_(active.to(part.dtype).add_(active.bitwise_xor_(1), alpha=how.gain))
+            if pull is not None:
+                part.add_(pull, alpha=how.pull)

@@ -20,8 +20,8 @@ test: setup  ## the whole test suite
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: setup
-	$(BIN)/ruff check src tests benchmarks examples
-	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/ruff check src tests benchmarks examples tools
+	$(BIN)/ruff format --check src tests benchmarks examples tools
 	$(BIN)/lint-imports --no-cache
 
 types: setup

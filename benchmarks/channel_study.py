@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from regrow.report.statistics import paired
+from regrow.training.statistics import paired
 
 HERE = Path(__file__).parent
 RECIPE = HERE / "studies" / "channels.yaml"

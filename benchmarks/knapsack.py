@@ -3,7 +3,7 @@
     python benchmarks/knapsack.py --out benchmarks/results/knapsack.json
 
 `grouped` on groups in steps of 8 channels with real costs (5 coupled groups, 32 inner ones), `joint` on all pairs of 12
-levels with a latency and a parameter budget, both as in tests/channels/test_knapsack.py; processor time of one thread,
+levels with a latency and a parameter budget, both as in tests/budgets/test_knapsack.py; processor time of one thread,
 median over budgets from 20% to 80% of dense.
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "channels"))
 from test_knapsack import costs_of, resnet50_groups, resnet50_layers
 
-from regrow.channels.knapsack import Layer, grouped, joint
+from regrow.budgets.knapsack import LayerCosts, grouped, joint
 
 FRACTIONS = (0.2, 0.3, 0.4, 0.55, 0.7, 0.8)
 
@@ -41,7 +41,7 @@ def time_grouped() -> list[float]:
 def time_joint() -> tuple[list[float], list[float]]:
     values, layers = resnet50_layers(12)
     names = ("latency", "params")
-    layers = [Layer(x.source, x.target, {name: x.costs[name] for name in names}) for x in layers]
+    layers = [LayerCosts(x.source, x.target, {name: x.costs[name] for name in names}) for x in layers]
     dense = costs_of([11] * len(values), layers, dict.fromkeys(names, 0.0))
     seconds, gaps = [], []
     for fraction in FRACTIONS:

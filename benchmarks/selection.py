@@ -24,10 +24,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from regrow.channels.allocation import allocate
-from regrow.channels.coupling import couple
-from regrow.channels.pricing import Prices
-from regrow.channels.table import Group
+from regrow.budgets.allocation import allocate
+from regrow.budgets.pricing import Prices
+from regrow.coupling.couple import couple
+from regrow.groups import Group
 from regrow.tracing.flops import count_flops
 
 BUDGETS = ({"flops": 0.5}, {"flops": 0.6}, {"flops": 0.5, "params": 0.65})

@@ -15,8 +15,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from regrow.report.statistics import accuracies, by_label, paired, sample_std
 from regrow.report.style import looks
+from regrow.training.statistics import accuracies, by_label, paired, sample_std
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"

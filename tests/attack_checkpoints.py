@@ -41,7 +41,7 @@ class Stopped:
         original = loop.Trainer._stop_wanted
         try:
             loop.Trainer._stop_wanted = lambda trainer, stop: trainer.run.step == STEP  # type: ignore[method-assign]
-            loop.train(self.recipe, self.out, report=False, quiet=True)
+            loop.train(self.recipe, self.out, quiet=True)
         except Interrupted:
             pass
         finally:
@@ -55,7 +55,7 @@ class Stopped:
         copied = place / "resumed"
         shutil.copytree(self.out, copied)
         try:
-            loop.train(self.recipe, copied, resume=True, report=False, quiet=True)
+            loop.train(self.recipe, copied, resume=True, quiet=True)
             results = json.loads((copied / "results.json").read_text())["runs"][0]
             weights = (copied / "model" / storage.WEIGHTS).read_bytes()
             return [weights, *(results[key] for key in ("accuracy", "density", "training_cost", "steps"))]

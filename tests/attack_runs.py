@@ -15,10 +15,10 @@ from attack import changed, garble
 from regrow import UserError
 from regrow.report.page import render
 from regrow.report.runs import read
-from regrow.report.statistics import summarise
+from regrow.study.comparison import print_table
 from regrow.training import rundir
-from regrow.training.compare import print_table
 from regrow.training.results import result_of
+from regrow.training.statistics import summarise
 
 FILES = ("results.json", "structure.json", "metrics.jsonl", "recipe.yaml")
 

@@ -18,8 +18,8 @@ from torch import nn
 
 from attack import changed, crash_points, failing_at, flip, garble
 from regrow import UserError, schema, storage
-from regrow.channels import surgery
-from regrow.channels.coupling import couple
+from regrow.coupling.couple import couple
+from regrow.surgery import resize
 
 Outcome = str | None  # what went wrong; None for nothing
 IMAGE = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -56,7 +56,7 @@ def thin(seed: int = 0) -> nn.Module:
     """A model that has lost channels."""
     torch.manual_seed(seed)
     model = Residual()
-    return surgery.compact(model, couple(model, IMAGE), {"conv1": torch.arange(12) < 5, "stem": torch.arange(8) < 6})
+    return resize.compact(model, couple(model, IMAGE), {"conv1": torch.arange(12) < 5, "stem": torch.arange(8) < 6})
 
 
 MODELS: dict[str, tuple[Callable[..., nn.Module], Callable[..., nn.Module]]] = {
@@ -74,7 +74,7 @@ def content(model: nn.Module) -> dict[str, Any]:
         name: {k: v for k, v in vars(m).items() if isinstance(v, int | float | tuple)}
         for name, m in model.named_modules()
     }
-    return {"state": state, "numbers": numbers, "thin": surgery.noted(model)}
+    return {"state": state, "numbers": numbers, "thin": resize.noted(model)}
 
 
 def loaded(directory: Path, fresh: Callable[..., nn.Module], right: list[dict[str, Any]]) -> Outcome:

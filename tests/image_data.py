@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from regrow.training.batches import generator
-from regrow.training.splits import DataSet, Settings, in_memory
+from regrow.data.batches import generator
+from regrow.data.splits import DataSet, Settings, in_memory
 
 
 def image(seed: int, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Image.Image:

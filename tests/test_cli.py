@@ -15,8 +15,8 @@ import yaml
 import regrow
 import tiny_recipe as tiny
 from image_data import write_folder
-from regrow.cli import main
-from regrow.options import parsers, split_overrides
+from regrow.cli import main, parsers
+from regrow.commands.recipes import split_overrides
 from regrow.training import recipe as recipes
 
 HEAVY = ["accelerate", "jsonargparse", "plotly", "rich", "scipy", "sklearn", "timm", "torch", "torchvision", "yaml"]
@@ -179,7 +179,9 @@ def test_inspect_channels(capsys):
 
 def test_the_default_methods_fit_the_pattern(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("regrow.cli._run_compare", lambda args, recipe, out, labels, seeds: seen.append(labels) or 0)
+    monkeypatch.setattr(
+        "regrow.commands.compare.carry_out", lambda recipe, out, labels, seeds, **_: seen.append(labels) or 0
+    )
     path = tiny.write(tmp_path)
     for words in ([], [*tiny.CHANNELS], ["--methods", "iee"]):
         assert main(["compare", str(path), *words]) == 0

@@ -12,8 +12,8 @@ from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
+import channel_engine
 import regrow
-from channels import channel_engine
 from engine import attach, batches, network, train
 from regrow.errors import UserError
 

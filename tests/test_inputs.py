@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import regrow
-from regrow.channels.coupling import couple
+from regrow.coupling.couple import couple
 from regrow.errors import UserError
 from regrow.inputs import Inputs, output_tensors
 from regrow.tracing.flops import count_flops

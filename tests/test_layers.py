@@ -21,8 +21,8 @@ def linted(directory: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     ("module", "upward"),
-    [("", ""), ("regrow.state", "regrow.cli"), ("regrow.channels.knapsack", "regrow.sparsifier"),
-     ("regrow.methods.set", "regrow.training.models")],
+    [("", ""), ("regrow.state", "regrow.cli"), ("regrow.budgets.knapsack", "regrow.sparsifier"),
+     ("regrow.methods.set", "regrow.zoo.models")],
 )  # fmt: skip
 def test_an_import_upwards_is_noticed(tmp_path: Path, module: str, upward: str) -> None:
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))

@@ -15,7 +15,7 @@ from regrow import hints, lengths, names, optim_state
 from regrow.criteria import Criterion
 from regrow.errors import UserError, closest, nearest
 from regrow.methods import IEE, METHODS, Method
-from regrow.patterns.base import PATTERNS, Pattern
+from regrow.patterns.pattern import PATTERNS, Pattern
 from regrow.saliency import Scoring
 from regrow.schedule import Phase
 from regrow.units import NoUnits, Units

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from regrow import names
-from regrow.channels.surgery import Index, gather, scatter
 from regrow.errors import UserError
+from regrow.surgery.resize import Index, gather, scatter
 from regrow.units import Units
 
 _UPDATES = ("update_parameters", "update")  # of torch's AveragedModel; of timm's ModelEmaV3

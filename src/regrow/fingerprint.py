@@ -9,8 +9,8 @@ from typing import Any
 
 from regrow.criteria import Criterion
 from regrow.errors import UserError
-from regrow.methods.base import Method
-from regrow.patterns.base import Pattern
+from regrow.methods.method import Method
+from regrow.patterns.pattern import Pattern
 
 KEYS = (
     "config", "step", "finished", "weights", "saliency", "units", "buffers", "history", "ledger",

@@ -19,7 +19,7 @@ WAY_OUT = "restore it from a copy, or save the model again"
 Checksum = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
 
-class Entry(Form):
+class TensorForm(Form):
     """A tensor."""
 
     shape: list[Annotated[int, Field(ge=0)]]
@@ -34,9 +34,9 @@ class Manifest(Form):
     format: Literal["regrow-model"]
     version: Literal[1, 2]
     regrow: str
-    tensors: dict[str, Entry]
+    tensors: dict[str, TensorForm]
     tied: dict[str, str]
-    thin: Any = None  # see regrow.channels.refit
+    thin: Any = None  # see regrow.surgery.refit
     extra: dict[str, Any] = Field(default_factory=dict)
     weights: Checksum | None = None
     checksum: Checksum | None = None

@@ -8,7 +8,7 @@ from regrow.actions import Action, Final, counts_after, sparsity_of
 from regrow.cost import PhaseSteps, training_cost
 from regrow.criteria import Criterion
 from regrow.errors import UserError
-from regrow.methods.base import Method
+from regrow.methods.method import Method
 from regrow.schedule import START
 from regrow.tracing.flops import ModelFlops
 

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regrow.channels.coupling import Coupling, couple
-from regrow.channels.surgery import compact
+from regrow.coupling.couple import Coupling, couple
 from regrow.errors import UserError
 from regrow.inputs import Inputs
 from regrow.latency.measure import make_runtime, measure, verify
 from regrow.latency.network import Network, network_of
 from regrow.latency.table import LatencyTable, known_key
+from regrow.surgery.resize import compact
 from regrow.tracing.replica import replica_of
 
 BATCH = 8

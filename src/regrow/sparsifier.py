@@ -24,11 +24,12 @@ from regrow.errors import UserError
 from regrow.inputs import first_line
 from regrow.methods import Method
 from regrow.optim_state import keeps_zero, normalizes, state_owner
-from regrow.patterns.base import Attached, Pattern
+from regrow.patterns.pattern import Pattern
 from regrow.schedule import START, Boundary, Span
 from regrow.state import WeightState
 from regrow.summary import Summary
 from regrow.undo import Scope, all_or_nothing
+from regrow.units import Attached
 from regrow.watch import Watch, WidthGuard
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 A tensor with enough zeros is stored as one bit for each entry and the values of the others, which is exact to the bit
 (an entry is left out only if all of its bits are zero, so -0.0 and NaN survive) and shrinks the file with the density.
-Of a model that has lost channels, the manifest also has the widths of its modules (`regrow.channels.refit`).
+Of a model that has lost channels, the manifest also has the widths of its modules (`regrow.surgery.refit`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from regrow import names, saved
-from regrow.channels import refit, surgery
 from regrow.errors import UserError
+from regrow.surgery import refit, resize
 
 MANIFEST = saved.MANIFEST
 WEIGHTS = saved.WEIGHTS
@@ -51,7 +51,7 @@ def save(model: nn.Module, directory: str | os.PathLike[str], extra: Mapping[str
     target = Path(directory)
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / MANIFEST).is_file())):
         raise UserError(f"{target} holds something else than a saved model: choose another directory")
-    note = surgery.noted(model)
+    note = resize.noted(model)
     state, tied = _state(model, _unsaved_buffers(model, note))
     stored: dict[str, Tensor] = {}
     entries: dict[str, Any] = {}
@@ -143,7 +143,7 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
     return manifest.read(Path(directory))[0]
 
 
-def _unsaved_buffers(model: nn.Module, note: surgery.Note | None) -> list[str]:
+def _unsaved_buffers(model: nn.Module, note: resize.Note | None) -> list[str]:
     """Names of buffers that have been cut and are in no ``state_dict()``: a fresh model could not know their values."""
     modules = names.modules(model)
     return [

@@ -21,7 +21,7 @@ MUCH = 0.1  # of the parameters; more that no pattern sees is worth a warning
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerSummary:
     """One sparsified parameter.
 
     Attributes:
@@ -92,7 +92,7 @@ class Summary:
     phase: str
     updates: int
     cycle: tuple[tuple[str, int], ...]
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerSummary, ...]
     targets: Mapping[str, float] = field(default_factory=dict)
     target: float = 1.0
     widths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -175,7 +175,7 @@ def of(sparsifier: Sparsifier) -> Summary:
     """The picture of a sparsifier as it is now."""
     units, timeline = sparsifier._units, sparsifier._timeline
     shapes = sparsifier.dense_shapes()
-    layers = tuple(Layer(name, shapes[name], int(mask.sum())) for name, mask in sparsifier.masks.items())
+    layers = tuple(LayerSummary(name, shapes[name], int(mask.sum())) for name, mask in sparsifier.masks.items())
     flops = sparsifier._accounts.flops()
     now = None if flops is None else flops.inference(sparsifier.layer_density())
     final, cost = units.planned(), None

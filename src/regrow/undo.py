@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow.channels import surgery
 from regrow.journal import Journal
+from regrow.surgery import resize
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _snapshot(scope: Scope) -> Callable[[], None]:
     tensors = [(t, t.data, t.data.clone()) for t in (*scope.model.parameters(), *scope.model.buffers())]
     gradients = [(p, p.grad, None if p.grad is None else p.grad.clone()) for p in scope.model.parameters()]
     numbers = [(m, {k: v for k, v in vars(m).items() if type(v) in (int, tuple)}) for m in scope.model.modules()]
-    note = copy.deepcopy(vars(scope.model).get(surgery.NOTE))
+    note = copy.deepcopy(vars(scope.model).get(resize.NOTE))
     states = [(one, {p: _copy(state) for p, state in one.state.items()}) for one in scope.optimizers]
     parts = [(part, {name: _copy(value) for name, value in vars(part).items()}) for part in scope.parts]
 
@@ -106,7 +106,7 @@ def _snapshot(scope: Scope) -> Callable[[], None]:
             if tensor.shape != data.shape:
                 resized = True
                 tensor.grad = None
-                surgery.put(tensor, data)
+                resize.put(tensor, data)
             tensor.data = data
             data.copy_(values)
         for p, gradient, kept in gradients:
@@ -115,9 +115,9 @@ def _snapshot(scope: Scope) -> Callable[[], None]:
                 gradient.copy_(kept)
         for module, attributes in numbers:
             vars(module).update(attributes)
-        vars(scope.model).pop(surgery.NOTE, None)
+        vars(scope.model).pop(resize.NOTE, None)
         if note is not None:
-            setattr(scope.model, surgery.NOTE, note)
+            setattr(scope.model, resize.NOTE, note)
         for optimizer, by_parameter in states:
             for other in set(optimizer.state) - set(by_parameter):
                 del optimizer.state[other]

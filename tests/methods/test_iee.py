@@ -27,7 +27,7 @@ def test_single_weights_are_previewed_in_memory_at_no_step() -> None:
     [(Channels(flops=0.5), TAYLOR), (Channels(flops=0.5), MAGNITUDE), (Weights(0.9), TAYLOR)],
 )
 def test_what_cannot_be_previewed_in_memory_is_explored(
-    pattern: regrow.patterns.base.Pattern, criterion: Criterion
+    pattern: regrow.patterns.pattern.Pattern, criterion: Criterion
 ) -> None:
     method = IEE().resolve(pattern, criterion)
     assert (method.q, method.shadow) == (5, None)

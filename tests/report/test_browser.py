@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from fake_runs import facts, write_compare, write_run
-from test_report_channels import write_channels
+from test_widths import write_channels
 
 from regrow.report.page import write
 

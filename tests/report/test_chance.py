@@ -8,23 +8,23 @@ from typing import Any
 import pytest
 
 from regrow.report.chance import Chance, chance_of
-from regrow.report.facts import Builder, Facts
 from regrow.report.headline import Headline, compose
+from regrow.report.outcome import Builder, Facts
 from regrow.report.page import record
-from regrow.report.runs import Run
-from regrow.report.statistics import summarise
+from regrow.report.runs import RunRecord
+from regrow.training.statistics import summarise
 
 
-def run(label: str, seed: int, accuracy: float | None, classes: int | None = 10, images: int | None = 360) -> Run:
+def run(label: str, seed: int, accuracy: float | None, classes: int | None = 10, images: int | None = 360) -> RunRecord:
     builder = Builder("digits-cnn", {}, classes, 1) if classes else None
     facts: dict[str, Any] = {"density": 1.0 if label == "dense" else 0.1, "training_cost": 0.32, "finished": True}
-    return Run(
+    return RunRecord(
         directory=Path(label), label=label, method=label, seed=seed, accuracy=accuracy,
         facts=Facts(builder=builder, test_images=images), **facts,
     )  # fmt: skip
 
 
-def head(*runs: Run) -> Headline:
+def head(*runs: RunRecord) -> Headline:
     records = [record(one) for one in runs]
     return compose(runs, records, summarise(records))
 

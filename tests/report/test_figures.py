@@ -9,9 +9,9 @@ import pytest
 
 from regrow.report import figures, panels
 from regrow.report.figures import LayerChange, Trace
-from regrow.report.forms import Metric
-from regrow.report.runs import Run
+from regrow.report.runs import RunRecord
 from regrow.report.style import log_ticks, looks, nice_range, translucent
+from regrow.training.records import MetricForm
 
 LOOKS = looks({"iee": "iee", "rigl": "rigl", "dense": "dense", "<b>": "iee"})
 
@@ -119,7 +119,7 @@ def test_thinned_keeps_the_mean() -> None:
 
 def test_explored_spans_are_the_steps_that_the_lines_speak_for() -> None:
     phases = ["estimate", "explore", "explore", "estimate", None, "explore"]
-    metrics = [Metric(step=10 * i, phase=phase) for i, phase in enumerate(phases)]
+    metrics = [MetricForm(step=10 * i, phase=phase) for i, phase in enumerate(phases)]
     assert panels.explored(metrics) == [(0, 20), (40, 50)]
     doubled = [metrics[0], metrics[1], metrics[1], metrics[2], metrics[3]]  # a line for each split
     assert panels.explored(doubled) == [(0, 20)]
@@ -128,8 +128,8 @@ def test_explored_spans_are_the_steps_that_the_lines_speak_for() -> None:
 
 def test_curves_show_density_only_where_it_descends() -> None:
     def headings(densities: list[float]) -> list[str]:
-        metrics = tuple(Metric(step=i, loss=1.0, density=d, accuracy=0.5) for i, d in enumerate(densities))
-        run = Run(Path("a"), "gmp", "gmp", 0, True, metrics=metrics)
+        metrics = tuple(MetricForm(step=i, loss=1.0, density=d, accuracy=0.5) for i, d in enumerate(densities))
+        run = RunRecord(Path("a"), "gmp", "gmp", 0, True, metrics=metrics)
         drawing = panels.PANELS[2].draw(panels.group([run]))
         return [a.text for a in drawing.figure.layout.annotations] if drawing else []
 
@@ -191,8 +191,8 @@ def test_the_accuracy_of_every_run_stays_below_the_top_of_its_axis() -> None:
 
 def test_low_accuracies_below_the_axis_are_announced_where_there_are_any() -> None:
     def caption(values: list[float]) -> str:
-        metrics = tuple(Metric(step=10 * i, accuracy=value, split="val") for i, value in enumerate(values, 1))
-        run = Run(directory=Path("x"), label="iee", method="iee", seed=0, finished=True, metrics=metrics)
+        metrics = tuple(MetricForm(step=10 * i, accuracy=value, split="val") for i, value in enumerate(values, 1))
+        run = RunRecord(directory=Path("x"), label="iee", method="iee", seed=0, finished=True, metrics=metrics)
         drawing = panels._curves(panels.group([run]))
         assert drawing is not None
         return drawing.caption

@@ -5,26 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from regrow.report.forms import Metric
 from regrow.report.headline import Headline, compose
 from regrow.report.page import record
-from regrow.report.runs import Run
-from regrow.report.statistics import summarise
+from regrow.report.runs import RunRecord
+from regrow.training.records import MetricForm
+from regrow.training.statistics import summarise
 
 
-def run(label: str, seed: int, accuracy: float | None, **more: Any) -> Run:
+def run(label: str, seed: int, accuracy: float | None, **more: Any) -> RunRecord:
     method = label.split("-")[0]
     facts: dict[str, Any] = {"density": 1.0 if method == "dense" else 0.1, "training_cost": 0.32, "steps": 100}
     facts |= {"finished": True, "inference_flops": 13.0, "dense_flops": 100.0} | more
-    return Run(directory=Path(label), label=label, method=method, seed=seed, accuracy=accuracy, **facts)
+    return RunRecord(directory=Path(label), label=label, method=method, seed=seed, accuracy=accuracy, **facts)
 
 
-def head(*runs: Run) -> Headline:
+def head(*runs: RunRecord) -> Headline:
     records = [record(r) for r in runs if r.finished]
     return compose(runs, records, summarise(records))
 
 
-def three(label: str, *accuracies: float) -> list[Run]:
+def three(label: str, *accuracies: float) -> list[RunRecord]:
     return [run(label, seed, accuracy) for seed, accuracy in enumerate(accuracies)]
 
 
@@ -85,7 +85,7 @@ def test_validation_accuracy_stands_in_for_a_missing_test_accuracy() -> None:
 
 
 def test_unfinished() -> None:
-    begun = run("iee", 0, None, finished=False, steps=40, metrics=(Metric(step=40, accuracy=0.5),))
+    begun = run("iee", 0, None, finished=False, steps=40, metrics=(MetricForm(step=40, accuracy=0.5),))
     assert head(begun).title == "This run is unfinished"
     assert "IEE, 50.0% at step 40" in head(begun).lede
     assert head(begun, begun).title == "None of 2 runs is finished yet"

@@ -11,8 +11,8 @@ import pytest
 
 import attack_runs
 from regrow.errors import UserError
-from regrow.report.forms import Layer, Metric, Update
 from regrow.report.runs import read
+from regrow.training.records import LayerForm, MetricForm, UpdateForm
 
 Make = Callable[..., Path]
 
@@ -43,11 +43,11 @@ def test_reads_a_run(tmp_path: Path) -> None:
     assert (run.accuracy, run.density, run.training_cost, run.seconds) == (0.9, 0.1, 0.3, 12.5)
     assert (run.steps, run.explore_steps, run.by_phase) == (20, 5, {"explore": 0.2, "fixed": 0.1})
     assert run.metrics == (
-        Metric(step=10, phase="explore", loss=1.5, density=0.1, cost=0.1),
-        Metric(step=20, phase="fixed", accuracy=0.8, split="val"),
+        MetricForm(step=10, phase="explore", loss=1.5, density=0.1, cost=0.1),
+        MetricForm(step=20, phase="fixed", accuracy=0.8, split="val"),
     )
-    assert run.layers == (Layer(name="conv.weight", total=10, start_active=4, active=3),)
-    assert run.updates == (Update(step=8, iou=0.5, survival=None),)
+    assert run.layers == (LayerForm(name="conv.weight", total=10, start_active=4, active=3),)
+    assert run.updates == (UpdateForm(step=8, iou=0.5, survival=None),)
     assert found.version == "0.1.0"
     assert [(r.title, r.text) for r in found.recipes] == [(tmp_path.name, "method: iee")]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision  # noqa: F401, its operations
 
-from regrow.channels import following, rules  # noqa: F401, the first brings all rules
+from regrow.coupling import rules
 from regrow.tracing.ops import FAMILIES, family_of, is_free, is_pointwise
 
 aten = torch.ops.aten

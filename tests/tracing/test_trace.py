@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regrow.channels.coupling import couple
+from regrow.coupling.couple import couple
 from regrow.errors import UserError
 from regrow.inputs import Inputs
 from regrow.latency.network import network_of, units_of

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from regrow.errors import UserError
-from regrow.training import compare, run
+from regrow.study import comparison as compare
+from regrow.training import run
 
 
 def device() -> torch.device:

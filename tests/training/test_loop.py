@@ -15,14 +15,15 @@ import tiny_recipe as tiny
 from regrow import UserError, storage
 from regrow.training import loop
 from regrow.training import run as run_module
-from regrow.training.models import DigitsCNN, build
 from regrow.training.recipe import differences, load, shipped
+from regrow.zoo.models import build
+from regrow.zoo.networks import DigitsCNN
 
 
 def run(tmp_path, *overrides, extra="", **options):
     """Train the tiny recipe; its directory and results."""
     out = tmp_path / "run"
-    found = loop.train(load(tiny.write(tmp_path, extra), overrides), out, report=False, quiet=True, **options)
+    found = loop.train(load(tiny.write(tmp_path, extra), overrides), out, quiet=True, **options)
     return out, found
 
 
@@ -79,7 +80,7 @@ def test_metrics(tmp_path):
 def test_the_saved_model_is_the_one_that_was_measured(tmp_path):
     out, found = run(tmp_path)
     model = saved_model(out).eval()
-    data = regrow.training.data.load("generated:1x8x8:10:160", batch_size=16)
+    data = regrow.data.named.load("generated:1x8x8:10:160", batch_size=16)
     with torch.no_grad():
         right = sum(int((model(x).argmax(1) == y).sum()) for x, y in data.test.epoch(0))
     assert right / data.test.examples == pytest.approx(found["runs"][0]["accuracy"])
@@ -350,7 +351,7 @@ def test_large_recipes_of_channels_run(tmp_path, monkeypatch, name):
     if name.startswith("imagenet"):
         words += ["--schedule.warmup", "0.05"]
     recipe = load(name, [*words, "--data.name", f"generated:3x32x32:{classes}:24"])
-    found = loop.train(recipe, tmp_path / "run", report=False, quiet=True)
+    found = loop.train(recipe, tmp_path / "run", quiet=True)
     [update] = json.loads((tmp_path / "run" / "structure.json").read_text())["history"]
     assert update["latency"] <= recipe.pattern.latency
     assert 0 < found["runs"][0]["density"] < 1
@@ -367,7 +368,7 @@ def test_large_recipes_run(tmp_path, name):
     short = {"iee": ["h", "j", "q"], "rigl": ["interval"], "set": ["interval"], "gmp": ["interval"]}
     words += [w for key in short.get(name.rpartition("-")[2], []) for w in (f"--method.{key}", "1")]
     recipe = load(name, words)
-    found = loop.train(recipe, tmp_path / "run", report=False, quiet=True)
+    found = loop.train(recipe, tmp_path / "run", quiet=True)
     sparsity = 0.0 if name.endswith("dense") else recipe.pattern.sparsity
     assert found["runs"][0]["sparsity"] == pytest.approx(sparsity, abs=1e-4)
 
@@ -387,7 +388,7 @@ def test_a_run_of_channels(tmp_path):
     assert entry["inference_flops"] <= 0.4 * entry["dense_flops"]
     model = channel_model(out).eval()
     assert regrow.tracing.flops.count_flops(model, torch.zeros(1, 1, 8, 8)).total == entry["inference_flops"]
-    data = regrow.training.data.load("generated:1x8x8:10:160", batch_size=16)
+    data = regrow.data.named.load("generated:1x8x8:10:160", batch_size=16)
     with torch.no_grad():
         right = sum(int((model(x).argmax(1) == y).sum()) for x, y in data.test.epoch(0))
     assert right / data.test.examples == pytest.approx(entry["accuracy"])
@@ -468,7 +469,7 @@ def test_weights_to_start_from(tmp_path):
         run(tmp_path / f"dense{seed}", "--method.name", "dense", "--seed", str(seed))
     for seed, spec in ((0, "dense0/run"), (3, "dense{seed}/run/model")):
         recipe = load(tiny.write(tmp_path), ["--seed", str(seed), "--model.weights", str(tmp_path / spec)])
-        recipe_model = run_module.model_of(recipe, regrow.training.data.load("generated:1x8x8:10:160", batch_size=16))
+        recipe_model = run_module.model_of(recipe, regrow.data.named.load("generated:1x8x8:10:160", batch_size=16))
         for name, value in saved_model(tmp_path / f"dense{seed}" / "run").state_dict().items():
             assert torch.equal(recipe_model.state_dict()[name], value)
     _, found = run(tmp_path, "--model.weights", str(tmp_path / "dense0" / "run"), "--method.name", "oneshot")

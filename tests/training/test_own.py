@@ -10,12 +10,14 @@ import pytest
 import regrow
 import tiny_recipe as tiny
 from outcome import outcome
-from regrow.cli import _default_methods, main
+from regrow.cli import main
+from regrow.commands.compare import _default_methods
 from regrow.errors import UserError
-from regrow.training import compare, loop, own
-from regrow.training.models import build
+from regrow.study import comparison as compare
+from regrow.training import loop, own
 from regrow.training.recipe import load
 from regrow.training.trust import foreign
+from regrow.zoo.models import build
 
 MINE = '''
 from __future__ import annotations
@@ -218,7 +220,7 @@ def test_ones_own_method_is_compared_first_where_nobody_says():
 
 
 def test_channels_of_ones_own_are_channels(place, monkeypatch):
-    monkeypatch.setattr("regrow.training.latency._SECONDS", 0.1)
+    monkeypatch.setattr("regrow.training.speed._SECONDS", 0.1)
     words = ["--pattern.name", "mine:Thin", "--pattern.flops", "0.5", "--pattern.round_to", "1", "--method.name",
              "oneshot", "--quiet", "--no-report", "--out", "thin"]  # fmt: skip
     assert main(["train", "tiny.yaml", *words]) == 0

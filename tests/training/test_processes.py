@@ -51,14 +51,14 @@ def worker(rank: int, where: str) -> None:
     for name, words in VARIANTS.items():
         recipe = load(f"{where}/tiny.yaml", [*words, *SHARED])
         loop.Trainer._stop_wanted = stop_wanted
-        loop.train(recipe, Path(where) / name, report=False, quiet=True)
+        loop.train(recipe, Path(where) / name, quiet=True)
         for stop in STOPS[name]:
             loop.Trainer._stop_wanted = lambda self, _, stop=stop: self.run.step == stop
             with pytest.raises(Interrupted):
                 loop.train(recipe, Path(where) / f"{name}-stopped", resume=True, quiet=True)
             torch.distributed.barrier()
         loop.Trainer._stop_wanted = stop_wanted
-        loop.train(recipe, Path(where) / f"{name}-stopped", resume=True, report=False, quiet=True)
+        loop.train(recipe, Path(where) / f"{name}-stopped", resume=True, quiet=True)
         torch.distributed.barrier()
     gc.collect()
     torch.distributed.barrier()  # a process that leaves while the other still talks to it may abort

@@ -47,7 +47,7 @@ def train(recipe, out, stop_after=None, monkeypatch=None, **options):
     with monkeypatch.context() as patch:
         if stop_after is not None:
             patch.setattr(loop.Trainer, "_stop_wanted", lambda self, stop: self.run.step == stop_after)
-        return loop.train(recipe, out, report=False, quiet=True, **options)
+        return loop.train(recipe, out, quiet=True, **options)
 
 
 def test_a_run_from_before_a_key_existed_goes_on(tmp_path, monkeypatch):

@@ -12,11 +12,11 @@ from regrow.training.trust import foreign
 
 MODULE = """
 open("imported", "w").close()
-from regrow.training.models import DigitsCNN
+from regrow.zoo.networks import DigitsCNN
 def net(num_classes, in_channels, width): return DigitsCNN(num_classes, in_channels, width)
 def score(weight): return weight.abs()
 def images(settings):
-    from regrow.training.data import load
+    from regrow.data.named import load
     return load("generated:1x8x8:10:160", batch_size=settings.batch_size)
 """
 CODE = {

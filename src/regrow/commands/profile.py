@@ -2,17 +2,58 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from regrow import atomic, profiling
-from regrow.latency.measure import make_runtime
-from regrow.training.models import build, default_shape, example_input
+from regrow import atomic
+from regrow.commands.words import MODEL, Parser, shape_of, whole
+from regrow.commands.words import command as make
+
+if TYPE_CHECKING:
+    from regrow.profiling import Profile
+
+
+def add(group: argparse._SubParsersAction[Parser]) -> Parser:
+    examples = (
+        "  regrow profile torchvision:resnet50 --out latency.json\n"
+        "  regrow profile timm:mobilenetv1_100 --runtime onnxruntime --batch 1 --out latency.json\n"
+        "  regrow profile wrn22-2 --time-limit 30 --check 5 --out latency.json\n"
+        "The table holds for this machine, runtime, batch and image size."
+    )
+    usage = "MODEL --out FILE [--runtime R] [--batch N] [--threads N] [--time-limit S] [--check N] [...]"
+    command = make(group, "profile", "measure what the layers of a model cost on this machine", examples, usage)
+    command.add_argument("model", metavar="MODEL", help=MODEL)
+    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="where to write the table (JSON)")
+    command.add_argument("--runtime", default="eager", metavar="R", help="eager (default) or onnxruntime")
+    command.add_argument("--batch", type=whole, default=8, metavar="N", help="images at a time (default: %(default)s)")
+    command.add_argument("--threads", type=whole, default=1, metavar="N",
+                         help="of the runtime (default: %(default)s, whose own time counts, so that other programs on "
+                         "the machine disturb little; the time of several is that on the wall)")  # fmt: skip
+    command.add_argument("--data-shape", metavar="C,H,W",
+                         help="shape of an image (default: what the model is made for)")  # fmt: skip
+    command.add_argument("--classes", type=whole, metavar="N", help="number of classes (default: as in inspect)")
+    command.add_argument("--time-limit", type=float, default=120.0, metavar="S",
+                         help="seconds to take; the less, the fewer widths are measured (default: 120)")  # fmt: skip
+    command.add_argument("--seed", type=whole, default=0, metavar="N", help="of the thin models (default: %(default)s)")
+    command.add_argument("--check", type=whole, default=3, metavar="N",
+                         help="thin models that the finished table is checked with (default: %(default)s)")  # fmt: skip
+    return command
+
+
+def run(args: argparse.Namespace) -> int:
+    shape = shape_of(args.data_shape) if args.data_shape else None
+    show(
+        args.model, args.out, runtime=args.runtime, batch=args.batch, threads=args.threads, shape=shape,
+        classes=args.classes, time_limit=args.time_limit, check=args.check, seed=args.seed,
+    )  # fmt: skip
+    return 0
 
 
 def show(
-    spec: str, out: Path, *, runtime: str = "eager", batch: int = profiling.BATCH, threads: int = 1,
-    shape: Sequence[int] | None = None, classes: int | None = None, time_limit: float = profiling.TIME_LIMIT,
+    spec: str, out: Path, *, runtime: str = "eager", batch: int = 8, threads: int = 1,
+    shape: Sequence[int] | None = None, classes: int | None = None, time_limit: float = 120.0,
     check: int = 3, seed: int = 0,
 ) -> None:  # fmt: skip
     """Measure a table, save it and print how well it predicts.
@@ -21,12 +62,16 @@ def show(
         spec: name of the model
         out: the file; written at the end, so that an interruption leaves nothing
         batch: images at a time
-        shape, classes: as in `regrow.inspection.show`
+        shape, classes: as in `regrow.commands.inspect.show`
         runtime, threads, time_limit, check, seed: as in `regrow.profiling.profile`
 
     Raises:
         UserError: for bad input, before anything is measured.
     """
+    from regrow import profiling
+    from regrow.latency.measure import make_runtime
+    from regrow.zoo.models import build, default_shape, example_input
+
     counts = {"batch": batch, "threads": threads, "check": check} | ({} if classes is None else {"classes": classes})
     profiling.check_numbers("--", **counts, time_limit=time_limit)
     make_runtime(runtime, batch, threads)
@@ -43,7 +88,7 @@ def show(
     print(f"saved to {out}: {len(found.table.grids)} kinds of layers at {points} widths")
 
 
-def _print(spec: str, shape: Sequence[int], found: profiling.Profile) -> None:
+def _print(spec: str, shape: Sequence[int], found: Profile) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 from regrow.actions import Action, Prune, Start
 from regrow.criteria import Criterion
 from regrow.errors import UserError
-from regrow.methods.base import Method, check_initial_sparsity, check_steps, register
+from regrow.methods.method import Method, check_initial_sparsity, check_steps, register
 from regrow.saliency import Scoring
 from regrow.schedule import Boundary, Phase, Timeline, cubic, repeat, steps_of
 

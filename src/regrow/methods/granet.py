@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from regrow.actions import Action, Grow, How, Prune, Start
-from regrow.methods.base import check_initial_sparsity, register
+from regrow.methods.method import check_initial_sparsity, register
 from regrow.methods.rigl import DropAndGrow
 from regrow.schedule import Boundary, Budget, cubic
 

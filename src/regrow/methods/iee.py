@@ -13,8 +13,8 @@ from regrow.actions import Action, Explore, Grow, How, Prune, Start
 from regrow.criteria import Criterion
 from regrow.errors import UserError
 from regrow.latent import Latent
-from regrow.methods.base import Method, check_ramp, check_start, check_steps, register
-from regrow.patterns.base import Pattern
+from regrow.methods.method import Method, check_ramp, check_start, check_steps, register
+from regrow.patterns.pattern import Pattern
 from regrow.saliency import Scoring
 from regrow.schedule import Boundary, Budget, Phase, Timeline, Trains, cubic, repeat, steps_of
 from regrow.state import Init

@@ -9,8 +9,8 @@ from typing import ClassVar
 
 from regrow.actions import Action, Prune, Start
 from regrow.criteria import Criterion
-from regrow.methods.base import START_STEPS, Method, check_steps, register
-from regrow.patterns.base import Pattern
+from regrow.methods.method import START_STEPS, Method, check_steps, register
+from regrow.patterns.pattern import Pattern
 from regrow.saliency import Scoring
 from regrow.schedule import Boundary, Phase, Timeline, repeat
 

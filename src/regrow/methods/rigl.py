@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from regrow.actions import Action, Grow, How, Prune, Start
 from regrow.criteria import Criterion
-from regrow.methods.base import Method, check_start, check_steps, register
+from regrow.methods.method import Method, check_start, check_steps, register
 from regrow.saliency import Scoring
 from regrow.schedule import Boundary, Budget, Phase, Timeline, repeat, steps_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from regrow.methods.base import register
+from regrow.methods.method import register
 from regrow.methods.rigl import DropAndGrow
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from regrow.latent import Latent
-from regrow.methods.base import register
+from regrow.methods.method import register
 from regrow.methods.ste import Straight
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from regrow.actions import Action, How, Start
-from regrow.methods.base import Method, check_start, register
+from regrow.methods.method import Method, check_start, register
 from regrow.schedule import Timeline, fixed
 
 

@@ -11,7 +11,7 @@ from regrow.actions import Action, How, Select, Start
 from regrow.criteria import Criterion
 from regrow.errors import UserError, percent
 from regrow.latent import Latent
-from regrow.methods.base import Method, check_ramp, check_start, check_steps, register
+from regrow.methods.method import Method, check_ramp, check_start, check_steps, register
 from regrow.saliency import Scoring
 from regrow.schedule import Boundary, Phase, Timeline, cubic, repeat, steps_of
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from regrow.actions import Action, Start
-from regrow.methods.base import Method, register
+from regrow.methods.method import Method, register
 from regrow.schedule import Timeline
 
 

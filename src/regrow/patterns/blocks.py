@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from regrow.distribution import RAW, active_counts
 from regrow.errors import UserError, nearest
-from regrow.patterns.base import EntryPattern, Selection, register
-from regrow.patterns.layers import check_sparsity, select
+from regrow.patterns.entries import EntryPattern
+from regrow.patterns.layers import Selection, check_sparsity, select
+from regrow.patterns.pattern import register
 from regrow.selection import top_k
 
 

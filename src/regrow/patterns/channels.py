@@ -7,23 +7,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from os import PathLike
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
 from regrow import hints, names
-from regrow.channels.amounts import amount
+from regrow.budgets.amounts import amount
 from regrow.errors import UserError
-from regrow.patterns.base import Pattern, register
-
-if TYPE_CHECKING:
-    from regrow.channels.units import ChannelUnits
+from regrow.patterns.channel_units import ChannelUnits
+from regrow.patterns.pattern import Pattern, register
 
 
 @register
 @dataclass(frozen=True)
 class Channels(Pattern):
-    """Whole channels of the groups that a model couples (`regrow.channels.coupling`), within one or several budgets.
+    """Whole channels of the groups that a model couples (`regrow.coupling.couple`), within one or several budgets.
 
     Args:
         latency: of a forward pass: a share of the dense model's (a number up to 1, or ``"50%"``) or an amount
@@ -108,7 +106,5 @@ class Channels(Pattern):
             raise UserError("Channels follows a batch through the model; pass example_inputs=one batch to Sparsifier")
 
     def bind(self, model: nn.Module, example_inputs: Any = None) -> ChannelUnits:
-        from regrow.channels.units import ChannelUnits
-
         self.check_example(example_inputs)
         return ChannelUnits(self, names.unwrap(model), example_inputs)

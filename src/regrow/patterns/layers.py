@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -10,12 +11,32 @@ from torch import nn
 
 from regrow import matrices, names
 from regrow.errors import UserError, nearest, percent
-from regrow.patterns.base import Selection
 from regrow.tracing.flops import ModelFlops, count_flops
 
 FIRST = "the first layer, which distribution='uniform' keeps dense"
 EXCLUDED = "excluded"
 NOT_INCLUDED = "not among those of include="
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a pattern of single entries does with the parameters of a model.
+
+    Attributes:
+        parameters: what is sparsified, by canonical name, in the model's order.
+        dense: name → why not, for all others of two or more dimensions.
+        flops: of the model at the example; None without one, or where it does not run on it.
+        note: what there is to say about how they were found, or "".
+        decided: which of the reasons somebody has decided for, in options or in what the model is for.
+        axes: parameter → its axis that `choose` is to see as the last.
+    """
+
+    parameters: dict[str, nn.Parameter]
+    dense: dict[str, str]
+    flops: ModelFlops | None = None
+    note: str = ""
+    decided: frozenset[str] = frozenset()
+    axes: Mapping[str, int] = field(default_factory=dict)
 
 
 def check_sparsity(value: float, of: str) -> None:

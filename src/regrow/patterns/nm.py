@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from regrow.errors import UserError
-from regrow.patterns.base import EntryPattern, Selection, register
-from regrow.patterns.layers import select
+from regrow.patterns.entries import EntryPattern
+from regrow.patterns.layers import Selection, select
+from regrow.patterns.pattern import register
 from regrow.selection import top_k
 
 

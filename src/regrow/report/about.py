@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from regrow.report import formats
-from regrow.report.facts import Builder
+from regrow.report.outcome import Builder
 from regrow.report.parts import Part
-from regrow.report.runs import Run
+from regrow.report.runs import RunRecord
 
 _ROWS = {
     "torch": "PyTorch",
@@ -23,7 +23,7 @@ _ROWS = {
 }
 
 
-def machine(runs: Sequence[Run], version: str | None) -> Part | None:
+def machine(runs: Sequence[RunRecord], version: str | None) -> Part | None:
     """The environment of the runs; None where none is known."""
     said = [run.facts.environment for run in runs if run.facts.environment]
     rows = {"regrow": formats.listing(_distinct([one.get("regrow", "") for one in said])) or version or ""}
@@ -38,7 +38,7 @@ def machine(runs: Sequence[Run], version: str | None) -> Part | None:
     return Part("machine", "Where and when", "list", [row for row in rows.items() if row[1]], caption)
 
 
-def finished(runs: Iterable[Run], form: str) -> str:
+def finished(runs: Iterable[RunRecord], form: str) -> str:
     """When the runs finished, from the first to the last, each as ``form`` (of strftime) says; nothing if unknown."""
     times = []
     for run in runs:
@@ -50,13 +50,13 @@ def finished(runs: Iterable[Run], form: str) -> str:
     return " to ".join(ends)
 
 
-def loading(run: Run | None) -> Part | None:
+def loading(run: RunRecord | None) -> Part | None:
     """The Python that loads the network of this run; None if it left none, or nobody knows what builds it."""
     if run is None or run.facts.builder is None or run.facts.saved is None:
         return None
     place = run.facts.saved.as_posix()
     code = f"""import regrow
-from regrow.training.models import build
+from regrow.zoo.models import build
 
 model = build({_arguments(run.facts.builder)})
 regrow.load(model, {_literal(place)})

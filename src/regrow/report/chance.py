@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from regrow.report.runs import Run
+from regrow.report.runs import RunRecord
 
 _SURE = 0.99
 
@@ -37,7 +37,7 @@ class Chance:
         return self.classes > 1 and accuracy <= self.most
 
 
-def chance_of(runs: Sequence[Run]) -> Chance | None:
+def chance_of(runs: Sequence[RunRecord]) -> Chance | None:
     """That of runs of the same data; None where they do not know their classes, or not all the same."""
     known = {run.facts.builder.classes if run.facts.builder else None for run in runs}
     classes = known.pop() if len(known) == 1 else None

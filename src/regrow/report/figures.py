@@ -17,9 +17,9 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from regrow.report import formats
-from regrow.report.labels import name_points
-from regrow.report.statistics import sample_std
+from regrow.report.captions import name_points
 from regrow.report.style import CLEAR, MUTED, PHASES, Look, blank, heading, log_ticks, nice_range, template, translucent
+from regrow.training.statistics import sample_std
 
 Points = Sequence[tuple[float, float]]
 _COST = "Training cost, × dense training"

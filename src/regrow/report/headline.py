@@ -8,9 +8,9 @@ from typing import Any
 
 from regrow.report import formats
 from regrow.report.chance import Chance, chance_of
-from regrow.report.facts import Failure
-from regrow.report.runs import Run
-from regrow.report.statistics import Paired, accuracies, by_label, paired
+from regrow.report.outcome import Failure
+from regrow.report.runs import RunRecord
+from regrow.training.statistics import Paired, accuracies, by_label, paired
 
 Summary = Mapping[str, Any]
 
@@ -34,7 +34,7 @@ class Headline:
 
 
 def compose(
-    runs: Sequence[Run],
+    runs: Sequence[RunRecord],
     records: Sequence[Mapping[str, Any]],
     summaries: Sequence[Summary],
     failures: Sequence[Failure] = (),
@@ -72,7 +72,7 @@ def _ranked(summaries: Sequence[Summary]) -> tuple[list[Summary], list[Summary]]
     return ranked, _of_one_kind([s for s in ranked if not _is_dense(s)])
 
 
-def _missing(runs: Sequence[Run], failures: Sequence[Failure]) -> str:
+def _missing(runs: Sequence[RunRecord], failures: Sequence[Failure]) -> str:
     """What is said of runs without results."""
     failed = {failure.name for failure in failures}
     waiting = [run for run in runs if not run.finished and run.directory.name not in failed]
@@ -85,7 +85,7 @@ def _missing(runs: Sequence[Run], failures: Sequence[Failure]) -> str:
     return " ".join(said)
 
 
-def _no_better_than_chance(runs: Sequence[Run], summaries: Sequence[Summary]) -> dict[str, Chance]:
+def _no_better_than_chance(runs: Sequence[RunRecord], summaries: Sequence[Summary]) -> dict[str, Chance]:
     """The labels whose accuracy guessing explains."""
     found = {s["label"]: chance_of([r for r in runs if r.finished and r.label == s["label"]]) for s in summaries}
     means = {s["label"]: s["mean"] for s in summaries}
@@ -254,7 +254,7 @@ def _tiles(
     return tuple(tiles)
 
 
-def _unfinished(runs: Sequence[Run]) -> Headline:
+def _unfinished(runs: Sequence[RunRecord]) -> Headline:
     title = (
         "This run is unfinished" if len(runs) == 1 else f"None of {formats.plural(len(runs), 'run')} is finished yet"
     )

@@ -13,11 +13,11 @@ from jinja2.utils import htmlsafe_json_dumps
 
 from regrow import atomic
 from regrow.errors import UserError
-from regrow.report import about, channels, formats, headline, panels, tables
-from regrow.report.panels import Drawing, Group, Panel
-from regrow.report.parts import Entry, Part, Plot
-from regrow.report.runs import Collection, Recipe, Run, read
-from regrow.report.statistics import summarise
+from regrow.report import about, formats, headline, panels, tables, widths
+from regrow.report.panels import Drawing, Panel, RunGroup
+from regrow.report.parts import LegendEntry, Part, Plot
+from regrow.report.runs import Collection, RecipeText, RunRecord, read
+from regrow.training.statistics import summarise
 
 
 def write(run_dirs: Sequence[Path], out: Path) -> Path:
@@ -74,7 +74,7 @@ def render(collection: Collection) -> str:
     return formats.printable(f"{page}\n")
 
 
-def record(run: Run) -> dict[str, Any]:
+def record(run: RunRecord) -> dict[str, Any]:
     """A finished run as an entry of ``results.json``; its accuracy falls back to that on the validation set."""
     keys = ["label", "method", "seed", "density", "training_cost", "inference_flops", "dense_flops", "seconds"]
     keys += ["steps", "cost_steps"]
@@ -86,7 +86,7 @@ def record(run: Run) -> dict[str, Any]:
 # ---- the parts of the page, from top to bottom ----
 
 
-def _facts(collection: Collection, groups: Sequence[Group]) -> list[str]:
+def _facts(collection: Collection, groups: Sequence[RunGroup]) -> list[str]:
     """How much there is to see, and from when."""
     seeds = {run.seed for run in collection.runs}
     methods = formats.plural(len({g.method for g in groups}), "method")
@@ -105,8 +105,8 @@ def _beside(*parts: Part | None) -> list[Part]:
     return [replace(part, wide=len(there) == 1) for part in there]
 
 
-def _figures(groups: Sequence[Group]) -> list[Part]:
-    drawn = [(panel, panel.draw(groups)) for panel in channels.panels_of(groups)]
+def _figures(groups: Sequence[RunGroup]) -> list[Part]:
+    drawn = [(panel, panel.draw(groups)) for panel in widths.panels_of(groups)]
     parts: list[Part] = []
     while drawn:
         row, drawn = (drawn[:1], drawn[1:]) if drawn[0][0].wide else (drawn[:2], drawn[2:])
@@ -127,23 +127,23 @@ def _figure(panel: Panel, drawing: Drawing | None, wide: bool) -> Part:
     return Part(panel.key, panel.title, "plot", content, drawing.caption, drawing.remark, wide)
 
 
-def _legend(figure: Any) -> list[Entry]:
+def _legend(figure: Any) -> list[LegendEntry]:
     """What the legend names, where it tells several apart."""
     named = [trace for trace in figure.data if trace.showlegend is not False and trace.name]
     if len(named) < 2:
         return []
     return [  # plotly takes names for HTML, so that the figures have escaped them
-        Entry(html.unescape(t.name), t.legendgroup, t.marker.color, getattr(t.marker, "symbol", None) or "square")
+        LegendEntry(html.unescape(t.name), t.legendgroup, t.marker.color, getattr(t.marker, "symbol", None) or "square")
         for t in named
     ]
 
 
-def _shown(runs: Sequence[Run], summaries: Sequence[Mapping[str, Any]]) -> Run | None:
+def _shown(runs: Sequence[RunRecord], summaries: Sequence[Mapping[str, Any]]) -> RunRecord | None:
     """The run whose network is worth loading first: the first of the method that the headline names."""
     label = headline.named(summaries)
     return next((run for run in runs if run.finished and run.label == label), None)
 
 
-def _recipes(recipes: Sequence[Recipe]) -> Part | None:
+def _recipes(recipes: Sequence[RecipeText]) -> Part | None:
     title = "Recipe" if len(recipes) == 1 else "Recipes"
     return Part("recipes", title, "recipes", recipes) if recipes else None

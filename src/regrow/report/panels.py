@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from regrow.report import figures, formats
 from regrow.report.figures import LayerChange, Points, Trace
-from regrow.report.forms import Metric
-from regrow.report.runs import Run
+from regrow.report.runs import RunRecord
 from regrow.report.style import DENSE_GRADIENTS, Look, looks
+from regrow.training.records import MetricForm
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -22,13 +22,13 @@ _MOST_POINTS = {"loss": 100, "density": 200, "accuracy": 400}
 
 
 @dataclass(frozen=True)
-class Group:
+class RunGroup:
     """All runs of one label."""
 
     label: str
     method: str
     look: Look
-    runs: Sequence[Run]
+    runs: Sequence[RunRecord]
 
     @property
     def dense(self) -> bool:
@@ -36,13 +36,13 @@ class Group:
         return self.method == "dense"
 
 
-def group(runs: Iterable[Run]) -> list[Group]:
+def group(runs: Iterable[RunRecord]) -> list[RunGroup]:
     """Runs by label, in order of first appearance, each with its look."""
-    members: dict[str, list[Run]] = {}
+    members: dict[str, list[RunRecord]] = {}
     for run in runs:
         members.setdefault(run.label, []).append(run)
     look = looks({label: found[0].method for label, found in members.items()})
-    return [Group(label, found[0].method, look[label], found) for label, found in members.items()]
+    return [RunGroup(label, found[0].method, look[label], found) for label, found in members.items()]
 
 
 @dataclass(frozen=True)
@@ -66,19 +66,19 @@ class Panel:
     key: str
     title: str
     empty: str
-    draw: Callable[[Sequence[Group]], Drawing | None]
+    draw: Callable[[Sequence[RunGroup]], Drawing | None]
     wide: bool = True
 
 
 # ---- runs to data ----
 
 
-def score(run: Run) -> float | None:
+def score(run: RunRecord) -> float | None:
     """The accuracy to show for a run: on the test set, or on the validation set where there is no other."""
     return run.accuracy if run.accuracy is not None else run.validation_accuracy
 
 
-def series(run: Run, key: str, split: str | None = None) -> list[tuple[float, float]]:
+def series(run: RunRecord, key: str, split: str | None = None) -> list[tuple[float, float]]:
     """(step, value) of one metric, in the order logged; of the accuracies only those on ``split``."""
     rows = [(m.step, getattr(m, key)) for m in run.metrics if key != "accuracy" or m.split == split]
     return [(float(step), float(value)) for step, value in rows if value is not None]
@@ -105,7 +105,9 @@ def mean_line(lines: Sequence[Points], complete: Sequence[bool]) -> Points:
     return [(x, fmean([line[x] for line in whole])) for x in sorted(shared)]
 
 
-def traces(groups: Sequence[Group], points_of: Callable[[Run], Points], most: int | None = None) -> dict[str, Trace]:
+def traces(
+    groups: Sequence[RunGroup], points_of: Callable[[RunRecord], Points], most: int | None = None
+) -> dict[str, Trace]:
     """A trace per label that has points; runs with more than ``most`` points are thinned, all by the same steps."""
     found = {g.label: [(points, run.finished) for run in g.runs if (points := points_of(run))] for g in groups}
     every = [points for members in found.values() for points, _ in members]
@@ -120,7 +122,7 @@ def traces(groups: Sequence[Group], points_of: Callable[[Run], Points], most: in
     return result
 
 
-def explored(metrics: Sequence[Metric]) -> list[tuple[float, float]]:
+def explored(metrics: Sequence[MetricForm]) -> list[tuple[float, float]]:
     """The stretches of steps that were logged as exploration: a line speaks for the steps since the line before."""
     spans: list[tuple[float, float]] = []
     before = 0
@@ -132,7 +134,7 @@ def explored(metrics: Sequence[Metric]) -> list[tuple[float, float]]:
     return spans
 
 
-def look_of(groups: Sequence[Group]) -> dict[str, Look]:
+def look_of(groups: Sequence[RunGroup]) -> dict[str, Look]:
     return {g.label: g.look for g in groups}
 
 
@@ -146,19 +148,19 @@ def spoken_accuracies(points: Mapping[str, Points]) -> str:
     return spoken({label: f"{formats.accuracy(a)} at {formats.times(cost)}" for label, (cost, a) in means.items()})
 
 
-def dense_of(groups: Iterable[Group], points: Mapping[str, Points]) -> str | None:
+def dense_of(groups: Iterable[RunGroup], points: Mapping[str, Points]) -> str | None:
     """The first label of dense training that has points."""
     return next((g.label for g in groups if g.dense and g.label in points), None)
 
 
-def several(groups: Iterable[Group]) -> bool:
+def several(groups: Iterable[RunGroup]) -> bool:
     return any(len(g.runs) > 1 for g in groups)
 
 
 # ---- one drawing per figure ----
 
 
-def _tradeoff(groups: Sequence[Group]) -> Drawing | None:
+def _tradeoff(groups: Sequence[RunGroup]) -> Drawing | None:
     points: dict[str, list[tuple[float, float]]] = {}
     for g in groups:
         found = [(run.training_cost, score(run)) for run in g.runs if run.finished]
@@ -177,7 +179,7 @@ def _tradeoff(groups: Sequence[Group]) -> Drawing | None:
     return Drawing(figure, caption, f"Scatter plot of accuracy against training cost. {spoken_accuracies(points)}.")
 
 
-def _phases(groups: Sequence[Group]) -> Drawing | None:
+def _phases(groups: Sequence[RunGroup]) -> Drawing | None:
     costs: dict[str, dict[str, float]] = {}
     for g in groups:
         found = [parts_of_cost(run) for run in g.runs if run.by_phase]
@@ -204,14 +206,14 @@ _SAID_OF_PARTS = {
 }
 
 
-def parts_of_cost(run: Run) -> dict[str, float]:
+def parts_of_cost(run: RunRecord) -> dict[str, float]:
     """The training cost by phase, without the gradients of removed weights, which are a part of their own."""
     apart = {phase: part for phase, part in run.facts.dense_gradients.items() if 0 < part <= run.by_phase.get(phase, 0)}
     parts = {phase: cost - apart.get(phase, 0.0) for phase, cost in run.by_phase.items()}
     return parts | ({DENSE_GRADIENTS: sum(apart.values())} if apart else {})
 
 
-def _curves(groups: Sequence[Group]) -> Drawing | None:
+def _curves(groups: Sequence[RunGroup]) -> Drawing | None:
     splits = [m.split for g in groups for run in g.runs for m in run.metrics if m.accuracy is not None]
     split = max(dict.fromkeys(splits), key=splits.count, default=None)
     accuracy = traces(groups, lambda run: series(run, "accuracy", split), _MOST_POINTS["accuracy"])
@@ -243,12 +245,12 @@ def _over_updates(
     draw: Callable[[Mapping[str, Trace], Mapping[str, Look]], go.Figure],
     what: str,
     caption: str,
-) -> Callable[[Sequence[Group]], Drawing | None]:
-    def points_of(run: Run) -> Points:
+) -> Callable[[Sequence[RunGroup]], Drawing | None]:
+    def points_of(run: RunRecord) -> Points:
         values = [(float(u.step), getattr(u, key)) for u in run.updates]
         return [(step, value) for step, value in values if value is not None]
 
-    def drawing(groups: Sequence[Group]) -> Drawing | None:
+    def drawing(groups: Sequence[RunGroup]) -> Drawing | None:
         lines = traces(groups, points_of, 100)
         if not lines:
             return None
@@ -260,7 +262,7 @@ def _over_updates(
     return drawing
 
 
-def _layers(groups: Sequence[Group]) -> Drawing | None:
+def _layers(groups: Sequence[RunGroup]) -> Drawing | None:
     changes: dict[str, list[LayerChange]] = {}
     for g in groups:
         by_name: dict[str, list[tuple[float, float, int]]] = {}

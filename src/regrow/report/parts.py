@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from regrow.report import formats
-from regrow.report.panels import Group
+from regrow.report.panels import RunGroup
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Entry:
+class LegendEntry:
     """An entry of a legend: the traces of ``group`` are shown or hidden by it."""
 
     label: str
@@ -64,10 +64,10 @@ class Plot:
 
     json: str
     height: int
-    key: Sequence[Entry]
+    key: Sequence[LegendEntry]
     alt: str
 
 
-def method(group: Group) -> Cell:
+def method(group: RunGroup) -> Cell:
     """The first cell of a row: a dot in the label's colour, and its name."""
     return Cell(formats.name(group.label), dot=group.look.color)

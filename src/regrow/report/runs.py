@@ -11,16 +11,16 @@ from typing import Any
 
 from regrow import schema
 from regrow.errors import UserError
-from regrow.report.facts import Facts, Failure, facts_of
-from regrow.report.forms import Layer, Metric, RecordForm, ResultsForm, StructureForm, Update, Width
+from regrow.report.outcome import Facts, Failure, facts_of
 from regrow.report.plain import whole
+from regrow.training.records import LayerForm, MetricForm, RecordForm, ResultsForm, StructureForm, UpdateForm, WidthForm
 
 _WAY_OUT = "restore it or delete it"
 _FILES = ("results.json", "metrics.jsonl", "structure.json", "recipe.yaml")
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """One run. ``finished`` means that it has results; an unfinished run has curves, and perhaps its structure."""
 
     directory: Path
@@ -44,10 +44,10 @@ class Run:
     explore_steps: int | None = None
     cost_steps: int | None = None
     by_phase: Mapping[str, float] = field(default_factory=dict)
-    metrics: tuple[Metric, ...] = ()
-    layers: tuple[Layer, ...] = ()
-    updates: tuple[Update, ...] = ()
-    widths: tuple[Width, ...] = ()
+    metrics: tuple[MetricForm, ...] = ()
+    layers: tuple[LayerForm, ...] = ()
+    updates: tuple[UpdateForm, ...] = ()
+    widths: tuple[WidthForm, ...] = ()
     facts: Facts = field(default_factory=Facts)
 
     @property
@@ -57,7 +57,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class RecipeText:
     """The text of a ``recipe.yaml``, and whose it is."""
 
     title: str
@@ -68,8 +68,8 @@ class Recipe:
 class Collection:
     """Everything a report shows."""
 
-    runs: tuple[Run, ...]
-    recipes: tuple[Recipe, ...]
+    runs: tuple[RunRecord, ...]
+    recipes: tuple[RecipeText, ...]
     version: str | None = None
     failures: tuple[Failure, ...] = ()
 
@@ -83,8 +83,8 @@ def read(directories: Sequence[Path]) -> Collection:
     unique = {directory.resolve(): directory for directory in map(Path, directories)}
     if not unique:
         raise UserError("there is nothing to report: give at least one run directory")
-    runs: list[Run] = []
-    recipes: list[Recipe] = []
+    runs: list[RunRecord] = []
+    recipes: list[RecipeText] = []
     versions: list[str] = []
     failures: list[Failure] = []
     for directory in unique.values():
@@ -117,7 +117,7 @@ def _read_directory(directory: Path) -> Collection:
     runs += [_from_record(directory, r) for r in results.runs if (_label(r), r.seed) not in known]
     runs.sort(key=lambda run: order.get((run.label, run.seed), len(order)))
     own = _recipe_text(directory)
-    recipes = (Recipe(directory.name, own),) if own else tuple(r for part in parts for r in part.recipes)
+    recipes = (RecipeText(directory.name, own),) if own else tuple(r for part in parts for r in part.recipes)
     version = results.regrow or next((p.version for p in parts if p.version), None)
     return Collection(tuple(runs), recipes, version, failures)
 
@@ -138,10 +138,10 @@ def _read_run_directory(directory: Path) -> Collection:
         runs = [_with_details(_from_record(directory, results.runs[0]), structure, metrics)]
     else:
         runs = [_with_details(_unfinished(directory, structure, text, metrics), structure, metrics)]
-    return Collection(tuple(runs), (Recipe(directory.name, text),) if text else (), results.regrow)
+    return Collection(tuple(runs), (RecipeText(directory.name, text),) if text else (), results.regrow)
 
 
-def _with_details(run: Run, structure: StructureForm, metrics: tuple[Metric, ...]) -> Run:
+def _with_details(run: RunRecord, structure: StructureForm, metrics: tuple[MetricForm, ...]) -> RunRecord:
     return replace(
         run,
         metrics=metrics,
@@ -152,9 +152,9 @@ def _with_details(run: Run, structure: StructureForm, metrics: tuple[Metric, ...
     )
 
 
-def _from_record(directory: Path, record: RecordForm) -> Run:
+def _from_record(directory: Path, record: RecordForm) -> RunRecord:
     values = {key: getattr(record, key) for key in RecordForm.model_fields if key not in ("label", "by_phase")}
-    return Run(
+    return RunRecord(
         directory=directory,
         label=_label(record),
         finished=True,
@@ -164,7 +164,9 @@ def _from_record(directory: Path, record: RecordForm) -> Run:
     )
 
 
-def _unfinished(directory: Path, structure: StructureForm, recipe: str | None, metrics: Sequence[Metric]) -> Run:
+def _unfinished(
+    directory: Path, structure: StructureForm, recipe: str | None, metrics: Sequence[MetricForm]
+) -> RunRecord:
     """A run without results: named by its structure, its directory (LABEL-seedK) or its recipe, in this order."""
     named = re.fullmatch(r"(.+)-seed(\d+)", directory.name)
     settings = _settings(recipe)
@@ -179,7 +181,7 @@ def _unfinished(directory: Path, structure: StructureForm, recipe: str | None, m
     seeds = (structure.seed, int(named.group(2)) if named else None, settings.get("seed"))
     seed = next((whole(seed) for seed in seeds if whole(seed) is not None), None)
     latest = {key: _last(metrics, key) for key in ("density", "cost", "step")}
-    return Run(
+    return RunRecord(
         directory=directory,
         label=str(label),
         method=str(structure.method or method or label),
@@ -191,7 +193,7 @@ def _unfinished(directory: Path, structure: StructureForm, recipe: str | None, m
     )
 
 
-def _last(metrics: Sequence[Metric], key: str) -> float | None:
+def _last(metrics: Sequence[MetricForm], key: str) -> float | None:
     return next((getattr(m, key) for m in reversed(metrics) if getattr(m, key) is not None), None)
 
 
@@ -205,7 +207,7 @@ def _settings(recipe: str | None) -> Mapping[str, Any]:
     return settings if isinstance(settings, Mapping) else {}
 
 
-def _distinct(found: Sequence[Run], known: Sequence[Run], directory: Path) -> list[Run]:
+def _distinct(found: Sequence[RunRecord], known: Sequence[RunRecord], directory: Path) -> list[RunRecord]:
     """The runs of one more directory, with labels that none of another method has, nor of the same seed."""
     taken = {(run.label, run.seed) for run in known}
     methods = {run.label: run.method for run in known}
@@ -251,11 +253,11 @@ def _results(path: Path) -> ResultsForm:
     return schema.check(ResultsForm, value, path, _WAY_OUT)
 
 
-def _metrics(path: Path) -> tuple[Metric, ...]:
+def _metrics(path: Path) -> tuple[MetricForm, ...]:
     lines = (_text(path) or "").split("\n")
     while lines and not lines[-1].strip():
         lines.pop()
-    rows: list[Metric] = []
+    rows: list[MetricForm] = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
@@ -265,7 +267,7 @@ def _metrics(path: Path) -> tuple[Metric, ...]:
             raise UserError(f"{path} is damaged: line {number} is not valid JSON; delete that line") from None
         if not isinstance(row, dict):
             raise UserError(f"{path} is not a regrow file: its line {number} is not an object")
-        found = schema.check(Metric, row, f"line {number} of {path}", "delete that line")
+        found = schema.check(MetricForm, row, f"line {number} of {path}", "delete that line")
         while rows and rows[-1].step > found.step:  # resumed from an earlier checkpoint: the new lines replace the old
             rows.pop()
         rows.append(found)

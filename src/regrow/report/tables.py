@@ -7,15 +7,15 @@ from statistics import fmean
 from typing import Any
 
 from regrow.report import formats
-from regrow.report.facts import Facts, Failure
-from regrow.report.panels import Group
+from regrow.report.outcome import Facts, Failure
+from regrow.report.panels import RunGroup
 from regrow.report.parts import Cell, Part, Table, method
-from regrow.report.runs import Run
+from regrow.report.runs import RunRecord
 
 _Summary = Mapping[str, Any]
 
 
-def summary(summaries: Sequence[_Summary], groups: Sequence[Group]) -> Part | None:
+def summary(summaries: Sequence[_Summary], groups: Sequence[RunGroup]) -> Part | None:
     """A row for each method; None where there is none."""
     if not summaries:
         return None
@@ -89,7 +89,7 @@ def _difference(result: Mapping[str, Any] | None) -> Cell:
     return Cell(formats.signed(result["difference"]), interval)
 
 
-def sizes(groups: Sequence[Group]) -> Part | None:
+def sizes(groups: Sequence[RunGroup]) -> Part | None:
     """How large the networks are, in parameters and in megabytes; None where no run says."""
     known = [(g, found) for g in groups if (found := [r.facts for r in g.runs if r.facts.parameters is not None])]
     if not known:
@@ -117,7 +117,7 @@ def _mean(facts: Sequence[Facts], key: str) -> float | None:
     return fmean(values) if values else None
 
 
-def runs(groups: Sequence[Group], failures: Sequence[Failure]) -> Part | None:
+def runs(groups: Sequence[RunGroup], failures: Sequence[Failure]) -> Part | None:
     """A row for each run; None where there is none."""
     if not groups:
         return None
@@ -140,13 +140,13 @@ def runs(groups: Sequence[Group], failures: Sequence[Failure]) -> Part | None:
     return Part("runs", "All runs", "table", Table(columns, rows, "All runs"), " ".join(said))
 
 
-def _state(run: Run, failed: set[str]) -> str | Cell:
+def _state(run: RunRecord, failed: set[str]) -> str | Cell:
     if run.finished:
         return "done"
     return Cell("failed" if run.directory.name in failed else "unfinished", badge=True)
 
 
-def _accuracy(run: Run) -> str | Cell:
+def _accuracy(run: RunRecord) -> str | Cell:
     if run.finished or run.last_accuracy is None:
         return formats.accuracy(run.accuracy)
     return Cell(dim=f"{formats.accuracy(run.last_accuracy)} so far")

@@ -1,4 +1,4 @@
-"""Training by a recipe: data, models, the loop, runs, and comparisons of them."""
+"""Training by a recipe: the loop, runs, and what they leave."""
 
 from regrow.lazy import submodules
 

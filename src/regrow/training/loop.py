@@ -19,19 +19,19 @@ from torch import Tensor, nn
 
 from regrow import atomic, recalibrate, storage
 from regrow.cost import training_cost
+from regrow.data.named import BatchSource
 from regrow.errors import UserError
 from regrow.training import checkpoint, rundir
 from regrow.training import resume as resume_checks
-from regrow.training.data import BatchSource
 from regrow.training.evaluation import accuracy, averaged_weights
-from regrow.training.facts import sizes
-from regrow.training.latency import is_channels, needs_table, read_table
-from regrow.training.latency import measured as latency
 from regrow.training.own import label_of
 from regrow.training.progress import Interrupted, Progress, StopRequest, Stopwatch
+from regrow.training.provenance import sizes
 from regrow.training.recipe import Recipe
 from regrow.training.results import results, run_entry, structure
 from regrow.training.run import Run, model_of, seed_step, summary_writer
+from regrow.training.speed import is_channels, needs_table, read_table
+from regrow.training.speed import measured as latency
 
 
 def train(
@@ -40,7 +40,6 @@ def train(
     *,
     resume: bool = False,
     label: str | None = None,
-    report: bool = True,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Run a recipe, or what is left of it.
@@ -50,7 +49,6 @@ def train(
         out: the run directory; it appears once recipe, model and data are known to be good
         resume: continue the run in ``out`` from its last checkpoint; without one it starts from the beginning
         label: name of the run in tables; default: the one it had before, or the method's name
-        report: write ``report.html`` at the end
         quiet: show no progress
 
     Returns:
@@ -81,10 +79,6 @@ def train(
         with closing(rundir.Metrics(out / rundir.METRICS, saved["metrics_lines"] if saved else 0)) as metrics:
             found = Trainer(run, out, metrics, times, quiet).train()
         atomic.write_json(out / rundir.RESULTS, found)
-    if report:
-        from regrow.report.page import write
-
-        write([out], out / rundir.REPORT)
     return found
 
 

@@ -50,10 +50,10 @@ def load(section: str, spec: str, path: str) -> type:
     Raises:
         UserError: if it cannot be imported, is no class of that kind, or has options that no recipe can give.
     """
+    from regrow.importing import import_callable
     from regrow.inputs import first_line
     from regrow.methods import Method
     from regrow.patterns import Pattern
-    from regrow.training.models import import_callable
 
     base: type = {"method": Method, "pattern": Pattern}[section]
     try:

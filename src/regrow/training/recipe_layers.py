@@ -115,20 +115,20 @@ def override_tree(arguments: Sequence[str]) -> Tree:
 
 
 @dataclass(frozen=True)
-class Layer:
+class RecipeFile:
     """One file of a recipe: where it is (None for one that the package ships), and what it says, without its base."""
 
     path: Path | None
     tree: Tree
 
 
-def layers(source: str | Path) -> list[Layer]:
+def layers(source: str | Path) -> list[RecipeFile]:
     """The files of a recipe: its own first, then the one that it names as its base, and so on.
 
     Raises:
         UserError: naming a file that cannot be read, is no recipe, or is its own base.
     """
-    found: list[Layer] = []
+    found: list[RecipeFile] = []
     seen: list[str] = []
     following: str | None = str(source)
     while following is not None:
@@ -142,7 +142,7 @@ def layers(source: str | Path) -> list[Layer]:
         text = _shipped_text(following) if path is None else read_text(path)
         tree = dict(require_mapping(parse_yaml(text, following), ""))
         base = tree.pop("base", None)
-        found.append(Layer(path, tree))
+        found.append(RecipeFile(path, tree))
         following = None if base is None else _base_of(base, path)
     return found
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from regrow import names
 from regrow.cost import dense_gradient_cost
 from regrow.errors import UserError
-from regrow.training import facts
+from regrow.training import provenance
 from regrow.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -37,10 +37,10 @@ def run_entry(run: Run, cost: Mapping[str, float], /, **measured: Any) -> dict[s
         "inference_flops": run.flops.inference(sparsifier.layer_density()),
         "dense_flops": run.flops.total,
         "cost_steps": recipe.train.cost_steps,
-        "model": facts.builder(recipe, run.data),
+        "model": provenance.builder(recipe, run.data),
         "test_images": run.data.test.examples,
-        "environment": facts.environment(run.device, run.accelerator.num_processes, recipe.train.precision),
-        "finished": facts.now(),
+        "environment": provenance.environment(run.device, run.accelerator.num_processes, recipe.train.precision),
+        "finished": provenance.now(),
         **measured,
     }
 
@@ -48,7 +48,7 @@ def run_entry(run: Run, cost: Mapping[str, float], /, **measured: Any) -> dict[s
 def results(recipe: Recipe, runs: Sequence[Mapping[str, Any]], reference: str | None = None) -> dict[str, Any]:
     """The content of ``results.json``; paired differences are against the label ``reference``, by default the first."""
     from regrow import __version__
-    from regrow.report.statistics import summarise
+    from regrow.training.statistics import summarise
 
     return {
         "regrow": __version__,
@@ -65,7 +65,7 @@ def result_of(path: Path) -> dict[str, Any]:
         UserError: if it cannot be read, is damaged, or of something else.
     """
     from regrow import schema
-    from regrow.report.forms import ResultsForm
+    from regrow.training.records import ResultsForm
 
     way_out = f"delete {path.parent} and run the comparison again"
     try:

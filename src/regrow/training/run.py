@@ -17,24 +17,25 @@ from torch import Tensor, nn
 from regrow import attach
 from regrow.cost import training_cost
 from regrow.criteria import Criterion
+from regrow.data.named import BatchSource, DataSet
+from regrow.data.named import load as load_data
 from regrow.errors import UserError
+from regrow.importing import import_callable
 from regrow.inputs import first_line
 from regrow.quiet import evaluating
 from regrow.sparsifier import Sparsifier
 from regrow.tracing.flops import count_flops
-from regrow.training import facts, resume
-from regrow.training.data import BatchSource, DataSet
-from regrow.training.data import load as load_data
+from regrow.training import provenance, resume
 from regrow.training.evaluation import moving_average
-from regrow.training.latency import check_batch, is_channels, needs_table, table_of
-from regrow.training.models import GIVEN, build_with, example_input, import_callable
+from regrow.training.initial import start_from
 from regrow.training.recipe import Recipe
-from regrow.training.weights import start_from
+from regrow.training.speed import check_batch, is_channels, needs_table, table_of
+from regrow.zoo.models import GIVEN, build_with, example_input
 
 if TYPE_CHECKING:
     from regrow.latency.table import LatencyTable
     from regrow.methods import Method
-    from regrow.patterns.base import Pattern
+    from regrow.patterns.pattern import Pattern
 
 
 class Run:
@@ -68,7 +69,7 @@ class Run:
         self.model: nn.Module = model_of(recipe, self.data).to(self.device)
         self.example = example_input(self.model, self.data.shape)
         self.flops = count_flops(self.model, self.example)
-        self.dense_size = facts.size(self.model)
+        self.dense_size = provenance.size(self.model)
         _check_output(self.model, self.example, self.data.num_classes, recipe.model.name)
         optimizer = recipe.optimizer.build(self.model.named_parameters())
         self.peak_lr = [group["lr"] for group in optimizer.param_groups]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from regrow.data.named import NAMED
 from regrow.errors import UserError
 from regrow.training import own
-from regrow.training.data import NAMED
 from regrow.training.recipe import Recipe
 from regrow.training.recipe_layers import Tree, layers
 

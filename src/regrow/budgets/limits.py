@@ -1,0 +1,116 @@
+"""What a model of coupled channels may cost: the prices of its widths, and the budgets that a pattern sets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import nn
+
+from regrow import names
+from regrow.budgets.amounts import amount
+from regrow.budgets.pricing import Prices
+from regrow.errors import UserError
+from regrow.groups import Coupling
+from regrow.latency.table import LatencyTable
+from regrow.tracing.flops import ModelFlops
+
+
+class Asked(Protocol):
+    """What is asked of the channels of a model, as `regrow.Channels` says it."""
+
+    @property
+    def budgets(self) -> dict[str, float | str]:
+        """Kind → a share of the dense model's cost, or an amount."""
+
+    @property
+    def round_to(self) -> int | Mapping[str, int]:
+        """What numbers of channels are multiples of."""
+
+    @property
+    def min_channels(self) -> float:
+        """What every group keeps: a number, or below 1 a share."""
+
+    def floor_of(self, group: str, size: int) -> int:
+        """How many channels a group keeps at least."""
+
+
+class ChannelBudgets:
+    """The budgets of a pattern, put to one model.
+
+    Args:
+        pattern: whose budgets they are.
+        model: at its full width; stays as it is.
+        coupling: its groups.
+        flops: of the model.
+        table: of latencies; None where there is no such budget.
+
+    Raises:
+        UserError: where they cannot be met.
+
+    Attributes:
+        prices: what the model costs at any widths.
+        amounts: kind → amount at the end.
+        table: of latencies, if there is such a budget.
+    """
+
+    def __init__(
+        self, pattern: Asked, model: nn.Module, coupling: Coupling, flops: ModelFlops, table: LatencyTable | None
+    ) -> None:
+        self.pattern, self.model, self.coupling, self.flops = pattern, model, coupling, flops
+        self.table = table
+        self.prices, self.amounts = self._priced()
+        self._check_budgets()
+
+    def _priced(self) -> tuple[Prices, dict[str, float]]:
+        asked = self.pattern.budgets
+        prices = Prices.of(self.model, self.coupling, kinds=tuple(asked), flops=self.flops, table=self.table)
+        return prices, {kind: amount(kind, value, prices.dense[kind]) for kind, value in asked.items()}
+
+    def adopt(self, table: LatencyTable) -> None:
+        """Takes another table of the same model, which must have its full width."""
+        self.table = table
+        self.prices, self.amounts = self._priced()
+
+    def _check_budgets(self) -> None:
+        floor = {group.id: self.pattern.floor_of(group.id, group.size) for group in self.coupling.groups}
+        smallest = self.prices.smallest(floor)
+        for kind, budget in self.amounts.items():
+            if smallest[kind] > budget:
+                dense = self.prices.dense[kind]
+                least = math.ceil(smallest[kind] / dense * 1e4) / 1e4
+                raise UserError(
+                    f"{kind}={self.pattern.budgets[kind]} cannot be met: with min_channels={self.pattern.min_channels} "
+                    f"and round_to={self.pattern.round_to} the smallest that can is {least} of the dense model; "
+                    f"ask for more, or lower these{self._blame()}"
+                )
+
+    def _blame(self) -> str:
+        """What stays dense whatever the options are, where that is much."""
+        sizes = _sizes(self.model)
+        share = sum(n for name, n in sizes.items() if name in self.coupling.dense) / max(1, sum(sizes.values()))
+        return (
+            f"; {share:.0%} of the parameters cannot lose outputs: {left_dense(self.model, self.coupling)}"
+            if share > 0.1
+            else ""
+        )
+
+
+def left_dense(model: nn.Module, coupling: Coupling, most: int = 3) -> str:
+    """The reasons for which most parameters keep their outputs, each with its largest parameter."""
+    sizes = _sizes(model)
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in coupling.dense.items():
+        by_reason.setdefault(reason, []).append(name)
+    ranked = sorted(by_reason.items(), key=lambda item: -sum(sizes[name] for name in item[1]))
+    said = []
+    for reason, found in ranked[:most]:
+        largest = max(found, key=sizes.__getitem__)
+        said.append(f"{largest}{f' and {len(found) - 1} more' if len(found) > 1 else ''}, as {reason}")
+    more = f"; and {len(ranked) - most} other reasons" if len(ranked) > most else ""
+    return "; ".join(said) + more
+
+
+def _sizes(model: nn.Module) -> dict[str, int]:
+    return {name: p.numel() for name, p in names.parameters(model).items()}

@@ -1,0 +1,265 @@
+"""``regrow inspect``: what a pattern will do to a model, before any training."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from regrow import summary
+from regrow.commands.words import MODEL, Parser, shape_of, share, whole, words_of
+from regrow.commands.words import command as make
+from regrow.errors import UserError
+
+SHOWN = 8  # layers for each reason
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from regrow.groups import Coupling
+
+
+def add(group: argparse._SubParsersAction[Parser]) -> Parser:
+    examples = (
+        "  regrow inspect wrn22-2 --sparsity 0.9 --distribution erk\n"
+        "  regrow inspect timm:resnet50 --sparsity 0.8 --data-shape 3,224,224\n"
+        "  regrow inspect torchvision:resnet50 --channels --flops 0.5"
+    )
+    usage = "MODEL [--sparsity S] [--distribution D] | [--channels] [--data-shape C,H,W] [...]"
+    command = make(group, "inspect", "show a model's layers, densities and FLOPs before any training", examples, usage)
+    command.add_argument("model", metavar="MODEL", help=MODEL)
+    command.add_argument("--sparsity", type=share, metavar="S", help="share of the weights to remove (default: 0.9)")
+    command.add_argument("--distribution", metavar="D", help="uniform, er, erk or global (default: uniform)")
+    command.add_argument("--channels", action="store_true",
+                         help="show which channels go together, and what stays dense and why")  # fmt: skip
+    command.add_argument("--flops", metavar="F",
+                         help="with --channels: widths that meet this budget, a share of dense or '1.1 G'")  # fmt: skip
+    command.add_argument("--params", metavar="P", help="likewise, a share of dense or '5 M'")
+    command.add_argument("--latency", metavar="L", help="likewise, a share of dense or '12 ms'; needs --table")
+    command.add_argument("--table", metavar="FILE", help="latency table that `regrow profile` has written")
+    command.add_argument("--round-to", type=whole, metavar="N",
+                         help="with a budget: what numbers of channels are multiples of (default: 8)")  # fmt: skip
+    command.add_argument("--exclude", metavar="A,B,...", default="", help="layers that stay dense; * and ? allowed")
+    command.add_argument("--include", metavar="A,B,...", default="", help="sparsify only these layers; * and ? allowed")
+    command.add_argument(
+        "--data-shape", metavar="C,H,W", help="shape of an image (default: what the model is made for)"
+    )
+    command.add_argument(
+        "--classes", type=whole, metavar="N", help="number of classes (default: 10, or 1000 for 224 pixels)"
+    )
+    return command
+
+
+def run(args: argparse.Namespace) -> int:
+    shape = shape_of(args.data_shape) if args.data_shape else None
+    budgets = {kind: getattr(args, kind) for kind in ("latency", "flops", "params")}
+    of_channels = {**budgets, "table": args.table, "round-to": args.round_to}
+    of_weights = {"sparsity": args.sparsity, "distribution": args.distribution, "include": args.include or None}
+    for option, value in (of_weights if args.channels else of_channels).items():
+        if value is not None:
+            wrong, way_out = ("not ", "drop it, or drop") if args.channels else ("", "add")
+            raise UserError(f"--{option} is {wrong}for channels: {way_out} --channels")
+    if args.channels:
+        show_channels(
+            args.model, budgets={kind: value for kind, value in budgets.items() if value is not None},
+            table=args.table, round_to=8 if args.round_to is None else args.round_to,
+            exclude=words_of(args.exclude), shape=shape, classes=args.classes,
+        )  # fmt: skip
+        return 0
+    show(
+        args.model, sparsity=0.9 if args.sparsity is None else args.sparsity,
+        distribution=args.distribution or "uniform", exclude=words_of(args.exclude), include=words_of(args.include),
+        shape=shape, classes=args.classes,
+    )  # fmt: skip
+    return 0
+
+
+def show(
+    spec: str,
+    *,
+    sparsity: float,
+    distribution: str = "uniform",
+    exclude: Sequence[str] = (),
+    include: Sequence[str] = (),
+    shape: Sequence[int] | None = None,
+    classes: int | None = None,
+) -> None:
+    """Print the layers of a model with their densities and FLOPs.
+
+    Args:
+        spec: name of the model
+        sparsity, distribution, exclude, include: as in `regrow.Weights`
+        shape: (channels, height, width) of an image; default: what the model is made for
+        classes: outputs; default: 1000 for images of 200 pixels or more, else 10
+
+    Raises:
+        UserError: if the model cannot be built or does not take such images, or the pattern does not fit it.
+    """
+    from regrow.patterns import Weights
+    from regrow.tracing.flops import count_flops
+    from regrow.zoo.models import example_input
+
+    pattern = Weights(sparsity, distribution, exclude=tuple(exclude), include=tuple(include))
+    model, shape = _model(spec, shape, classes)
+    flops = count_flops(model, example_input(model, shape))
+    found = pattern.select(model).dense
+    counts = pattern.counts(model)
+    parameters = dict(model.named_parameters())
+    rows = [(name, tuple(parameters[name].shape), *counts[name], flops.by_parameter[name]) for name in counts]
+    densities = {name: active / total for name, (active, total) in counts.items()}
+    dense = [name for name, p in parameters.items() if p.dim() > 1 and densities.get(name, 1.0) == 1.0]
+    _print(spec, shape, rows, flops.total, flops.inference(densities), sum(p.numel() for p in parameters.values()))
+    from rich import print as say
+
+    for sentence in _left(
+        {name: found.get(name, f"at sparsity {sparsity:g}, {distribution!r} removes nothing here") for name in dense},
+        {n: p.numel() for n, p in parameters.items()},
+    ):
+        say(sentence)
+    if flops.uncounted:
+        ops = ", ".join(f"{name} ({calls}×)" for name, calls in sorted(flops.uncounted.items()))
+        say(f"not counted, as no rule is known for them: {ops}")
+
+
+def show_channels(
+    spec: str,
+    *,
+    budgets: Mapping[str, str],
+    table: str | None = None,
+    round_to: int = 8,
+    exclude: Sequence[str] = (),
+    shape: Sequence[int] | None = None,
+    classes: int | None = None,
+) -> None:
+    """Print the groups of channels that go together, where they occur, and what stays dense and why.
+
+    Args:
+        spec: name of the model
+        budgets: "latency", "flops" or "params" → a share of dense or an amount; the widths shown for them are those of
+            a network whose groups all keep the same share
+        table: latency table, for a budget of latency
+        round_to: what numbers of channels are multiples of, where there is a budget
+        exclude: layers whose output channels stay
+        shape, classes: as in `show`
+
+    Raises:
+        UserError: if the model cannot be built or followed, or the budgets cannot be met.
+    """
+    from regrow.coupling.couple import couple
+    from regrow.zoo.models import example_input
+
+    if "latency" in budgets and table is None:
+        raise UserError("--latency needs --table, which `regrow profile` writes")
+    model, shape = _model(spec, shape, classes)
+    example = example_input(model, shape)
+    kept: dict[str, int] = {}
+    shares: dict[str, float] = {}
+    if budgets:
+        from regrow.budgets.allocation import uniform
+        from regrow.patterns import Channels
+
+        pattern = Channels(**budgets, table=table, round_to=round_to, exclude=tuple(exclude))  # type: ignore[arg-type]
+        units = pattern.bind(model, example)
+        coupling, prices = units.coupling, units.prices
+        floor = {group.id: pattern.floor_of(group.id, group.size) for group in coupling.groups}
+        kept = uniform(prices, floor, dict.fromkeys(floor, round_to), units.budgets.amounts)
+        shares = {kind: cost / prices.dense[kind] for kind, cost in prices.cost(kept).items()}
+    else:
+        coupling = couple(model, example, forbid=tuple(exclude))
+    _print_channels(spec, shape, model, coupling, kept, shares)
+
+
+def _model(spec: str, shape: Sequence[int] | None, classes: int | None) -> tuple[nn.Module, tuple[int, ...]]:
+    """The model, and the shape of its images."""
+    from regrow.zoo.models import build, default_shape
+
+    if classes is not None and classes < 1:
+        raise UserError(f"--classes must be at least 1, not {classes}")
+    shape = tuple(shape or default_shape(spec))
+    return build(spec, classes or (1000 if shape[-1] >= 200 else 10), shape[0]), shape
+
+
+def _left(dense: Mapping[str, str], sizes: Mapping[str, int]) -> list[str]:
+    """What stays dense: a line for each reason, each layer once, the most first."""
+    lines = []
+    for reason in summary.reasons(dense, sizes):
+        layers = dict.fromkeys(name.rpartition(".")[0] or name for name in reason.names)
+        shown = ", ".join(list(layers)[:SHOWN]) + (f" and {len(layers) - SHOWN} more" if len(layers) > SHOWN else "")
+        stay = "stays" if len(layers) == 1 else "stay"
+        lines.append(reason.line(f"{shown} {stay} dense", sum(sizes.values())))
+    return lines
+
+
+def _print_channels(
+    spec: str, shape: tuple[int, ...], model: nn.Module, coupling: Coupling, kept: Mapping[str, int],
+    shares: Mapping[str, float],
+) -> None:  # fmt: skip
+    from rich.console import Console
+    from rich.table import Table
+
+    parameters = dict(model.named_parameters())
+    table = Table(title=f"{spec} on images of {'×'.join(map(str, shape))}", title_justify="left")
+    table.add_column("group", overflow="fold")
+    table.add_column("channels", justify="right")
+    if kept:
+        table.add_column("kept", justify="right")
+    table.add_column("parameters", justify="right")
+    table.add_column("where its channels occur", overflow="fold")
+    for group in coupling.groups:
+        of_model = replace(group, slices=tuple(part for part in group.slices if part.name in parameters))
+        entries = of_model.entries({name: p.shape for name, p in parameters.items()})
+        places = dict.fromkeys(part.name.rpartition(".")[0] or part.name for part in of_model.slices)
+        width = [str(kept[group.id])] if kept else []
+        table.add_row(group.id, str(group.size), *width, f"{entries:,}", ", ".join(places))
+    console = Console()
+    if not console.is_terminal:  # a pipe or a file has no width to fit into
+        console = Console(width=160)
+    console.print(table)
+    total = sum(group.size for group in coupling.groups)
+    say = [f"{total:,} channels in {len(coupling.groups)} groups; a parameter counts in every group that it has"]
+    if kept:
+        costs = ", ".join(f"{share:.1%} of the {kind}" for kind, share in shares.items())
+        say.append(f"kept: the same share of every group, {sum(kept.values()):,} channels in all, {costs}")
+    say += _left(coupling.dense, {name: p.numel() for name, p in parameters.items()})
+    if coupling.untrained:
+        say.append(f"not tried in training mode: {coupling.untrained}")
+    for sentence in say:
+        console.print(sentence, highlight=False, soft_wrap=True, markup=False)
+
+
+def _print(
+    spec: str, shape: tuple[int, ...], rows: list[tuple[str, tuple[int, ...], int, int, float]],
+    dense_flops: float, sparse_flops: float, parameters: int,
+) -> None:  # fmt: skip
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{spec} on images of {'×'.join(map(str, shape))}", show_footer=True, title_justify="left")
+    total = sum(row[3] for row in rows)
+    active = sum(row[2] for row in rows)
+    kept = 1.0 if total == 0 else active / total
+    table.add_column("layer", footer="sparsified layers", overflow="fold")
+    table.add_column("shape")
+    table.add_column("weights", footer=f"{total:,}", justify="right")
+    table.add_column("kept", footer=f"{active:,}", justify="right")
+    table.add_column("density", footer=f"{kept:.2%}", justify="right")
+    table.add_column("MFLOPs dense", footer=f"{sum(row[4] for row in rows) / 1e6:,.2f}", justify="right")
+    table.add_column("sparse", footer=f"{sum(r[4] * r[2] / r[3] for r in rows) / 1e6:,.2f}", justify="right")
+    for name, size, kept_here, weights, flops in rows:
+        share = kept_here / weights
+        table.add_row(
+            name, "×".join(map(str, size)), f"{weights:,}", f"{kept_here:,}", f"{share:.2%}",
+            f"{flops / 1e6:,.2f}", f"{flops * share / 1e6:,.2f}",
+        )  # fmt: skip
+    console = Console()
+    if not console.is_terminal:  # a pipe or a file has no width to fit into
+        console = Console(width=160)
+    console.print(table)
+    saved = f"{dense_flops / sparse_flops:.1f}× fewer" if sparse_flops else "none left"
+    console.print(
+        f"whole model: {parameters:,} parameters; {dense_flops / 1e6:,.2f} MFLOPs for an image when dense, "
+        f"{sparse_flops / 1e6:,.2f} when sparse ({saved})",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    console.print("a multiply-add counts as 2 FLOPs", highlight=False)

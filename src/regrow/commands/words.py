@@ -1,0 +1,93 @@
+"""The words that commands share: parsers, models and recipes, and how lists and shapes are read."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+from regrow.errors import UserError, percent
+
+MODEL = "wrn22-2, digits-cnn, timm:NAME, torchvision:NAME or package.module:callable"
+_DIGITS = 12  # of a whole number; more are none that counts anything
+_SIDE = 2**16  # of an image
+AS_WRITTEN = argparse.RawDescriptionHelpFormatter
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises what argparse would print with its usage, so that every error looks the same."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message.replace(chr(10), ' ')} (see {self.prog} --help)")
+
+
+def command(group: argparse._SubParsersAction[Parser], name: str, about: str, examples: str, usage: str) -> Parser:
+    """The parser of a command, with examples below its options."""
+    return group.add_parser(
+        name,
+        help=about,
+        description=about[0].upper() + about[1:] + ".",
+        epilog="examples:\n" + examples,
+        usage=f"regrow {name} {usage}",
+        formatter_class=AS_WRITTEN,
+        allow_abbrev=False,
+        add_help=name not in ("train", "compare"),
+    )
+
+
+def whole(text: str) -> int:
+    """A whole number of a length that counts something."""
+    if len(text) > _DIGITS:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} has more than {_DIGITS} digits")
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"invalid int value: {text!r}") from error
+
+
+def share(text: str) -> float:
+    """A number, of a share."""
+    try:
+        return float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"invalid float value: {text[:40]!r}{percent(text)}") from error
+
+
+def words_of(text: str, option: str = "") -> list[str]:
+    """``a,b,c`` as a list of words; where an option is named, it must have some.
+
+    Raises:
+        UserError: there are none, or a word is there twice.
+    """
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if option and not words:
+        raise UserError(f"{option} is empty")
+    if len(set(words)) < len(words):
+        double = next(word for word in words if words.count(word) > 1)
+        raise UserError(f"{option or 'a list'} names {double!r} twice")
+    return words
+
+
+def seeds_of(text: str) -> list[int]:
+    """``0,1,2`` as numbers.
+
+    Raises:
+        UserError: it is something else.
+    """
+    words = words_of(text, "--seeds")
+    for word in words:
+        if not (word.isdecimal() and len(word) <= _DIGITS):
+            raise UserError(f"--seeds must be whole numbers such as 0,1,2, not {word[:40]!r}")
+    return [int(word) for word in words]
+
+
+def shape_of(text: str) -> tuple[int, ...]:
+    """``3,32,32`` (or ``3x32x32``) as the shape of an image.
+
+    Raises:
+        UserError: it is something else.
+    """
+    parts = text.replace("x", ",").split(",")
+    sides = [part.strip() for part in parts]
+    if len(sides) != 3 or not all(s.isdecimal() and len(s) <= _DIGITS and 0 < int(s) <= _SIDE for s in sides):
+        raise UserError(f"--data-shape must be channels, height and width such as 3,32,32, not {text[:40]!r}")
+    return tuple(int(part) for part in parts)

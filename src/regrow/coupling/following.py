@@ -1,0 +1,165 @@
+"""Runs a copy of a model once and follows the channels of its parameters through every operation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from regrow import names
+from regrow.coupling import rules, rules_norm, rules_product, rules_shape
+from regrow.coupling.labels import OUTPUT, Label, Ledger, axis
+from regrow.errors import UserError
+from regrow.inputs import Inputs, first_line, output_tensors, two_examples
+from regrow.quiet import quiet
+from regrow.tracing.ops import FORMULAS
+from regrow.tracing.replica import inputs_of_replica, replica_of
+from regrow.tracing.trace import ModuleStack, Operation, Recorder
+
+# rules whose result still is the same parameter, seen otherwise
+_NAMED = frozenset(["t", "transpose", "permute", "detach", "alias", "expand", "clone", "view"])
+
+
+# importing them registers their rules
+_RULES = (rules_norm, rules_product, rules_shape)
+
+
+class Atoms:
+    """The numbers given to every index of every dimension of the parameters and buffers, from 1 up."""
+
+    def __init__(self) -> None:
+        self.count = 1
+        self.leaves: list[tuple[str, int, int, int]] = []  # (name, dimension, first atom, length)
+
+    def label(self, name: str, tensor: Tensor) -> tuple[Label, ...]:
+        """One label for each dimension of a parameter or buffer."""
+        labels = []
+        for dim, length in enumerate(tensor.shape):
+            if length > 1:
+                self.leaves.append((name, dim, self.count, length))
+                labels.append(Label(axis(torch.arange(self.count, self.count + length), dim, tensor.dim()), zero=True))
+                self.count += length
+        return tuple(labels)
+
+
+class Follower:
+    """Follows labels through the operations that a `regrow.tracing.trace.Recorder` tells it of, and notes in a ledger
+    what they ask."""
+
+    def __init__(self, stack: ModuleStack) -> None:
+        self.ledger = Ledger()
+        self._stack = stack
+
+    def __call__(self, operation: Operation) -> None:
+        operands, results = operation.operands, operation.results
+        if any(getattr(x, "_regrow_live", False) for x in operands):
+            for t in results:
+                t._regrow_live = True
+        if not any(rules.get(t) for t in operands):
+            return
+        rule = rules.find(operation.func) or rules.unknown
+        call = rules.Call(**vars(operation), ledger=self.ledger, attributes=self._stack.integers())
+        try:
+            given = rule(call)
+            fits = all(x.atoms.dim() == t.dim() for t, labels in zip(results, given, strict=False) for x in labels)
+        except (ValueError, RuntimeError, IndexError, TypeError):
+            fits = False
+        if not fits:  # arguments that the rule was not made for: what goes in stays dense
+            given = rules.unknown(call)
+        for i, t in enumerate(results):
+            t._regrow_labels = given[i] if i < len(given) else ()
+            if operation.name in _NAMED and hasattr(operands[0], "_regrow_names"):
+                t._regrow_names = operands[0]._regrow_names
+
+
+def _hollow(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Executes an operation, but what multiplies on shapes only: it returns zeros."""
+    known = isinstance(func, torch._ops.OpOverload) and func._overloadpacket in FORMULAS
+    if not known or any(t.device.type != "cpu" for t in tree_leaves(args) if isinstance(t, Tensor)):
+        return func(*args, **kwargs)
+    on_meta = tree_map_only(Tensor, lambda t: t.detach().to("meta"), (args, kwargs))
+    out = func(*on_meta[0], **on_meta[1])
+    return tree_map_only(Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype), out)
+
+
+@dataclass(frozen=True)
+class Demands:
+    """What the operations of a model demand of its channels.
+
+    Attributes:
+        ledger: the demands.
+        atoms: the numbering.
+        unused: the parameters that were never used, with the reason.
+    """
+
+    ledger: Ledger
+    atoms: Atoms
+    unused: dict[str, str]
+
+
+def follow(model: nn.Module, inputs: Inputs, deadline: float) -> Demands:
+    """Follows the channels of one call of the model in eval mode, and where it runs there in training mode too: noise,
+    auxiliary heads and features for a loss may only be there.
+
+    Raises:
+        UserError: the model does not run.
+        TimeLimit: it took too long.
+    """
+    replica = replica_of(model)
+    stack = ModuleStack(replica)
+    atoms = Atoms()
+    for name, tensor in names.tensors(replica).items():
+        tensor._regrow_labels = atoms.label(name, tensor)  # type: ignore[attr-defined]
+        tensor._regrow_names = []  # type: ignore[attr-defined]
+    for name, tensor in names.tensors(replica, every_name=True).items():
+        tensor._regrow_names.append(name)  # type: ignore[attr-defined]
+    ready = inputs_of_replica(inputs)
+    try:
+        ledger = _asked(replica.eval(), stack, ready, deadline)
+    except Exception as error:
+        raise UserError(
+            f"the model cannot be traced, as it does not run on the example input: {inputs.failure(error)}"
+        ) from error
+    reason = "the forward pass does not use it"
+    why = ""
+    for form in (two_examples(ready, other=False), ready):  # a batch norm needs more than one example
+        try:
+            ledger.extend(_asked(replica.train(), stack, form, deadline))
+        except Exception as error:
+            why = why or f" in eval mode, and training mode does not run on the example input ({first_line(error)})"
+        else:
+            why = ""
+            break
+    unused = _unused(ledger, atoms, names.parameters(replica))
+    return Demands(ledger, atoms, dict.fromkeys(sorted(unused), reason + why))
+
+
+def _asked(replica: nn.Module, stack: ModuleStack, inputs: Inputs, deadline: float) -> Ledger:
+    """What one forward pass asks of its labels; those of the inputs are live and those of the outputs fixed."""
+    for t in inputs.tensors:
+        t._regrow_live = True  # type: ignore[attr-defined]
+    follower = Follower(stack)
+    with quiet(), Recorder(follower, _hollow, stack, deadline):
+        out = inputs(replica)
+    for t in output_tensors(out):
+        follower.ledger.fix_all(rules.get(t), OUTPUT)
+    return follower.ledger
+
+
+def _unused(ledger: Ledger, atoms: Atoms, parameters: Iterable[str]) -> set[str]:
+    """Those of these parameters that no operation has asked anything of."""
+    touched = torch.zeros(atoms.count, dtype=torch.bool)
+    for asked in [
+        *(pair.reshape(-1) for pair in ledger.pairs),
+        *(fixed for fixed, _, _ in ledger.fixed),
+        *ledger.produced,
+    ]:
+        touched[asked] = True
+    seen: dict[str, bool] = {}
+    for leaf, _, first, length in atoms.leaves:
+        seen[leaf] = seen.get(leaf, False) or bool(touched[first : first + length].any())
+    return {name for name in parameters if not seen.get(name, True)}

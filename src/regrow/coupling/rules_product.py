@@ -1,0 +1,185 @@
+"""Rules for operations that sum over channels: matrix products, convolutions, attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from regrow.coupling.labels import Label, Labels, axis, combine, without
+from regrow.coupling.rules import Call, disjoint, get, rule, tie
+from regrow.tracing.ops import ADDED
+
+
+@rule("matrix products", "products")
+def product(call: Call) -> Sequence[Labels]:
+    """Matrix products: linear layers, and products of activations."""
+    labels = _product(call, *_factors(call))
+    added = ADDED.get(call.func._overloadpacket)
+    if added is None or not call.args[added].dim():
+        return [labels]
+    bias = call.args[added]
+    reason = f"it meets a tensor of fixed width ({call.where})"
+    rank = call.out.dim()
+    return [combine(call.ledger, [(labels, call.out.shape), (get(bias), bias.shape)], rank, "all", reason)]
+
+
+def _product(call: Call, a: Tensor, b: Tensor) -> Labels:
+    rank = a.dim()
+    ka, kb = a.dim() - 1, max(b.dim() - 2, 0)
+    left, right = get(a), get(b)
+    inner_a = next((x for x in left if ka in x.dims), None)
+    inner_b = next((x for x in right if kb in x.dims), None)
+    left, right = without(left, [ka]), without(right, [kb])
+    weight = b if _is_weight(b) else a if _is_weight(a) else None
+    rows = _inner(call, a, b, inner_a, inner_b)
+    if weight is not None:
+        _linear_sizes(call, weight, inner_a if weight is b else inner_b, right if weight is b else left)
+    if b.dim() == 1:
+        return tuple(Label(x.atoms.squeeze(ka), x.zero) for x in left)
+    if rank > 2:  # batches of products: heads
+        return _batched(call, left, right, rows, rank)
+    return (*left, *right)
+
+
+def _is_weight(tensor: Tensor) -> bool:
+    """Whether it is computed from parameters alone, and is the same for the whole batch."""
+    return not getattr(tensor, "_regrow_live", False) and not any(min(x.dims) < tensor.dim() - 2 for x in get(tensor))
+
+
+def _inner(call: Call, a: Tensor, b: Tensor, x: Label | None, y: Label | None) -> Labels:
+    """The summed dimension. Returns what is left of its labels along the batch."""
+    reason = f"it is multiplied with a tensor of fixed width ({call.where})"
+    if x is None or y is None:
+        n = a.shape[-1]
+        if n > 1:
+            lone = x or y
+            left = None if lone is None else call.ledger.collapse(lone, [*range(a.dim() - 2, a.dim())], reason)
+            return () if left is None else (left,)
+        return ()
+    if _is_weight(a) or _is_weight(b):
+        w = y if _is_weight(b) else x
+        kx, ky = a.dim() - 1, max(b.dim() - 2, 0)
+        flat_x = call.ledger.along((x,), kx, reason)
+        flat_y = call.ledger.along((y,), ky, reason)
+        if flat_x is not None and flat_y is not None:
+            call.ledger.same(flat_x, flat_y, "it comes from a tensor of fixed width")
+            if not w.zero:
+                call.ledger.fix(flat_x, f"the weight is computed from other weights ({call.where})")
+        else:
+            call.ledger.fix_all([x, y], reason)
+        return ()
+    # a product of activations does not vanish with a channel: only whole matrices can
+    reason = f"a product of activations sums over it ({call.where})"
+    done = [call.ledger.collapse(label, [*range(t.dim() - 2, t.dim())], reason) for label, t in ((x, a), (y, b))]
+    if done[0] is None or done[1] is None:
+        call.ledger.fix_all([label for label in done if label is not None], reason)
+        return ()
+    return (done[0], done[1])
+
+
+def _batched(call: Call, left: Labels, right: Labels, rows: Labels, rank: int) -> Labels:
+    """Labels of a batch of products: where they vary along the batch, a whole matrix vanishes at once."""
+    matrix = {rank - 2, rank - 1}
+    reason = f"a batch of products mixes it ({call.where})"
+    batch = [x for x in (*left, *right, *rows) if x.dims - matrix]
+    free = [x for x in (*left, *right) if not x.dims - matrix]
+    whole: Label | None = None
+    for label in batch:
+        flat = call.ledger.collapse(label, matrix, reason)
+        if flat is not None:
+            if whole is not None:
+                call.ledger.same(whole.atoms, flat.atoms, reason)
+            whole = flat
+    # an operand that is as long but has no labels along the batch cannot follow
+    sides = [any(x.dims - matrix for x in get(t)) for t in _factors(call)]
+    if whole is not None and not all(sides):
+        call.ledger.fix(whole.atoms, reason)
+        whole = None
+    return (*free, *(() if whole is None else (Label(whole.atoms),)))
+
+
+def _factors(call: Call) -> tuple[Tensor, Tensor]:
+    added = ADDED.get(call.func._overloadpacket)
+    a, b = [t for i, t in enumerate(call.args) if i != added][:2]
+    return a, b
+
+
+def _linear_sizes(call: Call, weight: Tensor, inner: Label | None, outer: Labels) -> None:
+    if inner is not None:
+        call.size(weight, "in_features", inner.atoms.reshape(-1))
+    for label in outer:
+        call.ledger.produced.append(label.atoms.reshape(-1))
+        call.size(weight, "out_features", label.atoms.reshape(-1))
+
+
+@rule("convolutions")
+def convolution(call: Call) -> Sequence[Labels]:
+    """Convolutions of any rank: dense, grouped, depthwise, transposed."""
+    x, weight, bias = call.args[:3]
+    transposed, groups = bool(call.args[6]), int(call.args[8])
+    batched = x.dim() == weight.dim()
+    c = 1 if batched else 0
+    space = range(c + 1, x.dim())
+    given = call.ledger.collapse_all(get(x), space, f"it is mixed over space ({call.where})")
+    channels = call.ledger.along(given, c, f"it is mixed by {call.where}")
+    kernel = call.ledger.collapse_all(get(weight), range(2, weight.dim()), "it is a kernel's space, not a channel")
+    w = [call.ledger.along(kernel, d, f"it is mixed by {call.where}") for d in (0, 1)]
+    takes = 0 if transposed and groups == 1 else 1
+    if not all(label.zero for label in get(weight) if takes in label.dims):
+        call.ledger.fix_all(get(weight), f"the weight is computed from other weights ({call.where})")
+    if groups == 1:
+        w_in, w_out = (w[0], w[1]) if transposed else (w[1], w[0])
+        tie(call, channels, w_in)
+        call.size(weight, "in_channels", channels)
+    else:
+        w_out = _grouped(call, x.shape[c], call.out.shape[c], groups, channels, w, transposed)
+    if w_out is None:
+        out: Labels = ()
+    else:
+        call.ledger.produced.append(w_out)
+        call.size(weight, "out_channels", w_out)
+        zero = all(label.zero for label in get(weight))
+        out = (Label(axis(w_out, c, call.out.dim()), zero),)
+    if bias is not None:
+        shape = (-1,) + (1,) * (call.out.dim() - c - 1)
+        added = tuple(Label(y.atoms.reshape(shape), y.zero) for y in get(bias))
+        reason = f"it meets a tensor of fixed width ({call.where})"
+        operands = [(out, call.out.shape), (added, bias.reshape(shape).shape)]
+        out = combine(call.ledger, operands, call.out.dim(), "all", reason)
+    keep = without(given, [c])
+    return [disjoint(call, (*out, *keep))]
+
+
+def _grouped(
+    call: Call, c_in: int, c_out: int, groups: int, channels: Tensor | None, w: list[Tensor | None], transposed: bool
+) -> Tensor | None:
+    """Grouped convolutions stay legal in one of two ways, whichever leaves more units: whole groups vanish with all
+    their inputs and outputs, or all groups lose the same positions."""
+    a, b = c_in // groups, c_out // groups
+    rows, columns = w  # [c_out], [a]; transposed [c_in], [b]
+    ledger, where = call.ledger, f"a grouped {call.where} takes it beside a tensor of fixed width"
+    if channels is not None and rows is not None and (groups >= a or min(a, b) == 1):
+        first = channels.reshape(groups, a)[:, :1]
+        ledger.same(first, channels.reshape(groups, a), where)
+        ledger.same(first, rows.reshape(groups, -1), where)
+        if columns is not None:
+            ledger.fix(columns, "it is inside a group of channels")
+        out = first.expand(groups, b).reshape(-1)
+        call.size(call.args[1], "groups", first.reshape(-1))
+        call.size(call.args[1], "in_channels", channels)
+        return out
+    inner = rows if transposed else columns
+    tiled = None if inner is None else inner if transposed else inner.repeat(groups)
+    if tiled is not None and channels is not None:
+        ledger.same(channels, tiled, where)
+    else:
+        tie(call, channels, tiled)
+    call.size(call.args[1], "in_channels", channels)
+    for atoms in (channels, rows):
+        if atoms is not None:
+            grid = atoms.reshape(groups, -1)
+            ledger.same(grid, grid[:1], where)
+    if transposed:
+        return None if columns is None else columns.repeat(groups)
+    return rows

@@ -1,0 +1,240 @@
+"""Patterns of entries of single parameters, and how what methods ask for is carried out on them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regrow import codes
+from regrow.actions import Action, Explore, Final, Grow, Prune, Select, Start, counts_after, sparsity_of
+from regrow.criteria import CRITERIA
+from regrow.latent import Latent
+from regrow.patterns.layers import Selection
+from regrow.patterns.pattern import Pattern
+from regrow.saliency import Role, Saliency, generator
+from regrow.schedule import Span
+from regrow.state import Init
+from regrow.units import Attached, Units, check_ranks_at_once
+
+Masks = Mapping[str, Tensor]  # parameter → bool, its shape
+
+
+class EntryPattern(Pattern):
+    """A pattern of entries of single parameters, each to its own count. Scores and masks have the parameters' shapes.
+
+    Attributes:
+        unit_size: entries of a unit.
+    """
+
+    unit_size: int = 1
+
+    @abstractmethod
+    def select(self, model: nn.Module, example_inputs: Any = None) -> Selection:
+        """The parameters that this pattern sparsifies, and those that stay dense.
+
+        Args:
+            model: stays as it is.
+            example_inputs: one batch, which tells what the model multiplies with; None where there is none.
+
+        Raises:
+            UserError: where an option names nothing in the model, or nothing is left to sparsify.
+        """
+
+    @abstractmethod
+    def counts_of(self, parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
+        """(active, all) units of each of the selected parameters once the target is reached.
+
+        Raises:
+            UserError: where the target cannot be met.
+        """
+
+    def parameters(self, model: nn.Module, example_inputs: Any = None) -> dict[str, nn.Parameter]:
+        """Those that `select` takes, by canonical name, in the model's order."""
+        return self.select(model, example_inputs).parameters
+
+    def counts(self, model: nn.Module, example_inputs: Any = None) -> dict[str, tuple[int, int]]:
+        """`counts_of` them."""
+        return self.counts_of(self.parameters(model, example_inputs))
+
+    def choose(
+        self,
+        scores: Callable[[str], Tensor],
+        counts: Mapping[str, int],
+        candidates: Mapping[str, Tensor],
+        occupied: Mapping[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """The legal selection of the highest scores. Every parameter keeps something. Where `select` names an axis for
+        a parameter, all tensors have it as their last.
+
+        Args:
+            scores: gives the fp32 scores of a parameter's entries.
+            counts: how many units of each parameter to choose; only their sum matters where layers are ranked together.
+            candidates: bool, the entries that may be chosen.
+            occupied: bool, the entries that stay whatever is chosen; no candidates among them.
+
+        Returns:
+            bool masks of what is chosen, with exactly these counts, `occupied` not among it.
+        """
+        return {name: self.best(scores(name), k, candidates[name], occupied[name]) for name, k in counts.items()}
+
+    @abstractmethod
+    def best(self, scores: Tensor, k: int, candidates: Tensor, occupied: Tensor) -> Tensor:
+        """The same for one parameter, with tensors of its shape."""
+
+    def bind(self, model: nn.Module, example_inputs: Any = None) -> EntryUnits:
+        return EntryUnits(self, model, example_inputs)
+
+
+class EntryUnits(Units):
+    """Single entries of parameters, or what a pattern makes of them.
+
+    Args:
+        pattern: which entries there are, and what a selection of them may be.
+        model: stays as it is.
+        example_inputs: one batch, if there is one.
+
+    Attributes:
+        final: (active, all) units of each parameter at the target.
+    """
+
+    changes_states_alone = True
+
+    def __init__(self, pattern: EntryPattern, model: nn.Module, example_inputs: Any = None) -> None:
+        super().__init__()
+        self.pattern = pattern
+        selection = pattern.select(model, example_inputs)
+        self.parameters, self.dense, self.decided = selection.parameters, selection.dense, selection.decided
+        self.flops, self.note = selection.flops, selection.note
+        self._axes = selection.axes
+        self.final = pattern.counts_of(self.parameters)
+        self.target = sparsity_of(self.final)
+
+    def planned(self) -> Final:
+        return self.final
+
+    def attach(self, attached: Attached) -> None:
+        self.states = attached.states
+        self.saliency = Saliency(attached.states, attached.criterion, attached.scorings, attached.seed)
+        self._agree = attached.agree
+        self._seed = attached.seed
+
+    def _start(self, action: Start, span: Span) -> None:
+        if action.how == "random":
+            noise = CRITERIA["random"]
+            self._keep(
+                action, lambda name: noise(self.states[name].values(), generator=self._generator(name)), span.latent
+            )
+        else:
+            if self.step == 0 and self._counts(action) != {name: size for name, (_, size) in self.final.items()}:
+                check_ranks_at_once(self.saliency.criterion)
+            self._keep(action, self._by("prune"), span.latent)
+
+    def _prune(self, action: Prune, span: Span) -> None:
+        self._keep(action, self._by("prune"), span.latent)
+
+    def _explore(self, action: Explore, span: Span) -> None:
+        if action.value == "zero" and self._are_latent():
+            self._become({name: state.active for name, state in self.states.items()}, "mru")
+        for state in self.states.values():
+            code = torch.full_like(state.flags, codes.EXPLORED)
+            code[state.active] = codes.FROZEN if span.trains == "removed" else codes.TRAINABLE
+            state.transition(code, action.value, span.latent)
+
+    def enter(self, span: Span) -> None:
+        if span.latent is not None and not self._are_latent():
+            self._explore(Explore("mru"), span)
+        elif span.latent is None and self._are_latent():
+            self._become({name: state.active for name, state in self.states.items()}, "mru")
+
+    def _are_latent(self) -> bool:
+        return any(state.latent is not None for state in self.states.values())
+
+    def _grow(self, action: Grow, span: Span) -> None:
+        active = {name: state.active for name, state in self.states.items()}
+        outside = {name: ~mask for name, mask in active.items()}
+        counts = self._counts(action)
+        missing = {name: counts[name] - self._count_of(mask) for name, mask in active.items()}
+        chosen = self._choose(self._by("grow"), missing, outside, active)
+        self._become({name: active[name] | chosen[name] for name in self.states}, action.init, span.latent)
+        for name, state in self.states.items():
+            new = state.active & outside[name]
+            self._count(grown=new, regrown=new & state.previous)
+            state.mark(grown=new)
+
+    def _select(self, action: Select, span: Span) -> None:
+        before = {name: state.active for name, state in self.states.items()}
+        nothing = {name: torch.zeros_like(mask) for name, mask in before.items()}
+        everything = {name: ~mask for name, mask in nothing.items()}
+        chosen = self._choose(self._by("prune"), self._counts(action), everything, nothing)
+        self._become(chosen, "mru", span.latent)
+        for name, state in self.states.items():
+            now, grown = state.active, state.grown
+            stayed = now & before[name]
+            self._count(pruned=before[name] ^ stayed, grown_before=grown, survived=grown & now)
+            new = now ^ stayed
+            self._count(grown=new, regrown=new & state.previous)
+            state.mark(grown=new)
+
+    def end_at_target(self, step: int) -> None:
+        self.step = step
+        self._become({name: state.previous for name, state in self.states.items()}, "mru")
+        criterion = self.saliency.criterion
+        read = CRITERIA["magnitude"] if criterion.uses_grad else criterion
+        target = Prune(self.target)
+        self._keep(target, lambda name: read(self.states[name].values(), generator=self._generator(name)))
+        self.mark()
+
+    def _keep(self, action: Action, scores: Callable[[str], Tensor], latent: Latent | None = None) -> None:
+        """The best of what is active, to the counts of an action."""
+        active = {name: state.active for name, state in self.states.items()}
+        nothing = {name: torch.zeros_like(mask) for name, mask in active.items()}
+        self._become(self._choose(scores, self._counts(action), active, nothing), latent=latent)
+        for name, state in self.states.items():
+            still = state.active
+            self._count(pruned=active[name] & ~still, grown_before=state.grown, survived=state.grown & still)
+
+    def _choose(
+        self, scores: Callable[[str], Tensor], counts: Mapping[str, int], candidates: Masks, occupied: Masks
+    ) -> Masks:
+        """The pattern's choice, which sees the axis that it has asked for as the last."""
+
+        def turned(masks: Masks) -> Masks:
+            return {name: mask.movedim(self._axes.get(name, -1), -1) for name, mask in masks.items()}
+
+        def turned_scores(name: str) -> Tensor:
+            return scores(name).movedim(self._axes.get(name, -1), -1)
+
+        chosen = self.pattern.choose(turned_scores, counts, turned(candidates), turned(occupied))
+        return {name: mask.movedim(-1, self._axes.get(name, -1)) for name, mask in chosen.items()}
+
+    def _become(self, masks: Mapping[str, Tensor], init: Init = "zero", latent: Latent | None = None) -> None:
+        """Puts a structure in force, the same on all ranks; latent values of what it leaves out train on."""
+        out_of_use = codes.PRUNED if latent is None else codes.EXPLORED
+        for name, state in self.states.items():
+            active = self._agree(masks[name].to(torch.uint8))
+            state.transition(active.mul_(out_of_use ^ codes.TRAINABLE).bitwise_xor_(out_of_use), init, latent)
+
+    def _counts(self, action: Action) -> dict[str, int]:
+        return counts_after(action, self.final, {name: self._count_of(s.active) for name, s in self.states.items()})
+
+    def _count_of(self, mask: Tensor) -> int:
+        """How many units a mask of entries has."""
+        return codes.count(mask) // self.pattern.unit_size
+
+    def _by(self, role: Role) -> Callable[[str], Tensor]:
+        return lambda name: self.saliency.scores(role, name, self.step)
+
+    def _generator(self, name: str) -> torch.Generator:
+        return generator(self._seed, self.step, list(self.states).index(name))
+
+    def mark(self) -> None:
+        for state in self.states.values():
+            state.mark(previous=state.active)
+        self.tally = {}
+
+    def _overlap(self) -> Iterable[tuple[Tensor, Tensor]]:
+        return ((state.active, state.previous) for state in self.states.values())

@@ -1,0 +1,225 @@
+"""Models by name: built-in networks for small images, timm, torchvision, or a callable of the user's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from regrow.errors import UserError, closest, nearest
+from regrow.importing import call_accepting, import_callable
+from regrow.inputs import first_line
+from regrow.zoo.networks import DigitsCNN, WideResNet
+
+GIVEN = ("num_classes", "in_channels", "in_chans")  # what a model is told of the data, and is no option of a recipe
+_BUILT_IN = ("wrn22-2", "wrn10-2", "wrn16-4", "wrn28-10", "digits-cnn")
+_OTHERS = "others are timm:NAME, torchvision:NAME or package.module:callable"
+_WRN = re.compile(r"wrn(\d{1,4})-(\d{1,4})")
+
+
+def build(spec: str, num_classes: int, in_channels: int = 3, seed: int | None = None, **options: Any) -> nn.Module:
+    """A freshly initialised model on the CPU, in training mode.
+
+    Args:
+        spec: ``wrn{depth}-{width}`` (e.g. ``wrn22-2``), ``digits-cnn``, ``timm:NAME``, ``torchvision:NAME``, or
+            ``package.module:callable``, which is called with ``num_classes`` and ``in_channels`` (or ``in_chans``)
+            where it accepts them. The current directory can be imported from.
+        num_classes: size of the output.
+        in_channels: channels of the images; torchvision's models take 3.
+        seed: seeds the initial weights and leaves the global random state alone; None: uses and advances the latter.
+        **options: passed on to the model. ``pretrained=True`` downloads weights; nothing is ever downloaded without it.
+
+    Raises:
+        UserError: unknown name or option, or the model cannot be built with them.
+    """
+    return build_with(options, spec, num_classes, in_channels, seed)
+
+
+def build_with(
+    options: Mapping[str, Any], spec: str, num_classes: int, in_channels: int = 3, seed: int | None = None
+) -> nn.Module:
+    """`build` with options of any name."""
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+        try:
+            return _build(spec, num_classes, in_channels, dict(options))
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"the model {spec!r} cannot be built: {first_line(error)}") from error
+
+
+def _build(spec: str, num_classes: int, in_channels: int, options: dict[str, Any]) -> nn.Module:
+    library, _, name = spec.partition(":")
+    if library == "timm":
+        import timm
+
+        _check_timm(name)
+        return timm.create_model(name, **{"pretrained": False} | options, num_classes=num_classes, in_chans=in_channels)
+    if library == "torchvision":
+        return _torchvision(name, num_classes, in_channels, options)
+    if name:
+        function = import_callable(spec)
+        model = call_accepting(
+            function, spec, options, num_classes=num_classes, in_channels=in_channels, in_chans=in_channels
+        )
+        if not isinstance(model, nn.Module):
+            raise UserError(f"{spec!r} returned a {type(model).__name__}, not a torch.nn.Module")
+        return model
+    return _built_in(spec, num_classes, in_channels, options)
+
+
+def default_shape(spec: str) -> tuple[int, int, int]:
+    """The image shape (channels, height, width) that a named model is made for.
+
+    Raises:
+        UserError: unknown name, or a ``package.module:callable``, whose shape only its author knows.
+    """
+    library, _, name = spec.partition(":")
+    if library == "timm":
+        import timm
+
+        _check_timm(name)
+        cfg = timm.models.get_pretrained_cfg(name)
+        channels, height, width = cfg.input_size if cfg is not None and cfg.input_size else (3, 224, 224)
+        return channels, height, width
+    if library == "torchvision":
+        import torchvision
+
+        _check_torchvision(name)
+        size = torchvision.models.get_model_weights(name).DEFAULT.transforms().crop_size[0]
+        return 3, size, size
+    if name:
+        import_callable(spec)  # that it is there comes first
+        raise UserError(f"the input shape of {spec!r} is not known: give one, such as --data-shape 3,32,32")
+    if spec == "digits-cnn":
+        return 1, 8, 8
+    _check_built_in(spec)
+    return 3, 32, 32
+
+
+def example_input(model: nn.Module | str, shape: Sequence[int] | None = None, batch: int = 1) -> Tensor:
+    """A reproducible random input (batch, *shape), on the device of the model.
+
+    Args:
+        model: a model, or the spec of one.
+        shape: (channels, height, width); default: `default_shape` of the spec.
+        batch: number of images.
+    """
+    if shape is None:
+        if not isinstance(model, str):
+            raise UserError("the input shape of the model is not known: give a shape such as 3x32x32")
+        shape = default_shape(model)
+    x = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
+    weight = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    return x if weight is None else x.to(weight.device)
+
+
+def _built_in(spec: str, num_classes: int, in_channels: int, options: dict[str, Any]) -> nn.Module:
+    _check_built_in(spec)
+    if options.pop("pretrained", False):
+        raise UserError(f"there are no pretrained weights for {spec!r}: drop pretrained, or choose a timm: model")
+    given = {"num_classes": num_classes, "in_channels": in_channels}
+    if spec == "digits-cnn":
+        return call_accepting(DigitsCNN, spec, options, **given)
+    depth, width = map(int, spec.removeprefix("wrn").split("-"))
+    return call_accepting(WideResNet, spec, options, depth=depth, width=width, **given)
+
+
+def _check_built_in(spec: str) -> None:
+    if spec == "digits-cnn":
+        return
+    match = _WRN.fullmatch(spec)
+    if not match:
+        raise UserError(f"unknown model {spec!r}{_elsewhere(spec) or nearest(spec, _BUILT_IN)} ({_OTHERS})")
+    depth, width = int(match[1]), int(match[2])
+    if depth < 10 or depth % 6 != 4 or width < 1:
+        raise UserError(
+            f"{spec!r}: the depth of a WideResNet is 6n + 4 (10, 16, 22, 28, 40, …) and its width at least 1"
+        )
+
+
+# --- libraries
+
+
+def _elsewhere(name: str) -> str:
+    """A hint for a name that is a library's; "" where no library has one like it, or a built-in network is closer."""
+    names = _names_by_library()
+    for same in (str, str.lower):
+        found = [f"{library}:{same(name)}" for library, known in names.items() if same(name) in known]
+        if found:
+            return f"; did you mean {' or '.join(map(repr, found))}?"
+    if closest(name, _BUILT_IN) is None:
+        for library, known in names.items():
+            if close := closest(name, known):
+                return f"; did you mean '{library}:{close}'?"
+    return ""
+
+
+def _names_by_library() -> dict[str, set[str]]:
+    """What the libraries that are installed have, by their prefix."""
+    names: dict[str, set[str]] = {}
+    with suppress(ImportError):
+        import torchvision
+
+        names["torchvision"] = set(torchvision.models.list_models(module=torchvision.models))
+    with suppress(ImportError):
+        import timm
+
+        names["timm"] = set(timm.list_models())
+    return names
+
+
+def _check_timm(name: str) -> None:
+    import timm
+
+    if not timm.is_model(name):
+        _unknown("timm", name, timm.list_models(), "timm.list_models()")
+
+
+def _check_torchvision(name: str) -> None:
+    import torchvision
+
+    models = torchvision.models
+    names = models.list_models(module=models)
+    if name in names:
+        return
+    for kind in ("detection", "segmentation", "video", "optical_flow", "quantization"):
+        if name in models.list_models(module=getattr(models, kind)):
+            raise UserError(
+                f"torchvision's {name} is a model for {kind.replace('_', ' ')}, but only classifiers of images are "
+                "supported, such as torchvision:resnet50"
+            )
+    _unknown("torchvision", name, names, "torchvision.models.list_models()")
+
+
+def _unknown(library: str, name: str, names: Iterable[str], listing: str) -> NoReturn:
+    close = closest(name, names)
+    hint = f"{listing} lists what it has" if close is None else f"did you mean {close!r}?"
+    raise UserError(f"{library} has no model {name!r}; {hint}")
+
+
+def _torchvision(name: str, num_classes: int, in_channels: int, options: dict[str, Any]) -> nn.Module:
+    import torchvision
+
+    _check_torchvision(name)
+    if in_channels != 3:
+        raise UserError(
+            f"torchvision's {name} takes images of 3 channels, not {in_channels}: use the same network from timm:"
+        )
+    pretrained = options.pop("pretrained", False)
+    if name in ("inception_v3", "googlenet"):
+        options = {"aux_logits": False, "init_weights": True} | options
+    model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+    if pretrained:
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+        saved = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        own = model.state_dict()
+        # a head of another size keeps its fresh weights
+        model.load_state_dict({k: v for k, v in saved.items() if k in own and own[k].shape == v.shape}, strict=False)
+    return model

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -71,9 +72,56 @@ def models() -> dict[str, int]:
 def build(name: str, size: int) -> Any:
     """The model with random weights; constants (zeros, ones, tiny scales) are made random too, or equalities could
     hold for want of values."""
+    import timm
+    import torch
+    import torchvision
+
+    torch.manual_seed(0)
+    library, _, kind = name.partition(":")
+    if library == "torchvision":
+        options: dict[str, Any] = {"init_weights": False} if kind in ("googlenet", "inception_v3") else {}
+        if kind.startswith("vit"):
+            options["image_size"] = size
+        model = torchvision.models.get_model(kind, weights=None, **options)
+    else:
+        try:
+            model = timm.create_model(kind, pretrained=False, img_size=size)
+        except TypeError:
+            model = timm.create_model(kind, pretrained=False)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.numel() == 1 or bool((p == p.flatten()[0]).all()) or float(p.abs().max()) < 1e-3:
+                p.add_(torch.empty_like(p).uniform_(0.1, 0.6))
+        for key, b in model.named_buffers():
+            if "running_mean" in key:
+                b.normal_(0, 0.1)
+            if "running_var" in key:
+                b.uniform_(0.5, 1.5)
+    return model
+
+
+def prunable(model: Any, coupling: Any) -> float:
+    """The share of parameters that go with a channel of some group."""
     import torch
 
+    stays: dict[tuple[str, int], Any] = {}
+    for group in coupling.groups:
+        for part in group.slices:
+            before = stays.get((part.name, part.dim), torch.ones(part.channel.numel(), dtype=torch.bool))
+            stays[part.name, part.dim] = before & (part.channel < 0)
+    total = outside = 0.0
+    for name, p in model.named_parameters():
+        total += p.numel()
+        shares = [float(stays[name, d].float().mean()) for d in range(p.dim()) if (name, d) in stays]
+        outside += p.numel() * math.prod(shares)
+    return 1 - outside / total
+
+
+def run_regrow(name: str, size: int) -> dict[str, Any]:
+    """Couples and verifies one model."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    import torch
+
     import masked_and_thin as check
     from regrow.coupling.couple import couple
     from regrow.errors import UserError

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from exploration_probe import Batch, Layers
+from regrow.actions import kept
 from regrow.selection import top_k
 from regrow.training.run import Run, model_of, seed_step
-from regrow.units import kept
 
 SPEEDS = (0.0, 0.0125, 0.05, 0.2, 1.0)  # of memory
 CHURN = 0.3

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from torch import nn
@@ -47,3 +49,14 @@ def test_examples_in_docstrings(module) -> None:
     result = doctest.testmod(loaded, extraglobs=names)
     assert result.attempted
     assert not result.failed
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "examples", "src", "tests"])
+def test_what_is_imported_from_regrow_is_there(folder: str) -> None:
+    """Also inside of functions, where no other test may come."""
+    for path in (Path(__file__).parents[1] / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "regrow" and not node.level:
+                module = importlib.import_module(str(node.module))
+                missing = [one.name for one in node.names if not hasattr(module, one.name)]
+                assert not missing, f"{path.name}: {node.module} has no {missing}"

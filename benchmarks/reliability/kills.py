@@ -54,7 +54,7 @@ def in_a_child(action: Callable[[], object]) -> int:
     try:
         action()
         os._exit(0)
-    except UserError:
+    except (UserError, OSError):  # what the command line says in a sentence
         os._exit(2)
     except BaseException:
         os._exit(1)

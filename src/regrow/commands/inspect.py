@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from regrow import summary
 from regrow.commands.words import MODEL, Parser, shape_of, share, whole, words_of
 from regrow.commands.words import command as make
 from regrow.errors import UserError
@@ -182,6 +181,8 @@ def _model(spec: str, shape: Sequence[int] | None, classes: int | None) -> tuple
 
 def _left(dense: Mapping[str, str], sizes: Mapping[str, int]) -> list[str]:
     """What stays dense: a line for each reason, each layer once, the most first."""
+    from regrow import summary
+
     lines = []
     for reason in summary.reasons(dense, sizes):
         layers = dict.fromkeys(name.rpartition(".")[0] or name for name in reason.names)

@@ -15,7 +15,7 @@ from typing import Any
 from regrow import extras
 from regrow.commands import compare, demo, inspect, profile, report, train
 from regrow.commands.recipes import split_overrides
-from regrow.commands.words import AS_WRITTEN, Parser
+from regrow.commands.words import AS_WRITTEN, Parser, refuse_empty
 from regrow.errors import UserError, is_out_of_memory, nearest
 
 _DESCRIPTION = "Make PyTorch models sparse while they train, and keep changing your mind about what to remove."
@@ -129,6 +129,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     commands = {name: home.add(group) for name, home in COMMANDS.items()}
     for one in (parser, *commands.values()):  # for the help; `main` takes it out
         one.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        refuse_empty(one)
     return parser, commands
 
 

@@ -59,17 +59,19 @@ def run(args: argparse.Namespace) -> int:
         if value is not None:
             wrong, way_out = ("not ", "drop it, or drop") if args.channels else ("", "add")
             raise UserError(f"--{option} is {wrong}for channels: {way_out} --channels")
+    if args.table is not None and args.latency is None:
+        raise UserError("--table prices latency: add --latency, or drop it")
     if args.channels:
         show_channels(
             args.model, budgets={kind: value for kind, value in budgets.items() if value is not None},
             table=args.table, round_to=8 if args.round_to is None else args.round_to,
-            exclude=words_of(args.exclude), shape=shape, classes=args.classes,
+            exclude=words_of(args.exclude or ""), shape=shape, classes=args.classes,
         )  # fmt: skip
         return 0
     show(
         args.model, sparsity=0.9 if args.sparsity is None else args.sparsity,
-        distribution=args.distribution or "uniform", exclude=words_of(args.exclude), include=words_of(args.include),
-        shape=shape, classes=args.classes,
+        distribution=args.distribution or "uniform", exclude=words_of(args.exclude or ""),
+        include=words_of(args.include or ""), shape=shape, classes=args.classes,
     )  # fmt: skip
     return 0
 

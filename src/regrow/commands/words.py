@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import NoReturn
 
 from regrow.errors import UserError, percent
@@ -32,6 +33,24 @@ def command(group: argparse._SubParsersAction[Parser], name: str, about: str, ex
         allow_abbrev=False,
         add_help=name not in ("train", "compare"),
     )
+
+
+def refuse_empty(parser: Parser) -> None:
+    """Has a parser refuse options that are given, but say nothing."""
+    for action in parser._actions:
+        if action.option_strings and action.nargs != 0 and action.type in (None, Path):
+            action.type = _text if action.type is None else _path
+            action.default = action.default or None  # as types are asked of defaults, too
+
+
+def _text(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty")
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_text(text))
 
 
 def whole(text: str) -> int:
@@ -77,7 +96,9 @@ def seeds_of(text: str) -> list[int]:
     for word in words:
         if not (word.isdecimal() and len(word) <= _DIGITS):
             raise UserError(f"--seeds must be whole numbers such as 0,1,2, not {word[:40]!r}")
-    return [int(word) for word in words]
+    seeds = [int(word) for word in words]
+    words_of(",".join(map(str, seeds)), "--seeds")  # 00 is 0
+    return seeds
 
 
 def shape_of(text: str) -> tuple[int, ...]:

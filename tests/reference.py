@@ -15,10 +15,63 @@ FIRST = ("momentum_buffer", "exp_avg", "grad_avg")
 SECOND = ("exp_avg_sq", "square_avg")
 
 
-class Reference:
-    """`params` are sparsified, `counts` says how many entries of each stay at the end, `o` are the method's options."""
+class Entries:
+    """Which entries of a tensor are the best legal ones; here any may be."""
 
-    def __init__(self, model, params, optimizer, counts, method, o, criterion, total_steps, seed=0):
+    unit = 1  # entries that go as one
+
+    def best(self, score, among, k, occupied=(), axis=-1):
+        """The k best units of `among` beside those that are occupied, as indices of entries."""
+        places, flat = self.places(score, axis), score.flatten().tolist()
+        return set(sorted(among, key=lambda i: (-flat[i], places[i]))[:k])
+
+    def places(self, score, axis):
+        """Index → where it comes once the axis is the last."""
+        order = torch.arange(score.numel()).view(score.shape).movedim(axis, -1).flatten().tolist()
+        return {i: place for place, i in enumerate(order)}
+
+
+ANY = Entries()
+
+
+class OfEveryM(Entries):
+    """N:M: the first of every group before the second of any."""
+
+    def __init__(self, m):
+        self.m = m
+
+    def best(self, score, among, k, occupied=(), axis=-1):
+        places, flat = self.places(score, axis), score.flatten().tolist()
+        by_group = {}
+        for i in sorted(among, key=lambda i: (-flat[i], places[i])):
+            by_group.setdefault(places[i] // self.m, []).append(i)
+        level = {}
+        for group, members in by_group.items():
+            there = sum(places[i] // self.m == group for i in occupied)
+            level |= {i: there + rank for rank, i in enumerate(members)}
+        return set(sorted(among, key=lambda i: (level[i], -flat[i], places[i]))[:k])
+
+
+class Pairs(Entries):
+    """Blocks of one output and two inputs."""
+
+    unit = 2
+
+    def best(self, score, among, k, occupied=(), axis=-1):
+        places, flat = self.places(score, axis), score.flatten()
+        pairs = {}
+        for i in sorted(among, key=places.get):
+            pairs.setdefault(places[i] // 2, []).append(i)
+        mean = {pair: float((flat[a] + flat[b]) / 2) for pair, (a, b) in pairs.items()}
+        return {i for pair in sorted(pairs, key=lambda pair: (-mean[pair], pair))[:k] for i in pairs[pair]}
+
+
+class Reference:
+    """`params` are sparsified, `counts` says how many units of each stay at the end, `o` are the method's options,
+    `rule` says which selections are legal, along which axis of which parameter."""
+
+    def __init__(self, model, params, optimizer, counts, method, o, criterion, total_steps, seed=0, rule=ANY, axes=()):
+        self.rule, self.axes = rule, dict(axes)
         self.model, self.params, self.optimizer, self.final = model, params, optimizer, counts
         self.method, self.o, self.criterion, self.total, self.seed = method, o, criterion, total_steps, seed
         self.step, self.update, self.explored = 0, 0, None
@@ -32,7 +85,7 @@ class Reference:
             for i, (k, p) in enumerate(params.items()):
                 noise = torch.rand(p.shape, generator=generator(seed, 0, i))
                 score = noise if start_random else p.detach().abs()
-                self.active[k] = self.best(score, range(p.numel()), self.target(k, -1))
+                self.active[k] = self.best(k, score, range(p.numel()), self.target(k, -1))
         for k in params:
             self.write(k, self.active[k])
 
@@ -63,8 +116,8 @@ class Reference:
         return 0 if self.method in ("static", "dense") else (self.until() - self.begin()) // self.length()
 
     def target(self, k, update):
-        size, final = self.params[k].numel(), self.final[k]
-        sizes = sum(p.numel() for p in self.params.values())
+        size, final = self.size(k), self.final[k]
+        sizes = sum(map(self.size, self.params))
         sparsity = 1 - sum(self.final.values()) / sizes
         initial = {
             "gmp": self.o.get("initial_sparsity", 0.0),
@@ -84,13 +137,16 @@ class Reference:
         t = self.begin() + update * self.length() + (self.o["h"] if self.method == "iee" else self.length())
         share = (0.5 if self.method == "granet" else 0.3) / 2 * (1 + math.cos(math.pi * t / self.until()))
         target = self.target(k, update)
-        return 0 if target == self.params[k].numel() else int(share * target)
+        return 0 if target == self.size(k) else int(share * target)
+
+    def size(self, k):
+        """Of a parameter, in units."""
+        return self.params[k].numel() // self.rule.unit
 
     # -- selection and values
 
-    def best(self, score, among, k):
-        flat = score.flatten().tolist()
-        return set(sorted(among, key=lambda i: (-flat[i], i))[:k])
+    def best(self, name, score, among, k, occupied=()):
+        return self.rule.best(score, among, k, occupied, self.axes.get(name, -1))
 
     def score(self, k, role, i):
         if role == "grow" and self.method == "set":
@@ -210,7 +266,7 @@ class Reference:
     def cross(self):
         if self.params and 0 < self.step == self.start():
             for i, k in enumerate(self.params):
-                best = self.best(self.score(k, "prune", i), self.active[k], self.target(k, -1))
+                best = self.best(k, self.score(k, "prune", i), self.active[k], self.target(k, -1))
                 self.trains[k] = self.write(k, best)
             self.forget()
         if self.update >= self.updates():
@@ -245,7 +301,7 @@ class Reference:
     def prune(self):
         for i, k in enumerate(self.params):
             keep = self.target(k, self.update) - self.churn(k, self.update)
-            self.trains[k] = self.write(k, self.best(self.score(k, "prune", i), self.active[k], keep))
+            self.trains[k] = self.write(k, self.best(k, self.score(k, "prune", i), self.active[k], keep))
         if self.method == "iee" or self.method in ("gmp", "oneshot", "acdc"):
             self.forget()
 
@@ -261,8 +317,8 @@ class Reference:
     def grow(self, init):
         for i, k in enumerate(self.params):
             outside = set(range(self.params[k].numel())) - self.active[k]
-            missing = self.target(k, self.update) - len(self.active[k])
-            new = self.active[k] | self.best(self.score(k, "grow", i), outside, missing)
+            missing = self.target(k, self.update) - len(self.active[k]) // self.rule.unit
+            new = self.active[k] | self.best(k, self.score(k, "grow", i), outside, missing, self.active[k])
             self.explored_was, before = self.explored, self.active[k]
             if self.explored is not None:
                 self.explored = {**self.explored, k: set(before)}  # what counts as there already
@@ -278,7 +334,8 @@ class Reference:
 class Straight:
     """The slow straight-through engine: latent weights beside the parameters, projected again after every step."""
 
-    def __init__(self, model, params, optimizer, counts, o, criterion, total_steps):
+    def __init__(self, model, params, optimizer, counts, o, criterion, total_steps, rule=ANY, axes=()):
+        self.rule, self.axes = rule, dict(axes)
         self.model, self.params, self.optimizer, self.final, self.o = model, params, optimizer, counts, o
         self.criterion, self.total, self.step, self.update = criterion, total_steps, 0, 0
         self.latent = {k: p.detach().clone() for k, p in params.items()}
@@ -287,8 +344,8 @@ class Straight:
         self.forget()
         if o.get("preview"):  # IEE from a random start: what is not in use begins at zero
             for i, (k, p) in enumerate(params.items()):
-                noise = torch.rand(p.shape, generator=generator(0, 0, i)).flatten().tolist()
-                self.active[k] = set(sorted(range(len(noise)), key=lambda i, n=noise: (-n[i], i))[: counts[k]])
+                noise = torch.rand(p.shape, generator=generator(0, 0, i))
+                self.active[k] = self.best(k, noise, self.active[k], counts[k])
                 for i in range(p.numel()):
                     if i not in self.active[k]:
                         self.latent[k].view(-1)[i] = 0.0
@@ -297,8 +354,11 @@ class Straight:
             self.select(0.0, {k: v.abs() for k, v in self.latent.items()})
             self.project()
 
+    def best(self, name, score, among, k, occupied=()):
+        return self.rule.best(score, among, k, occupied, self.axes.get(name, -1))
+
     def counts(self, progress):
-        sizes = {k: p.numel() for k, p in self.params.items()}
+        sizes = {k: p.numel() // self.rule.unit for k, p in self.params.items()}
         sparsity, ramp = 1 - sum(self.final.values()) / sum(sizes.values()), self.o["ramp"]
         if ramp is None:
             return self.final
@@ -307,19 +367,17 @@ class Straight:
 
     def select(self, progress, scores):
         for k, count in self.counts(progress).items():
-            flat = scores[k].flatten().tolist()
-            self.active[k] = set(sorted(range(len(flat)), key=lambda i, flat=flat: (-flat[i], i))[:count])
+            self.active[k] = self.best(k, scores[k], range(scores[k].numel()), count)
         self.forget()
 
     def exchange(self, scores):
         """IEE's update: the least of what is active for the best of what is not."""
         share = 0.3 / 2 * (1 + math.cos(math.pi * self.step / self.total))
         for k, count in self.final.items():
-            flat, size = scores[k].flatten().tolist(), self.params[k].numel()
-            best = sorted(range(size), key=lambda i, flat=flat: (-flat[i], i))
-            drop = 0 if count == size else int(share * count)
-            kept = [i for i in best if i in self.active[k]][: count - drop]
-            self.active[k] = set(kept) | set([i for i in best if i not in kept][:drop])
+            size = self.params[k].numel()
+            drop = 0 if count == size // self.rule.unit else int(share * count)
+            kept = self.best(k, scores[k], self.active[k], count - drop)
+            self.active[k] = kept | self.best(k, scores[k], set(range(size)) - kept, drop, kept)
 
     def project(self):
         for k, p in self.params.items():

@@ -11,8 +11,9 @@ from torch import nn
 
 import regrow
 from engine import batches, network
-from reference import Reference, Straight
+from reference import Entries, Reference, Straight
 from regrow.methods import METHODS
+from regrow.patterns import EntryPattern
 
 STEPS = 60
 OPTIMIZERS = {
@@ -38,15 +39,26 @@ OPTIONS = {
 STRAIGHT = {"p": math.inf, "scale": 1.0, "pull": 0.0, "ramp": None, "ramp_end": 0.75}  # and what each method changes
 
 
-def lockstep(method: str, options: dict, optimizer: str, criterion: str) -> None:
+WEIGHTS = regrow.Weights(0.7, "erk")
+
+
+def lockstep(
+    method: str,
+    options: dict,
+    optimizer: str,
+    criterion: str,
+    pattern: EntryPattern = WEIGHTS,
+    rule: Entries | None = None,
+) -> None:
+    """Holds a run to the slow engine, whose `rule` says what the pattern makes of entries."""
     fast, slow = network(), network()
     opt_fast, opt_slow = OPTIMIZERS[optimizer](fast.parameters()), OPTIMIZERS[optimizer](slow.parameters())
-    pattern = regrow.Weights(0.7, "erk")
     sparsifier = regrow.Sparsifier(
         fast, opt_fast, pattern=pattern, method=METHODS[method](**options), criterion=criterion, total_steps=STEPS
     )
     counts = {name: active for name, (active, _) in pattern.counts(slow).items()} if method != "dense" else {}
     params = {name: slow.get_parameter(name) for name in counts}
+    legal = {"rule": rule, "axes": pattern.select(slow).axes}
     reference: Reference | Straight
     if method in ("ste", "srste") or "preview" in options:
         own = (
@@ -54,9 +66,9 @@ def lockstep(method: str, options: dict, optimizer: str, criterion: str) -> None
             | {"every": options.get("h"), "scale": options.get("shadow_speed", 1.0)}
             | {name: value for name, value in vars(sparsifier.method).items() if value is not None}
         )
-        reference = Straight(slow, params, opt_slow, counts, own, criterion, STEPS)
+        reference = Straight(slow, params, opt_slow, counts, own, criterion, STEPS, **legal)
     else:
-        reference = Reference(slow, params, opt_slow, counts, method, options, criterion, STEPS)
+        reference = Reference(slow, params, opt_slow, counts, method, options, criterion, STEPS, **legal)
     for step, (x, y) in enumerate(batches(STEPS)):
         nn.functional.cross_entropy(fast(x), y).backward()
         opt_fast.step()

@@ -215,7 +215,7 @@ class EntryUnits(Units):
         """Puts a structure in force, the same on all ranks; latent values of what it leaves out train on."""
         out_of_use = codes.PRUNED if latent is None else codes.EXPLORED
         for name, state in self.states.items():
-            active = self._agree(masks[name].to(torch.uint8))
+            active = self._agree(torch.empty_like(state.flags).copy_(masks[name]))  # as the parameter lies in memory
             state.transition(active.mul_(out_of_use ^ codes.TRAINABLE).bitwise_xor_(out_of_use), init, latent)
 
     def _counts(self, action: Action) -> dict[str, int]:

@@ -23,6 +23,7 @@ lint: setup
 	$(BIN)/ruff check src tests benchmarks examples tools
 	$(BIN)/ruff format --check src tests benchmarks examples tools
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python tools/house.py src/regrow
 
 types: setup
 	$(BIN)/mypy

@@ -15,7 +15,7 @@ from attack import changed, garble
 from regrow import UserError
 from regrow.report.page import render
 from regrow.report.runs import read
-from regrow.study.comparison import print_table
+from regrow.study.printed import print_table
 from regrow.training import rundir
 from regrow.training.results import result_of
 from regrow.training.statistics import summarise

@@ -55,7 +55,7 @@ def test_the_average_by_hand_while_weights_are_pruned_and_regrown(method: str, k
     expected = {name: value.detach().clone() for name, value in expected.items()}
     moved = set()
     for batch in batches(40):
-        exploring = sparsifier._span.trains == "removed"
+        exploring = sparsifier._engine.span.trains == "removed"
         before = sparsifier.masks
         train(model, optimizer, [batch])
         average.update()

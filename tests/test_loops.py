@@ -54,9 +54,9 @@ def test_clipping_sees_only_the_weights_that_train(set_to_none) -> None:
         loss_of(model, batch).backward()
         sparsifier.prepare_step()
         exploring = sparsifier.phase == "explore"
-        before = {n: s.clone() for n, s in sparsifier._saliency._sums.get("prune", {}).items()}
+        before = {n: s.clone() for n, s in sparsifier._engine.saliency._sums.get("prune", {}).items()}
         sparsifier.prepare_step()  # idempotent
-        assert same(before, dict(sparsifier._saliency._sums.get("prune", {})))
+        assert same(before, dict(sparsifier._engine.saliency._sums.get("prune", {})))
         for name, p in model.named_parameters():
             if name in sparsifier.masks:
                 trains = ~sparsifier.masks[name] if exploring else sparsifier.masks[name]
@@ -66,12 +66,12 @@ def test_clipping_sees_only_the_weights_that_train(set_to_none) -> None:
         norm = nn.utils.clip_grad_norm_(model.parameters(), 0.1)
         grads = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         assert grads.norm() <= min(norm, torch.tensor(0.1)) * 1.001
-        sums = {n: s.clone() for n, s in sparsifier._saliency._sums.get("prune", {}).items()}
+        sums = {n: s.clone() for n, s in sparsifier._engine.saliency._sums.get("prune", {}).items()}
         step = sparsifier.step_count
         optimizer.step()
         assert sparsifier.step_count == step + 1
         if step % 12 < 4:  # no boundary after it: the clipped gradients were not added again
-            assert same(sums, dict(sparsifier._saliency._sums.get("prune", {})))
+            assert same(sums, dict(sparsifier._engine.saliency._sums.get("prune", {})))
         for name, mask in sparsifier.masks.items():
             if sparsifier.phase != "explore":
                 assert (model.get_parameter(name)[~mask] == 0).all()

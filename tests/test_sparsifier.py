@@ -313,7 +313,7 @@ def test_a_step_with_nan_or_inf_adds_nothing() -> None:
                 model[3].weight.grad[0, 0] = float("nan")
             sparsifier.prepare_step()
             optimizer.zero_grad() if i == 3 else optimizer.step()
-        scores.append({n: sparsifier._saliency.scores("prune", n, 0) for n in sparsifier.masks})
+        scores.append({n: sparsifier._engine.saliency.scores("prune", n, 0) for n in sparsifier.masks})
     assert same(*scores)
 
 

@@ -36,7 +36,7 @@ def test_of_weights() -> None:
     assert summary.steps == (5, 60)
     assert summary.cycle == (("estimate", 5), ("improve", 4), ("explore", 3))
     assert summary.flops is not None
-    assert summary.flops[0] < summary.flops[1] == sparsifier._accounts.flops().total
+    assert summary.flops[0] < summary.flops[1] == sparsifier._engine.accounts.flops().total
     text = str(summary)
     for said in ("IEE(h=5", "Weights(sparsity=0.7", "3.weight", "0.weight: excluded (", "step 5 of 60", "FLOPs"):
         assert said in text

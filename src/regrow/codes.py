@@ -100,3 +100,22 @@ def in_order(*tensors: Tensor) -> list[Tensor] | None:
         if of_rank and all(t.is_contiguous(memory_format=form) for t in tensors):
             return [t.as_strided((t.numel(),), (1,)) for t in tensors]
     return None
+
+
+def move(live: Tensor, memory: Tensor, old: Tensor, new: Tensor, init: str) -> None:
+    """Gives entries of a parameter, and their memory, the values that new codes ask for.
+
+    Args:
+        live, memory: changed in place.
+        old, new: codes.
+        init: the value of entries that come into use: ``"mru"`` from memory, ``"zero"``, or as they are.
+    """
+    coming = arrives(old, new).view(torch.bool)
+    value = live.clone()
+    if init == "mru":
+        torch.where(coming, memory, value, out=value)
+    elif init == "zero":
+        value.masked_fill_(coming, 0)
+    replace(trains(old), memory, live)
+    replace(frozen(new), memory, value)
+    keep_only(used(new), value, out=live)

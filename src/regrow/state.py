@@ -157,7 +157,7 @@ class WeightState:
         restarted = restarted | codes.pruned(code).view(torch.bool)
         was_live = self.trainable
         for live, memory, flags, new in codes.pieces(self.param.detach(), self.memory, old, code):
-            _move(live, memory, flags, new, init if was is None else "explored")
+            codes.move(live, memory, flags, new, init if was is None else "explored")
         self._write(code)
         optim_state.update_state_for(self.optimizer_state(), self.param, self.trainable, was_live, restarted)
         self._count_codes()
@@ -389,16 +389,3 @@ class WeightState:
         self.held = {name: value.to(self.param.device).clone() for name, value in state["held"].items()}
         self._settled = True
         self.write_zeros()
-
-
-def _move(live: Tensor, memory: Tensor, old: Tensor, new: Tensor, init: Init) -> None:
-    """Gives entries of a parameter, and their memory, the values that new codes ask for."""
-    arrives = codes.arrives(old, new).view(torch.bool)
-    value = live.clone()
-    if init == "mru":
-        torch.where(arrives, memory, value, out=value)
-    elif init == "zero":
-        value.masked_fill_(arrives, 0)
-    codes.replace(codes.trains(old), memory, live)
-    codes.replace(codes.frozen(new), memory, value)
-    codes.keep_only(codes.used(new), value, out=live)

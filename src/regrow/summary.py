@@ -176,11 +176,11 @@ def of(sparsifier: Sparsifier) -> Summary:
     units, timeline = sparsifier._units, sparsifier._timeline
     shapes = sparsifier.dense_shapes()
     layers = tuple(LayerSummary(name, shapes[name], int(mask.sum())) for name, mask in sparsifier.masks.items())
-    flops = sparsifier._accounts.flops()
+    flops = sparsifier._engine.accounts.flops()
     now = None if flops is None else flops.inference(sparsifier.layer_density())
     final, cost = units.planned(), None
     done, steps = sparsifier.step_count, sparsifier.total_steps
-    over = sparsifier._finished or done >= steps
+    over = sparsifier._engine.finished or done >= steps
     if flops is not None and final is not None and not over and timeline.updates <= _MOST:
         cost = planned_cost(sparsifier.method, sparsifier.criterion, final, flops, steps) / steps
     return Summary(

@@ -110,6 +110,6 @@ def test_a_function_of_the_users_is_averaged_over_filters() -> None:
     assert grad is not None
     expected = grad.abs().mean((1, 2, 3))
     sparsifier.prepare_step()
-    sparsifier._saliency.close_step()
-    found = sparsifier._saliency.scores("prune", "second", 1)
+    sparsifier._engine.saliency.close_step()
+    found = sparsifier._engine.saliency.scores("prune", "second", 1)
     assert torch.allclose(found, expected / expected.mean(), rtol=1e-5)

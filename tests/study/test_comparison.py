@@ -18,6 +18,8 @@ from regrow import RigL, UserError
 from regrow.cli import main
 from regrow.plan import planned_cost
 from regrow.study import comparison as comparing
+from regrow.study import planning
+from regrow.study.printed import print_table
 from regrow.training import loop
 from regrow.training.recipe import load, shipped
 from regrow.training.statistics import summarise
@@ -152,7 +154,7 @@ def test_matched_cost(recipe_file, label):
 
     recipe = load(recipe_file, ["--steps", "400", "--schedule.name", "multistep", "--schedule.milestones", "9,0.5"])
     variants = {label: comparing.with_method(recipe, label)}
-    planned = comparing._planned(recipe, variants, "cost", Path("none"), [0], True).variants[label]
+    planned = planning.planned(recipe, variants, "cost", Path("none"), [0], True).variants[label]
     example = Run(recipe, "x")
     counts, criterion = recipe.pattern.counts(example.model), Criterion.of("magnitude")
     budget = planned_cost(recipe.method, criterion, counts, example.flops, 400)
@@ -235,7 +237,7 @@ def test_the_budget_is_that_of_the_method_that_runs(tmp_path):
     path = tiny.write(tmp_path, "compare: {iee: {h: 1, j: 1, q: 20}}\n")
     recipe = load(path, ["--steps", "100"])
     variants = {"iee": comparing.with_method(recipe, "iee")}
-    planned = comparing._planned(recipe, variants, "cost", Path("none"), [0], True).variants["iee"]
+    planned = planning.planned(recipe, variants, "cost", Path("none"), [0], True).variants["iee"]
     assert (planned.top.steps, planned.method) == (100, recipe.method)
 
 
@@ -315,7 +317,7 @@ def test_a_table_has_no_empty_column_and_no_empty_cell(capsys):
         ([{**runs[0], "train_seconds": 2.0}, {**thin, "train_seconds": 1.0}], ["latency", "images/s", "training cost",
                                                                             "wall clock", "FLOPs", "time"]),
     ):  # fmt: skip
-        comparing.print_table(summarise(rows))
+        print_table(summarise(rows))
         lines = capsys.readouterr().out.splitlines()
         head = next(line for line in lines if "method" in line)
         assert [cell.strip() for cell in head.strip("┃").split("┃")][4:] == headings
@@ -331,7 +333,7 @@ def test_a_narrow_terminal_shows_all_of_a_table(capsys, width):
     runs = [{**run, "method": method, "seed": seed} for method in ("dense", "rigl") for seed in (0, 1)]
     runs += [{**run, "method": "iee", "seed": 0, "latency": 1.0, "dense_latency": 2.0, "throughput": 12345.0}]
     summary = summarise(runs)
-    comparing.print_table(summary, width)
+    print_table(summary, width)
     said = capsys.readouterr().out
     assert max(map(len, said.splitlines())) <= width
     assert "…" not in said

@@ -67,6 +67,7 @@ def _default_methods(recipe: Recipe) -> list[str]:
 def carry_out(recipe: Recipe, out: Path, labels: list[str], seeds: list[int], **options: Any) -> int:
     """Compares, and says what came of it; ``options`` are those of `regrow.study.comparison.compare`."""
     from regrow.study import comparison as comparing
+    from regrow.study.printed import print_table
     from regrow.training.progress import Interrupted
 
     try:
@@ -75,7 +76,7 @@ def carry_out(recipe: Recipe, out: Path, labels: list[str], seeds: list[int], **
         print(f"regrow: {stopped}; the same command with --out {out} continues it", file=sys.stderr)
         return 130
     if found.results["runs"]:
-        comparing.print_table(found.results["summary"])
+        print_table(found.results["summary"])
         print(f"report: {out / 'report.html'}")
     for failure in found.failures:
         print(f"regrow: {failure}", file=sys.stderr)

@@ -244,7 +244,7 @@ def test_the_budget_is_that_of_the_method_that_runs(tmp_path):
 def test_short_runs_stretch_their_schedule_too(recipe_file):
     words = ["--steps", "18", "--schedule.name", "multistep", "--schedule.milestones", "1,0.5"]
     recipe = load(recipe_file, words)  # an epoch has 9 steps
-    planned = comparing._of_length(recipe, 9, loop.Run(recipe, "x"))
+    planned = planning._of_length(recipe, 9, loop.Run(recipe, "x"))
     assert planned.schedule.milestones == (0.5, 0.5)
     assert (planned.top.steps, planned.train.cost_steps) == (9, 18)
 

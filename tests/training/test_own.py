@@ -13,7 +13,7 @@ from outcome import outcome
 from regrow.cli import main
 from regrow.commands.compare import _default_methods
 from regrow.errors import UserError
-from regrow.study import comparison as compare
+from regrow.study import planning
 from regrow.training import loop, own
 from regrow.training.recipe import load
 from regrow.training.trust import foreign
@@ -235,11 +235,11 @@ def test_a_pattern_that_is_none_of_single_entries(place):
     assert results(place / "bound")["runs"][0]["density"] == pytest.approx(0.25, abs=0.01)
     recipe = load("tiny.yaml", words)
     settings = (recipe, {"static": recipe}, "steps", place / "latency.json", [0], True)
-    assert compare._planned(*settings).variants == {"static": recipe}
+    assert planning.planned(*settings).variants == {"static": recipe}
     with pytest.raises(
         UserError, match="--match cost cannot be planned for mine:Bound, as a step costs what the structures"
     ):
-        compare._planned(*settings[:2], "cost", *settings[3:])
+        planning.planned(*settings[:2], "cost", *settings[3:])
 
 
 @pytest.mark.parametrize(

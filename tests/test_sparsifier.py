@@ -210,6 +210,8 @@ def refused(words: str, model: nn.Module | None = None, optimizer=None, **option
 
 def test_misuse_is_refused_when_attaching() -> None:
     refused("LBFGS does not work", optimizer=lambda m: torch.optim.LBFGS(m.parameters()))
+    for kind in (torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop):
+        refused(r"eps for 0\.weight is 0", optimizer=lambda m, kind=kind: kind(m.parameters(), eps=0.0))
     refused("must be a torch.optim.Optimizer", optimizer=lambda m: "sgd")
     refused("empty list", optimizer=lambda m: [])
     refused("trains none of this model's parameters", optimizer=lambda m: torch.optim.SGD(network().parameters(), 0.1))

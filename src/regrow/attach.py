@@ -228,6 +228,11 @@ def check_weights(sparsified: Mapping[str, Tensor], groups: Groups | None = None
                     f"{kind.__name__} does not work with regrow, and it trains {name}, which is to be sparsified: "
                     f"{optim_state.REFUSED[kind.__name__]}"
                 )
+        if groups and id(param) in groups and groups[id(param)][1].get("eps") == 0:
+            raise UserError(
+                f"the optimizer's eps for {name} is 0, and it divides by the size of gradients, which are zero where "
+                "weights have been removed; use one above 0, such as 1e-8"
+            )
         if any(kind.__name__ == "DTensor" for kind in (*type(param).__mro__, *type(param.data).__mro__)):
             raise UserError(
                 f"{name} is a sharded DTensor, which this version cannot sparsify; use DistributedDataParallel"

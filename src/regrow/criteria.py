@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from regrow import hints
 from regrow.errors import UserError, nearest
 
 CRITERIA: dict[str, Criterion] = {}
+Signed = Callable[[list[Tensor], list[Tensor]], Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,17 @@ class Criterion:
     `function` takes ``weight``, or ``weight, grad``, or has a parameter named ``generator``, and returns a tensor of
     the weight's shape. With ``grad`` it is called at every step of the phase that scores, and its results are averaged;
     without, once when the phase ends.
+
+    `signed` gives, for lists of weights and of their gradients, what scores are the absolute values of. Where it is
+    there, a channel's score is the absolute value of the sum over all that goes with the channel (on the scale and
+    shift of its norms, if it has any), and not the mean over its weights (Molchanov et al. 2019; HALP, section 3.1).
     """
 
     name: str
     function: Callable[..., Tensor]
     uses_grad: bool
     uses_generator: bool
+    signed: Signed | None = None
 
     def __call__(self, weight: Tensor, grad: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Scores in fp32, NaN (never chosen) as the lowest; shape of `weight`.
@@ -80,9 +87,9 @@ class Criterion:
         return cls(getattr(value, "__name__", "custom"), value, uses_grad=len(tensors) == 2, uses_generator=random)
 
 
-def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def register(function: Callable[..., Tensor], signed: Signed | None = None) -> Callable[..., Tensor]:
     """Makes a function a criterion under its own name."""
-    CRITERIA[function.__name__] = Criterion.of(function)
+    CRITERIA[function.__name__] = replace(Criterion.of(function), signed=signed)
     return function
 
 
@@ -98,7 +105,7 @@ def l2(weight: Tensor) -> Tensor:
     return weight.square()
 
 
-@register
+@partial(register, signed=torch._foreach_mul)
 def taylor(weight: Tensor, grad: Tensor) -> Tensor:
     """\\|w·∂w\\|: the loss change of removing an entry, to first order (Molchanov et al. 2019)."""
     return (weight * grad).abs_()

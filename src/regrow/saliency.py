@@ -103,13 +103,15 @@ class Saliency:
     def close_step(self) -> None:
         """A step is done, whichever optimizers took part in it."""
 
+    def criterion_of(self, role: Role) -> Criterion:
+        """What the method scores by for this purpose."""
+        named = (scoring for phase in self.scorings.values() for scoring in phase if scoring.role == role)
+        return next((scoring.criterion for scoring in named), self.criterion)
+
     def scores(self, role: Role, name: str, step: int) -> Tensor:
         """The scores of one parameter: fp32, its shape, higher stays; averaged over the steps that counted."""
         state = self.states[name]
-        criterion = next(
-            (scoring.criterion for group in self.scorings.values() for scoring in group if scoring.role == role),
-            self.criterion,
-        )
+        criterion = self.criterion_of(role)
         if criterion.uses_grad:
             sums = self._sums.get(role, {})
             if name not in sums:  # it took part in no step

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ import regrow
 from channel_engine import DATA, IEE, network
 
 
-def attached(thin: bool, criterion: str) -> tuple[nn.Module, torch.optim.Optimizer, regrow.Sparsifier]:
+def attached(thin: bool, criterion: Any) -> tuple[nn.Module, torch.optim.Optimizer, regrow.Sparsifier]:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     pattern = regrow.Channels(flops=0.4, round_to=2, thin=thin)
@@ -54,6 +56,22 @@ def test_taylor_is_the_sum_over_the_norms_of_a_group(thin: bool) -> None:
         found = units.saliency.scores("prune", group, 3)
         assert torch.allclose(found[mask], expected[group][mask], rtol=1e-5, atol=1e-9)
         assert (found[mask] > 0).all()
+
+
+@pytest.mark.parametrize("name", ["taylor", "magnitude", "gradient"])
+def test_a_function_of_the_users_is_called_whatever_its_name(name: str) -> None:
+    calls = []
+
+    def own(weight: Tensor, grad: Tensor) -> Tensor:
+        calls.append(weight.shape)
+        return grad.square()
+
+    own.__name__ = name
+    model, optimizer, _ = attached(True, own)
+    x, y = DATA[0]
+    nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    assert calls
 
 
 def test_a_step_with_a_nan_adds_nothing() -> None:

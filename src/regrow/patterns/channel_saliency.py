@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any
 
@@ -17,18 +17,16 @@ from regrow.state import WeightState
 from regrow.surgery.width import Width
 from regrow.units import Attached
 
-# Criteria that are summed with their sign over all that goes with a channel, and made positive afterwards; on the
-# scale and shift of norms, where there are any (HALP, section 3.1; Molchanov et al. 2019). They take lists of tensors.
-SIGNED: dict[str, Callable[[list[Tensor], list[Tensor]], Sequence[Tensor]]] = {"taylor": torch._foreach_mul}
 _ALL = "channels"  # the scores of all groups, one after the other
 
 
 class ChannelSaliency(Saliency):
     """Scores by group instead of by parameter: fp32 [channels of the group], higher stays.
 
-    A criterion in `SIGNED` is summed over the norms of the layers coupled in a group (without norms, over the weights
-    that produce the channel) before its absolute value is averaged over steps. Any other is averaged over the weights
-    that produce a channel, and over the group brought to a mean of 1, as layers of different fan-in do not compare.
+    A criterion with a `signed` form is summed over the norms of the layers coupled in a group (without norms, over the
+    weights that produce the channel) before its absolute value is averaged over steps. Any other is averaged over the
+    weights that produce a channel, and over the group brought to a mean of 1, as layers of different fan-in do not
+    compare.
 
     Args:
         model: whose modules say what is a norm.
@@ -60,7 +58,7 @@ class ChannelSaliency(Saliency):
         self, states: Mapping[str, WeightState], scorings: list[Scoring], unscale: Tensor | None, finite: Tensor
     ) -> None:
         for scoring in scorings:
-            signed = SIGNED.get(scoring.criterion.name)
+            signed = scoring.criterion.signed
             by_group = self._signed if signed else self._learners
             parts = [
                 (group, part)
@@ -109,10 +107,7 @@ class ChannelSaliency(Saliency):
     def scores(self, role: Role, name: str, step: int) -> Tensor:
         """The scores of one group: fp32 [channels], on the CPU."""
         group = self._groups[name]
-        criterion = next(
-            (scoring.criterion for phase in self.scorings.values() for scoring in phase if scoring.role == role),
-            self.criterion,
-        )
+        criterion = self.criterion_of(role)
         if not criterion.uses_grad:
             return self.rank(criterion, name, step)
         sums = self._sums.get(role, {})
@@ -124,7 +119,7 @@ class ChannelSaliency(Saliency):
                 self.rank(CRITERIA["magnitude"], name, step) * sums[_ALL].mean().cpu() / self._steps[role][_ALL].cpu()
             )
         found = (mine / self._steps[role][_ALL].clamp(min=1)).cpu()
-        return found if criterion.name in SIGNED else _even(found)
+        return found if criterion.signed else _even(found)
 
     def rank(self, criterion: Any, name: str, step: int) -> Tensor:
         """The scores of one group by a criterion without gradients, at full width."""

@@ -89,7 +89,7 @@ def batches(run: Run, position: int, number: int) -> Iterator[Batch]:
 def snapshots(run: Run, wanted: Sequence[int]) -> Iterator[Snapshot]:
     """Trains the run, and stops at these steps."""
     sparsifier, states = run.sparsifier, run.sparsifier._states
-    memory: dict[float, Layers] = {  # without shadow exploration, it holds the initial values
+    memory: dict[float, Layers] = {  # without a preview, it holds the initial values
         speed: {name: state.values() * (state.active | (speed == 0)) for name, state in states.items()}
         for speed in SPEEDS
     }
@@ -124,7 +124,7 @@ def snapshots(run: Run, wanted: Sequence[int]) -> Iterator[Snapshot]:
 
 @torch.no_grad()
 def _remember(memory: dict[float, Layers], states: Mapping[str, Any], lr: float) -> None:
-    """What `regrow.shadow` does, at other speeds; without any, memory rests."""
+    """A preview by the dense gradients alone, at several speeds; without any, memory rests."""
     rate = lr / (1 - MOMENTUM)
     for speed, layers in memory.items():
         for name, state in states.items():

@@ -63,7 +63,7 @@ def resnet18() -> tuple[nn.Module, torch.optim.Optimizer, Callable[[], None]]:
 METHODS = {
     "estimate": regrow.IEE(10**6, 1, 1, update_end=1.0),
     "explore": regrow.IEE(1, 0, 10**6, update_end=1.0),
-    "shadow": regrow.IEE(10**6, update_end=1.0),
+    "preview": regrow.IEE(10**6, update_end=1.0),
     "latent": regrow.STE.topkast(every=10**6),
     "latent, p = 3": regrow.STE.feather(ramp=None, every=10**6),
     "latent, selecting": regrow.STE.topkast(every=1),
@@ -72,7 +72,7 @@ METHODS = {
 
 
 def in_phase(phase: str, criterion: str = "magnitude") -> Callable[[], None]:
-    """A step that stays in this phase for the whole measurement; "shadow" is IEE's preview in memory, its default."""
+    """A step that stays in this phase for the whole measurement; "preview" is IEE's default."""
     model, optimizer, step = resnet18()
     method = METHODS[phase]
     sparsifier = regrow.Sparsifier(
@@ -80,7 +80,7 @@ def in_phase(phase: str, criterion: str = "magnitude") -> Callable[[], None]:
         total_steps=10**6 + 2,
     )  # fmt: skip
     step()
-    assert sparsifier.phase == {"shadow": "estimate"}.get(phase, phase.split(",")[0])
+    assert sparsifier.phase == {"preview": "estimate"}.get(phase, phase.split(",")[0])
     return step
 
 
@@ -118,7 +118,7 @@ def steps(rounds: int) -> dict[str, dict[str, float]]:
         "plain": resnet18()[2],
         "plain again": resnet18()[2],
         "regrow exploit": in_phase("estimate"),
-        "regrow exploit, shadow exploration": in_phase("shadow"),
+        "regrow exploit, preview": in_phase("preview"),
         "regrow exploit, taylor": in_phase("estimate", "taylor"),
         "regrow explore": in_phase("explore"),
         "regrow latent, hard projection": in_phase("latent"),

@@ -54,7 +54,7 @@ def weights_latent() -> Made:
 
 
 def weights_previewed() -> Made:
-    return _attached(regrow.Weights(0.7, "erk"), regrow.IEE(h=4, preview="latent", update_end=1.0), "taylor")
+    return _attached(regrow.Weights(0.7, "erk"), regrow.IEE(h=4, update_end=1.0), "taylor")
 
 
 def channels_masked() -> Made:

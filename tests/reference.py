@@ -220,7 +220,6 @@ class Reference:
             for k, p in self.params.items():
                 self.sums[k] += (p.detach() * grads[k]).abs()
             self.seen += 1
-        self.evolve(grads)
         exploring = self.explored is not None and self.o.get("freeze", True)
         sparsified = {id(p) for p in self.params.values()}
         saved = {k: p.detach().clone() for k, p in self.params.items()}
@@ -238,30 +237,6 @@ class Reference:
                     p.detach().view(-1)[j] = saved[k].view(-1)[j]
         self.step += 1
         self.cross()
-
-    def evolve(self, grads):
-        """Shadow exploration: memory of what is out of use follows the dense gradient."""
-        speed = self.o.get("shadow_speed", 0.2 if self.o.get("q") == 0 else 0.0)
-        every = self.o.get("shadow_every", 1)
-        if not speed or self.update >= self.updates() or self.explored is not None or self.step < self.start():
-            return
-        if self.step == 0 and self.o.get("start", "random") == "random":
-            self.memory = {k: torch.zeros_like(m) for k, m in self.memory.items()}
-        if self.step % every != every - 1:
-            return
-        group = self.optimizer.param_groups[0]
-        rate = group["lr"] / (1 - group.get("momentum", 0.0))
-        for k, g in grads.items():
-            second = next((v for n, v in self.optimizer.state.get(self.params[k], {}).items() if n in SECOND), None)
-            factor = -speed * math.sqrt(every) * rate
-            decayed = self.memory[k] * (1 - every * rate * group["weight_decay"])
-            moved = decayed.add(g, alpha=factor)  # rounded once
-            if second is not None:
-                count = max(1, int((second != 0).sum()))
-                moved = decayed + g * factor / ((second.sum(dtype=torch.float32) / count).sqrt() + group["eps"])
-            for j in range(g.numel()):
-                if j not in self.active[k]:
-                    self.memory[k].view(-1)[j] = moved.view(-1)[j]
 
     def cross(self):
         if self.params and 0 < self.step == self.start():
@@ -342,7 +317,7 @@ class Straight:
         self.started = not o.get("start_steps")
         self.active = {k: set(range(p.numel())) for k, p in params.items()}
         self.forget()
-        if o.get("preview"):  # IEE from a random start: what is not in use begins at zero
+        if self.previews() and o["start"] == "random":  # what is not in use begins at zero
             for i, (k, p) in enumerate(params.items()):
                 noise = torch.rand(p.shape, generator=generator(0, 0, i))
                 self.active[k] = self.best(k, noise, self.active[k], counts[k])
@@ -370,14 +345,28 @@ class Straight:
             self.active[k] = self.best(k, scores[k], range(scores[k].numel()), count)
         self.forget()
 
-    def exchange(self, scores):
-        """IEE's update: the least of what is active for the best of what is not."""
-        share = 0.3 / 2 * (1 + math.cos(math.pi * self.step / self.total))
+    def previews(self):
+        """Whether it is IEE with a preview: the least of what is active goes, and the best of what is not comes."""
+        return "h" in self.o
+
+    def cycle(self):
+        return self.o["h"] + self.o["j"] if self.previews() else self.o["every"]
+
+    def until(self):
+        return int(self.o["update_end"] * self.total)
+
+    def exchange(self, position, scores):
+        """What happens this many steps after the begin of an update."""
         for k, count in self.final.items():
             size = self.params[k].numel()
-            drop = 0 if count == size // self.rule.unit else int(share * count)
-            kept = self.best(k, scores[k], self.active[k], count - drop)
-            self.active[k] = kept | self.best(k, scores[k], set(range(size)) - kept, drop, kept)
+            if position == self.o["h"]:
+                share = 0.3 / 2 * (1 + math.cos(math.pi * self.step / self.until()))
+                drop = 0 if count == size // self.rule.unit else int(share * count)
+                self.active[k] = self.best(k, scores[k], self.active[k], count - drop)
+            if position == self.cycle():
+                missing = count - len(self.active[k]) // self.rule.unit
+                outside = set(range(size)) - self.active[k]
+                self.active[k] = self.active[k] | self.best(k, scores[k], outside, missing, self.active[k])
 
     def project(self):
         for k, p in self.params.items():
@@ -398,14 +387,18 @@ class Straight:
         self.optimizer.zero_grad()
         loss_fn(self.model).backward()
         start, taylor = self.o.get("start_steps", 0), self.criterion == "taylor"
-        updates = (self.total - start) // self.o["every"]
+        updates = (self.until() - start) // self.cycle()
         live = self.started and self.update < updates
+        spacing = self.o["shadow_every"] if self.previews() else 1
+        due, gain = self.step % spacing == spacing - 1, self.o["scale"] * math.sqrt(spacing)
         for k, p in self.params.items():
             self.sums[k] += ((self.latent[k] if live else p.detach()) * p.grad).abs()
             for i in range(p.numel()) if live else ():
                 if i not in self.active[k]:
-                    if not self.normalizes():
-                        p.grad.view(-1)[i] *= self.o["scale"]
+                    if not due:
+                        p.grad.view(-1)[i] = 0.0
+                    elif not self.normalizes():
+                        p.grad.view(-1)[i] *= gain
                     p.grad.view(-1)[i] += self.o["pull"] * self.latent[k].view(-1)[i]
             if live:
                 p.detach().copy_(self.latent[k])
@@ -415,18 +408,19 @@ class Straight:
             new, old = p.detach().clone(), self.latent[k].view(-1)
             for i in range(p.numel()) if live and self.normalizes() else ():
                 if i not in self.active[k]:
-                    new.view(-1)[i] = torch.lerp(old[i], new.view(-1)[i], self.o["scale"])
+                    new.view(-1)[i] = torch.lerp(old[i], new.view(-1)[i], gain)
             self.latent[k] = new
         scores = self.sums if taylor else {k: v.abs() for k, v in self.latent.items()}
         if not self.started and self.step == start:
             self.started = True
             self.select(0.0, scores)
-        elif live and (self.step - start) % self.o["every"] == 0:
+        elif live and self.previews():
+            position = (self.step - start - 1) % self.cycle() + 1
+            self.exchange(position, scores)
+            self.update += position == self.cycle()
+        elif live and (self.step - start) % self.cycle() == 0:
             self.update += 1
-            if self.o.get("preview"):
-                self.exchange(scores)
-            else:
-                self.select(self.update / updates, scores)
+            self.select(self.update / updates, scores)
         if self.started:
             self.project()
 

@@ -25,8 +25,7 @@ TRIED = {
     "blocks": (regrow.Blocks((1, 2), 0.6, "er"), Pairs()),
 }
 WAYS = {name: (name, options) for name, options in OPTIONS.items()} | {
-    "shadow": ("iee", {"h": 5, "j": 4, "q": 0}),
-    "preview": ("iee", {"h": 5, "preview": "latent", "shadow_speed": 0.3, "update_end": 1.0}),
+    "preview": ("iee", {"h": 5, "j": 4, "q": 0}),
     "ramp": ("iee", {"h": 5, "j": 4, "q": 3, "ramp": 0.0}),
 }
 CASES = [
@@ -35,7 +34,7 @@ CASES = [
     for j, pattern in enumerate(TRIED)
     for k, criterion in enumerate(("magnitude", "taylor"))
     for optimizer in (list(OPTIMIZERS)[(i + j + 2 * k) % len(OPTIMIZERS)],)
-    if not (criterion == "taylor" and way in ("shadow", "preview"))  # which have no steps that score what is removed
+    if not (criterion == "taylor" and way == "preview")  # which have no steps that score what is removed
 ]
 every = pytest.mark.parametrize(("way", "pattern", "criterion", "optimizer"), CASES)
 

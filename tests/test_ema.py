@@ -28,7 +28,7 @@ AVERAGES: dict[str, Callable[[nn.Module], Any]] = {
 METHODS = {
     "exploring": regrow.IEE(h=5, j=4, q=3),
     "unfrozen": regrow.IEE(h=5, j=4, q=3, freeze=False),
-    "in the shadow": regrow.IEE(h=6, j=0, q=0),
+    "previewed": regrow.IEE(h=6, j=0, q=0),
     "grown at zero": regrow.RigL(interval=6),
     "gradually": regrow.GMP(interval=6),
 }

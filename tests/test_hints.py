@@ -18,7 +18,6 @@ from regrow import hints
 from regrow.errors import UserError
 from regrow.latent import Latent
 from regrow.methods import METHODS
-from regrow.shadow import Shadow
 
 ODD: list[Any] = [
     None, True, False, "x", "", "0.5", "\ud800", b"x", [], [1], (), {}, {"a": 1}, {1}, object(), int, 1j, len,
@@ -29,12 +28,11 @@ ODD: list[Any] = [
 ]  # fmt: skip
 REQUIRED: dict[str, dict[str, Any]] = {
     "Weights": {"sparsity": 0.5}, "Blocks": {"shape": (2, 2), "sparsity": 0.5}, "Channels": {"params": 0.5},
-    "Shadow": {"speed": 0.5},
 }  # fmt: skip
 MAKERS: dict[str, Callable[..., Any]] = {
     cls.__name__: cls
     for cls in (*METHODS.values(), regrow.Weights, regrow.NM, regrow.Blocks, regrow.Channels, regrow.Budget, Latent)
-} | {"Shadow": Shadow, "feather": regrow.STE.feather, "topkast": regrow.STE.topkast, "paper": regrow.IEE.paper}
+} | {"feather": regrow.STE.feather, "topkast": regrow.STE.topkast, "paper": regrow.IEE.paper}
 OPTIONS = [
     (maker, option) for maker, make in MAKERS.items() for option in inspect.signature(make).parameters
     if option != "options"

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 import regrow
@@ -45,7 +46,7 @@ def test_public_names_exist() -> None:
 @pytest.mark.parametrize("module", ["regrow", "regrow.schedule", "regrow.selection", "regrow.sparsifier"])
 def test_examples_in_docstrings(module) -> None:
     loaded = importlib.import_module(module)
-    names = {"Weights": regrow.Weights, "nn": nn}
+    names = {"Weights": regrow.Weights, "nn": nn, "torch": torch}
     result = doctest.testmod(loaded, extraglobs=names)
     assert result.attempted
     assert not result.failed

@@ -18,7 +18,7 @@ from regrow.latent import Latent
 
 PATTERN = regrow.Weights(0.7, "erk")
 METHODS = [STE(every=3), STE.st3(every=2), STE.topkast(), SRSTE(every=2), STE(p=math.inf, scale=0.0, update_end=0.5)]
-METHODS += [regrow.IEE(h=5, j=4, preview="latent"), regrow.IEE(h=4, j=3, q=2, preview="latent", shadow_speed=0.3)]
+METHODS += [regrow.IEE(h=5, j=4), regrow.IEE(h=4, j=3, q=2, shadow_speed=0.3)]
 OPTIMIZERS = {
     "sgd": lambda ps: torch.optim.SGD(ps, 0.05, momentum=0.9, weight_decay=0.01),
     "adamw": lambda ps: torch.optim.AdamW(ps, 0.01),

@@ -244,20 +244,6 @@ def check_weights(sparsified: Mapping[str, Tensor], groups: Groups | None = None
             )
 
 
-def check_shadow(how: Method, sparsified: Mapping[str, Tensor], groups: Groups) -> None:
-    """Refuses an optimizer whose speed, which what evolves in memory is to have a share of, has no end.
-
-    Raises:
-        UserError: naming a parameter of a group whose momentum never fades.
-    """
-    for name, param in sparsified.items() if how.shadow is not None else ():
-        momentum = groups[id(param)][1].get("momentum", 0.0)
-        if momentum >= 1:
-            raise UserError(
-                f"the optimizer's momentum for {name} is {momentum}, at which steps grow without end; use one below 1"
-            )
-
-
 def check_unwrapped(model: nn.Module) -> None:
     """Refuses a model in a wrapper that cannot follow changes of shape.
 
@@ -288,7 +274,7 @@ def check_growth(how: Method, scorings: Scorings, cycle: Sequence[Phase]) -> Non
     unexplored = [phase.name for phase in cycle if phase.trains == "active"]
     latent = any(phase.latent is not None for phase in cycle)
     blind = any(s.role == "grow" and s.criterion.uses_grad for name in unexplored for s in scorings.get(name, ()))
-    if blind or how.shadow is not None or latent:
+    if blind or latent:
         raise UserError(
             f"{how.name} needs the gradients of what was removed, but removed channels have none; use IEE, which "
             "explores them"

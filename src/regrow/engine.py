@@ -155,8 +155,7 @@ class Engine:
             self._take_loaded()
         span = self.span
         due = self.saliency.due(span, self.step_count)
-        shadow = self.method.shadow_at(span, self.step_count)
-        self._gradients.prepare(optimizer, due, span, self.step_count, shadow, unscale, after_skipped_step)
+        self._gradients.prepare(optimizer, due, span, self.step_count, unscale, after_skipped_step)
 
     def _take_loaded(self) -> None:
         """Makes what has been loaded stand: it is what is frozen now, and zero where the structure is."""
@@ -164,10 +163,6 @@ class Engine:
             self.statistics.adopt()
         for state in self.states.values():
             state.fit_to_codes()
-        shadow = self.method.shadow
-        if self.step_count == 0 and shadow is not None and shadow.fresh:
-            for state in self.states.values():
-                state.memory.zero_()  # what was never in use starts its preview from nothing
         self.loads.unsettled = False
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -10,10 +10,8 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from regrow.attach import parameter_groups
 from regrow.saliency import Saliency, Scoring, finite_gradients
 from regrow.schedule import Span
-from regrow.shadow import Shadow
 from regrow.state import WeightState
 
 
@@ -51,7 +49,6 @@ class Gradients:
         due: list[Scoring],
         span: Span,
         step: int,
-        shadow: Shadow | None,
         unscale: Tensor | None,
         after_skipped_step: bool,
     ) -> None:
@@ -62,7 +59,6 @@ class Gradients:
             due: what is scored in this step.
             span: the phase of this step, which says what trains.
             step: its number.
-            shadow: how what is out of use evolves in this step, if it does.
             unscale: what gradients are multiplied by before they are scored, if a gradient scaler has not done so.
             after_skipped_step: whether a gradient that has changed in place since it was prepared may be of a new
                 backward pass, after a step that was skipped; otherwise it was clipped.
@@ -74,7 +70,7 @@ class Gradients:
         if probe is None:
             return
         last = self._prepared.get(id(optimizer))
-        finite, masked = None, False
+        finite = None
         if last is not None and last.gradient() is probe:
             if last.version == probe._version:
                 return
@@ -82,19 +78,14 @@ class Gradients:
         scaled = span.latent is not None and not (
             span.latent.due(step) and all(s.latents is None or s.latents.scales_nothing for s in states.values())
         )
-        if (due or shadow or scaled) and (finite is None or (after_skipped_step and not finite)):
+        if (due or scaled) and (finite is None or (after_skipped_step and not finite)):
             ready = {name: state for name, state in states.items() if state.param.grad is not None}
             finite = finite_gradients(state.param.grad for state in ready.values() if state.param.grad is not None)
             self._saliency.observe(ready, due, unscale, finite)
-            if shadow is not None:
-                of_parameter = parameter_groups([optimizer])  # anew, as loading replaces an optimizer's groups
-                groups = {name: of_parameter[id(state.param)][1] for name, state in ready.items()}
-                shadow.evolve(ready, groups, unscale, finite)
-                masked = True
             if scaled and span.latent is not None:
                 for latents in [state.latents for state in ready.values() if state.latents is not None]:
                     latents.scale_gradient(span.latent.due(step))
-        for state in () if masked else states.values():
+        for state in states.values():
             state.mask_gradient(seen=after_skipped_step)
         self._prepared[id(optimizer)] = _Prepared(weakref.ref(probe), probe._version, finite)
 

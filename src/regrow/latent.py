@@ -15,31 +15,8 @@ from regrow.errors import UserError
 from regrow.hints import LARGEST
 
 
-class EveryNth:
-    """What happens in every n-th step only, with n in `every`."""
-
-    every: int
-
-    def check_every(self, option: str) -> None:
-        """Refuses what is no number of steps.
-
-        Raises:
-            UserError: naming the option.
-        """
-        if self.every < 1:
-            raise UserError(f"{option} is {self.every!r}, but must be a whole number of steps, at least 1")
-
-    def due(self, step: int) -> bool:
-        """Whether it happens in this step."""
-        return step % self.every == self.every - 1
-
-    def steps(self, start: int, end: int) -> int:
-        """In how many of these steps it does."""
-        return end // self.every - start // self.every
-
-
 @dataclass(frozen=True)
-class Latent(EveryNth):
+class Latent:
     """How the latent weights of a phase are trained, and what the network computes with.
 
     The optimizer trains all latent weights w by the gradients of what the network computes with (straight-through),
@@ -71,7 +48,16 @@ class Latent(EveryNth):
             if not least <= value <= most:
                 finite = "" if value < least else f", and at most {most:g}"
                 raise UserError(f"{name} is {value!r}, but must be a number of at least {least:g}{finite}")
-        self.check_every("every")
+        if self.every < 1:
+            raise UserError(f"every is {self.every!r}, but must be a whole number of steps, at least 1")
+
+    def due(self, step: int) -> bool:
+        """Whether this step uses the gradients of removed entries."""
+        return step % self.every == self.every - 1
+
+    def steps(self, start: int, end: int) -> int:
+        """How many of these steps do."""
+        return end // self.every - start // self.every
 
     @property
     def gain(self) -> float:

@@ -116,15 +116,6 @@ def tensors(state: MutableMapping[str, Any], param: Tensor) -> Iterator[tuple[st
             yield name, kind, value
 
 
-def typical_step(state: MutableMapping[str, Any], param: Tensor, eps: float) -> Tensor | None:
-    """What an optimizer that keeps second moments divides gradients by, on average over this parameter's entries that
-    have one; None for an optimizer without them."""
-    for _, kind, value in tensors(state, param):
-        if kind == "second":
-            return (value.sum(dtype=torch.float32) / (value != 0).sum().clamp(min=1)).sqrt() + eps
-    return None
-
-
 def normalizes(group: Mapping[str, Any]) -> bool:
     """Whether an optimizer with these options undoes any scale of gradients: by second moments, signs, or a norm."""
     return "eps" in group or "betas" in group

@@ -90,7 +90,6 @@ class Sparsifier:
         params = self._units.parameters
         self._shapes = {name: tuple(p.shape) for name, p in names.parameters(self.model).items()}
         attach.check_weights(params, groups)
-        attach.check_shadow(self.method, params, groups)
 
         self._states = {name: _state(name, param, groups.get(id(param))) for name, param in params.items()}
         for state in self._states.values():

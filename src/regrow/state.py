@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any, Literal
 
 import torch
@@ -201,24 +201,6 @@ class WeightState:
             for name, kind, value in optim_state.tensors(self.optimizer_state(), self.param)
             if self._has_frozen and kind == "parameter"
         }
-
-    @torch.no_grad()
-    def evolve_memory(self, decay: float, add_change: Callable[[Tensor, Tensor], None] | None) -> None:
-        """memory ← decay·memory, to which ``add_change(memory, gradient)`` adds in place; without that, memory only
-        decays. Masks the gradient, too, as `mask_gradient` does.
-
-        Means something for pruned entries; the memory of trainable ones is not in use. The function sees each entry by
-        itself: it may be given both in pieces.
-        """
-        grad = self._begin_step()
-        if grad is None:
-            return
-        for memory, part, flags in codes.pieces(self.memory, grad, self._flags):
-            if decay != 1:
-                memory.mul_(decay)
-            if add_change is not None:
-                add_change(memory, part)
-            codes.keep_only(codes.trains(flags), part, out=part)
 
     def show_latent(self) -> None:
         """Gives the parameter latent values as its data, if it has any, for the optimizer's step."""

@@ -182,7 +182,7 @@ TINY = ("--data-shape", "3,12,12", "--time-limit", "1", "--batch", "2", "--check
 def test_the_command_saves_a_table_and_closes_with_checks(runtime, tmp_path, capsys):
     skip_without(runtime)
     out = tmp_path / "new" / "table.json"
-    assert cli.main(["profile", "test_profiling:Small", *TINY, "--runtime", runtime, "--out", str(out)]) == 0
+    assert cli.main(["profile", "test_profile:Small", *TINY, "--runtime", runtime, "--out", str(out)]) == 0
     table = LatencyTable.load(out)
     assert (table.batch, table.threads, table.machine.runtime) == (2, 1, runtime)
     assert [path.name for path in out.parent.iterdir()] == ["table.json"]
@@ -196,7 +196,7 @@ def test_the_command_saves_a_table_and_closes_with_checks(runtime, tmp_path, cap
 
 def test_the_command_says_why_there_are_no_thin_models(tmp_path, capsys):
     out = tmp_path / "table.json"
-    assert cli.main(["profile", "test_profiling:stubborn", *TINY, "--out", str(out)]) == 0
+    assert cli.main(["profile", "test_profile:stubborn", *TINY, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "the dense model" in printed
     assert "no thin copies could be made to check the table with" in printed
@@ -223,7 +223,7 @@ def test_the_command_refuses_bad_input_with_exit_code_2(words, message, tmp_path
     (tmp_path / "file").touch()
     given = [word.format(dir=tmp_path) for word in words]
     out = [] if "--out" in given else ["--out", str(tmp_path / "table.json")]
-    assert cli.main(["profile", "test_profiling:Small", *TINY, *given, *out]) == 2
+    assert cli.main(["profile", "test_profile:Small", *TINY, *given, *out]) == 2
     error = capsys.readouterr().err
     assert message.format(dir=tmp_path) in error
     assert error.count("\n") == 1
@@ -238,7 +238,7 @@ def test_the_command_writes_into_a_pipe(tmp_path, monkeypatch):
     got = []
     reader = threading.Thread(target=lambda: got.append((tmp_path / "pipe").read_text()))
     reader.start()
-    assert cli.main(["profile", "test_profiling:Small", *TINY, "--out", str(tmp_path / "pipe")]) == 0
+    assert cli.main(["profile", "test_profile:Small", *TINY, "--out", str(tmp_path / "pipe")]) == 0
     reader.join(timeout=600)
     assert LatencyTable.from_json(json.loads(got[0])).to_json() == table.to_json()
     assert (tmp_path / "pipe").is_fifo()
@@ -264,7 +264,7 @@ def test_an_interruption_writes_nothing_and_keeps_what_was_there(stage, tmp_path
     new, old = tmp_path / "new" / "table.json", tmp_path / "old.json"
     old.write_text("before")
     for out in (new, old):
-        assert cli.main(["profile", "test_profiling:Small", *TINY, "--out", str(out)]) == 130
+        assert cli.main(["profile", "test_profile:Small", *TINY, "--out", str(out)]) == 130
         assert "interrupted" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["old.json"]
     assert old.read_text() == "before"

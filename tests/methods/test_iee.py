@@ -8,9 +8,10 @@ import torch
 import regrow
 from engine import attach, batches, network, train
 from regrow import IEE, Channels, UserError, Weights
+from regrow.actions import Explore, Start
 from regrow.criteria import Criterion
+from regrow.latent import Latent
 from regrow.schedule import Budget
-from regrow.shadow import Shadow
 
 MAGNITUDE, TAYLOR = Criterion.of("magnitude"), Criterion.of("taylor")
 
@@ -18,7 +19,7 @@ MAGNITUDE, TAYLOR = Criterion.of("magnitude"), Criterion.of("taylor")
 def test_single_weights_are_previewed_in_memory_at_no_step() -> None:
     method = IEE().resolve(Weights(0.9), MAGNITUDE)
     assert method == IEE()
-    assert method.shadow == Shadow(0.2)
+    assert {phase.latent for phase in method.timeline(1000).cycle if phase.steps} == {Latent(0.2)}
     assert {span.phase for span in method.timeline(1000).spans()} == {"estimate", "fixed"}
 
 
@@ -30,7 +31,7 @@ def test_what_cannot_be_previewed_in_memory_is_explored(
     pattern: regrow.patterns.pattern.Pattern, criterion: Criterion
 ) -> None:
     method = IEE().resolve(pattern, criterion)
-    assert (method.q, method.shadow) == (5, None)
+    assert (method.q, method.speed) == (5, 0.0)
     assert [phase.trains for phase in method.timeline(1000).cycle] == ["active", "active", "removed"]
     share = sum(span.end - span.start for span in method.timeline(10_000).spans() if span.phase == "explore") / 10_000
     assert 0 < share <= 0.1
@@ -39,14 +40,15 @@ def test_what_cannot_be_previewed_in_memory_is_explored(
     assert IEE(q=7, shadow_speed=0.5).resolve(pattern, criterion) == IEE(q=7, shadow_speed=0.5)
 
 
-def test_a_real_exploration_needs_no_shadow() -> None:
-    assert IEE(h=150, j=150, q=150).shadow is None
-    assert IEE(q=10, shadow_speed=0.2).shadow == Shadow(0.2)
-    assert IEE(q=0, shadow_speed=0.0).shadow is None
+def test_a_real_exploration_needs_no_preview() -> None:
+    assert IEE(h=150, j=150, q=150).speed == 0
+    assert IEE(q=10, shadow_speed=0.2).speed == 0.2
+    assert IEE(q=0, shadow_speed=0.0).speed == 0
 
 
 def test_memory_of_a_trained_model_is_kept() -> None:
-    assert IEE(start="criterion").shadow == Shadow(0.2, fresh=False)
+    assert IEE().at_start(0.9) == [Start(0.9, "random"), Explore("zero")]
+    assert IEE(start="criterion").at_start(0.9) == [Start(0.9, "criterion")]
 
 
 def test_exploring_from_zero_is_refused_where_nothing_is_explored() -> None:
@@ -59,7 +61,7 @@ def test_exploring_from_zero_is_refused_where_nothing_is_explored() -> None:
 def test_the_form_of_the_paper() -> None:
     paper = IEE.paper()
     assert paper == IEE(h=150, j=150, q=150, shadow_speed=0.0)
-    assert (paper.reactivate, paper.grown_init, paper.freeze, paper.shadow) == ("mru", "mru", True, None)
+    assert (paper.reactivate, paper.grown_init, paper.freeze, paper.speed) == ("mru", "mru", True, 0.0)
     assert IEE.paper(50, budget=Budget("linear", 0.2)) == IEE(
         h=50, j=50, q=50, shadow_speed=0.0, budget=Budget("linear", 0.2)
     )

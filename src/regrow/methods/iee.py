@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from regrow import hints
-from regrow import shadow as shadows
 from regrow.actions import Action, Explore, Grow, How, Prune, Start
 from regrow.criteria import Criterion
 from regrow.errors import UserError
@@ -28,8 +27,9 @@ class IEE(Method):
     """Prunes and regrows by one criterion, after a preview of what the removed units would be worth
     (arXiv:2502.03658, section 3).
 
-    By default single weights are previewed in memory while the active structure trains on (`regrow.shadow`), which
-    costs no step; `IEE.paper` explores as the paper does, all of the active structure standing still.
+    By default single weights are previewed while the active structure trains on: the optimizer trains what is removed,
+    too, as latent values (`regrow.latent`), which costs no step. `IEE.paper` explores as the paper does, all of the
+    active structure standing still.
 
     Args:
         h: steps that estimate the importance of the active units (H in the paper).
@@ -51,13 +51,10 @@ class IEE(Method):
             takes 20 for criteria that use gradients and 0 for others, which choose when attaching.
         ramp: sparsity to start with; it rises to the target along GMP's cubic while updates go on. None starts at the
             target.
-        shadow_speed: speed, as a share of the optimizer's own, at which removed units evolve in memory by the dense
-            gradients of `h` and `j` (see `regrow.shadow`); 0 leaves them at rest. None takes 0.2 with q=0, and 0 where
-            units are explored for real.
+        shadow_speed: speed, as a share of the optimizer's own, at which removed units train in memory during `h` and
+            `j`, with its momentum, second moments and decay; 0 leaves them at rest. None takes 0.2 with q=0, and 0
+            where units are explored for real.
         shadow_every: use the dense gradient of every n-th step only, at √n times the speed.
-        preview: how removed units evolve at that speed: ``"shadow"`` by the dense gradients alone (`regrow.shadow`), or
-            ``"latent"``, trained by the optimizer itself with its momentum, second moments and decay
-            (`regrow.latent`).
 
     Raises:
         UserError: for options out of range, or that contradict each other.
@@ -80,7 +77,6 @@ class IEE(Method):
     ramp: float | None = None
     shadow_speed: float | None = None
     shadow_every: int = 1
-    preview: Literal["shadow", "latent"] = "shadow"
 
     @classmethod
     def paper(cls, steps: int = 150, **options: Any) -> IEE:
@@ -101,7 +97,9 @@ class IEE(Method):
         check_steps("q", self.explored, 0)
         check_start(self.start, self.start_steps)
         check_ramp(self.ramp)
-        shadows.of(self.speed, self.shadow_every)
+        if not 0 <= self.speed <= hints.LARGEST:
+            raise UserError(f"shadow_speed is {self.speed}, but must be a share of the optimizer's speed, at least 0")
+        check_steps("shadow_every", self.shadow_every, 1)
         if self.q == 0:
             self._check_nothing_explored()
 
@@ -112,7 +110,7 @@ class IEE(Method):
 
     @property
     def speed(self) -> float:
-        """Of shadow exploration."""
+        """Of the preview."""
         if self.shadow_speed is None:
             return 0.0 if self.explored else _SHADOW_SPEED
         return self.shadow_speed
@@ -155,15 +153,7 @@ class IEE(Method):
 
     @property
     def _latent(self) -> Latent | None:
-        if self.preview == "shadow" or not self.speed:
-            return None
-        return Latent(self.speed, every=self.shadow_every)
-
-    @property
-    def shadow(self) -> shadows.Shadow | None:
-        if self.preview == "latent":
-            return None
-        return shadows.of(self.speed, self.shadow_every, fresh=self.start == "random")
+        return Latent(self.speed, every=self.shadow_every) if self.speed else None
 
     def at_start(self, target: float) -> Sequence[Action]:
         start = Start(self._sparsity(0.0, target), self.start)

@@ -14,7 +14,6 @@ from regrow.errors import UserError, percent
 from regrow.patterns.pattern import Pattern
 from regrow.saliency import Scoring
 from regrow.schedule import Boundary, Span, Timeline
-from regrow.shadow import Shadow
 
 METHODS: dict[str, type[Method]] = {}
 START_STEPS = 20  # that score a trained model where nobody says how many
@@ -97,17 +96,6 @@ class Method(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has updates but no at_end")
 
-    @property
-    def shadow(self) -> Shadow | None:
-        """How what is out of use evolves in memory while the active structure trains; None if it rests."""
-        return None
-
-    def shadow_at(self, span: Span, step: int) -> Shadow | None:
-        """The same, where it uses the gradient of this step."""
-        shadow = self.shadow
-        at_rest = shadow is None or span.outside or span.explores or not shadow.due(step)
-        return None if at_rest else shadow
-
     def dense_gradient_steps(self, criterion: Criterion, span: Span, start: int, end: int) -> int:
         """How many of the steps from `start` to `end` of a span use the gradient of every weight."""
         if span.outside or span.trains == "removed":
@@ -116,8 +104,6 @@ class Method(ABC):
             return end - start
         if span.latent is not None:
             return span.latent.steps(start, end)
-        if self.shadow is not None:
-            return self.shadow.steps(start, end)
         windows = [
             span.end - span.start if scoring.window is None else scoring.window
             for scoring in self.scorings(criterion).get(span.phase, ())

@@ -1,8 +1,7 @@
-"""Shadow exploration beyond what the lockstep with the reference engine shows."""
+"""IEE's preview in memory, beyond what the lockstep with the reference engine shows."""
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import nn
 
@@ -74,17 +73,3 @@ def test_fewer_gradients_count_by_the_root_of_their_spacing() -> None:
     for name, change in changes[0].items():
         assert torch.equal(changes[1][name], 2 * change)
         assert (change != 0).any()
-
-
-@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.RMSprop])
-@pytest.mark.parametrize("momentum", [1, 1.0, 1.5])
-def test_a_momentum_that_never_fades_is_refused(make, momentum) -> None:
-    def attached(method: regrow.IEE | regrow.RigL) -> regrow.Sparsifier:
-        model = network()
-        optimizer = make(model.parameters(), 0.1, momentum=momentum)
-        return regrow.Sparsifier(model, optimizer, pattern=regrow.Weights(0.7, "erk"), method=method, total_steps=400)
-
-    with pytest.raises(regrow.UserError, match=rf"^the optimizer's momentum for 0\.weight is {momentum}, at which"):
-        attached(regrow.IEE())
-    for method in (regrow.IEE.paper(50), regrow.RigL()):  # which have no use for its speed
-        attached(method)

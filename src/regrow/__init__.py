@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from regrow.lazy import submodules
+from regrow.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from regrow.batchnorm import recalibrate
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from regrow.sparsifier import Sparsifier
     from regrow.storage import load, save
 
-__version__ = "0.1.0"
 
 # Public names by the module that has them, imported when they are first asked for: `regrow --help` answers at once.
 _HOMES = {

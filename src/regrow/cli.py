@@ -140,7 +140,7 @@ def _dispatch(words: list[str]) -> int:
         if words and words[0] not in ("-h", "--help", "--version"):
             parser.error(f"unknown option {words[0]}")
         if words and words[0] == "--version":
-            from regrow import __version__
+            from regrow.version import __version__
 
             print(f"regrow {__version__}")
         else:

@@ -223,8 +223,15 @@ class Engine:
                     self.units.mark()
             self.saliency.forget()
 
-    def _densities(self) -> dict[str, float]:
+    def densities(self) -> dict[str, float]:
+        """Active / all entries of each sparsified parameter."""
         return {name: codes.count(state.active) / state.flags.numel() for name, state in self.states.items()}
+
+    def training_cost(self, example_inputs: Any = None) -> dict[str, float]:
+        """As `regrow.Sparsifier.training_cost`."""
+        self.account()
+        with nullcontext() if example_inputs is None else self.units.full_width():
+            return self.accounts.training_cost(example_inputs)
 
     def account(self) -> None:
         """Books the steps since the last call, all of one phase, for `training_cost`."""
@@ -235,7 +242,7 @@ class Engine:
         if self.finished:
             span = Span("fixed", start, end, None)
         dense = self.method.dense_gradient_steps(self.criterion, span, start, end)
-        self.accounts.book(end, span.phase, span.trains, dense, self._densities())
+        self.accounts.book(end, span.phase, span.trains, dense, self.densities())
 
     def finish(self) -> None:
         """Ends updates for good, at the exact target."""

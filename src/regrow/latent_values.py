@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,8 +10,37 @@ from torch import Tensor
 from regrow import codes
 from regrow.latent import Latent
 
-if TYPE_CHECKING:
-    from regrow.state import WeightState
+
+class Held(Protocol):
+    """The codes and the memory of a parameter: `regrow.state.WeightState`."""
+
+    param: Tensor
+    normalizes: bool
+
+    @property
+    def memory(self) -> Tensor:
+        """The latent values."""
+
+    @property
+    def flags(self) -> Tensor:
+        """uint8, with the codes."""
+
+    @property
+    def active(self) -> Tensor:
+        """bool."""
+
+    @property
+    def is_written(self) -> bool:
+        """Whether somebody else has written the parameter."""
+
+    def note_written(self) -> None:
+        """Notes that the parameter is as it should be."""
+
+    def probe_finds(self) -> bool:
+        """Whether somebody has written it by a way that is not counted, as far as a sample tells."""
+
+    def write_zeros(self) -> None:
+        """Writes zeros where nothing is active."""
 
 
 class LatentValues:
@@ -22,7 +51,7 @@ class LatentValues:
         how: they train.
     """
 
-    def __init__(self, state: WeightState, how: Latent) -> None:
+    def __init__(self, state: Held, how: Latent) -> None:
         self.how = how
         self._state = state
         self._live: Tensor | None = None  # the parameter's own data, while it has latent values for a step

@@ -8,18 +8,15 @@ and name.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from regrow import names
-
-if TYPE_CHECKING:
-    from regrow.tracing.flops import ModelFlops
 
 _LAYERS: tuple[tuple[type[nn.Module], str], ...] = (
     (_ConvNd, "weight"),
@@ -61,7 +58,23 @@ class Matrices:
     first: str | None
 
 
-def find(model: nn.Module, flops: ModelFlops | None = None) -> Matrices:
+class ForwardPass(Protocol):
+    """What a forward pass tells of parameters, by canonical name; `regrow.tracing.flops.ModelFlops` has it."""
+
+    @property
+    def tables(self) -> Collection[str]:
+        """Those that were looked up in."""
+
+    @property
+    def reached(self) -> Collection[str]:
+        """Those that known operations took."""
+
+    @property
+    def by_parameter(self) -> Mapping[str, float]:
+        """FLOPs of their products."""
+
+
+def find(model: nn.Module, flops: ForwardPass | None = None) -> Matrices:
     """Sorts out the parameters of a model that have two or more dimensions (and any entries).
 
     Args:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow import attach, codes, fingerprint, lengths, names, processes, restoring
+from regrow import attach, fingerprint, lengths, names, processes, restoring
 from regrow import summary as summaries
 from regrow.batchnorm import norm_buffers, write
 from regrow.cost import PhaseSteps
@@ -131,7 +131,7 @@ class Sparsifier:
     def summary(self) -> Summary:
         """What is sparsified and how far, what stays dense and why, when structures change, and what all of it costs:
         ``print(sparsifier.summary())``. ``print(sparsifier)`` shows its first lines."""
-        return summaries.of(self)
+        return summaries.of(self._engine, self.pattern, self._shapes)
 
     def dense_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every parameter of the model at full width, by canonical name."""
@@ -154,7 +154,7 @@ class Sparsifier:
 
     def layer_density(self) -> dict[str, float]:
         """The same, for each sparsified parameter."""
-        return {name: codes.count(state.active) / state.flags.numel() for name, state in self._states.items()}
+        return self._engine.densities()
 
     def widths(self) -> dict[str, tuple[int, int]]:
         """Group of channels → (how many are active, how many there are); empty for other patterns."""
@@ -178,9 +178,7 @@ class Sparsifier:
         """
         if example_inputs is not None and self._compacted:
             raise UserError("the dense model to compare with is gone; call training_cost() without inputs, or earlier")
-        self._engine.account()
-        with nullcontext() if example_inputs is None else self.full_width():
-            return self._engine.accounts.training_cost(example_inputs)
+        return self._engine.training_cost(example_inputs)
 
     @property
     def ledger(self) -> dict[str, PhaseSteps]:

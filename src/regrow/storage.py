@@ -46,7 +46,8 @@ def save(model: nn.Module, directory: str | os.PathLike[str], extra: Mapping[str
         UserError: if the model has state that is no tensor, ``directory`` holds something else than a saved model, or
             it cannot be written; an earlier save stays as it is then.
     """
-    from regrow import __version__, manifest
+    from regrow import manifest
+    from regrow.version import __version__
 
     target = Path(directory)
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / MANIFEST).is_file())):

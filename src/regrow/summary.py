@@ -6,13 +6,11 @@ import dataclasses
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from regrow.actions import sparsity_of
+from regrow.engine import Engine
+from regrow.patterns.pattern import Pattern
 from regrow.plan import planned_cost
-
-if TYPE_CHECKING:
-    from regrow.sparsifier import Sparsifier
 
 _KINDS = {"latency": "latency", "flops": "FLOPs", "params": "parameters"}
 _LONGEST = 60  # characters of an option's value
@@ -171,29 +169,34 @@ class Summary:
         return "\n".join(lines)
 
 
-def of(sparsifier: Sparsifier) -> Summary:
-    """The picture of a sparsifier as it is now."""
-    units, timeline = sparsifier._units, sparsifier._timeline
-    shapes = sparsifier.dense_shapes()
-    layers = tuple(LayerSummary(name, shapes[name], int(mask.sum())) for name, mask in sparsifier.masks.items())
-    flops = sparsifier._engine.accounts.flops()
-    now = None if flops is None else flops.inference(sparsifier.layer_density())
+def of(engine: Engine, pattern: Pattern | None, shapes: Mapping[str, tuple[int, ...]]) -> Summary:
+    """The picture of a run as it is now.
+
+    Args:
+        engine: of the run.
+        pattern: what it sparsifies.
+        shapes: of all parameters in the dense model, by canonical name.
+    """
+    units, timeline = engine.units, engine.timeline
+    layers = tuple(LayerSummary(name, shapes[name], int(s.active.sum())) for name, s in engine.states.items())
+    flops = engine.accounts.flops()
+    now = None if flops is None else flops.inference(engine.densities())
     final, cost = units.planned(), None
-    done, steps = sparsifier.step_count, sparsifier.total_steps
-    over = sparsifier._engine.finished or done >= steps
+    done, steps = engine.step_count, timeline.total_steps
+    over = engine.finished or done >= steps
     if flops is not None and final is not None and not over and timeline.updates <= _MOST:
-        cost = planned_cost(sparsifier.method, sparsifier.criterion, final, flops, steps) / steps
+        cost = planned_cost(engine.method, engine.criterion, final, flops, steps) / steps
     return Summary(
-        method=options_of(sparsifier.method), pattern=options_of(sparsifier.pattern) if layers else "nothing",
-        criterion=sparsifier.criterion.name, steps=(done, steps),
-        phase=sparsifier.phase, updates=timeline.updates,
+        method=options_of(engine.method), pattern=options_of(pattern) if layers else "nothing",
+        criterion=engine.criterion.name, steps=(done, steps),
+        phase=engine.span.phase, updates=timeline.updates,
         cycle=tuple((phase.name, phase.steps) for phase in timeline.cycle if phase.steps),
         layers=layers, targets={name: active / size for name, (active, size) in (final or {}).items()},
         target=1 - sparsity_of(final or {}), widths=units.widths(), budgets=units.costs(),
         dense=reasons(units.dense, {name: math.prod(shape) for name, shape in shapes.items()}),
         parameters=sum(math.prod(shape) for shape in shapes.values()),
         flops=None if flops is None or now is None else (now, flops.total), expected_cost=cost,
-        spent_cost=sparsifier.training_cost()["total"] if flops is not None and done else None,
+        spent_cost=engine.training_cost()["total"] if flops is not None and done else None,
         notes=(units.note,) if units.note else (),
     )  # fmt: skip
 

@@ -60,8 +60,8 @@ def builder(recipe: Recipe, data: DataSet) -> dict[str, Any]:
 
 def environment(device: torch.device, processes: int, precision: str) -> dict[str, Any]:
     """Versions, hardware and threads of this process."""
-    from regrow import __version__
     from regrow.latency.table import cpu_model
+    from regrow.version import __version__
 
     on_gpu = device.type == "cuda"
     return {

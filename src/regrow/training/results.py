@@ -47,8 +47,8 @@ def run_entry(run: Run, cost: Mapping[str, float], /, **measured: Any) -> dict[s
 
 def results(recipe: Recipe, runs: Sequence[Mapping[str, Any]], reference: str | None = None) -> dict[str, Any]:
     """The content of ``results.json``; paired differences are against the label ``reference``, by default the first."""
-    from regrow import __version__
     from regrow.training.statistics import summarise
+    from regrow.version import __version__
 
     return {
         "regrow": __version__,

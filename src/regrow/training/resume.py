@@ -9,20 +9,33 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from regrow.ema import SparseAverage
 from regrow.errors import UserError
 from regrow.optim_state import KINDS
+from regrow.sparsifier import Sparsifier
+from regrow.training.recipe import Recipe
 
-if TYPE_CHECKING:
-    from regrow.training.run import Run
+
+class Resumable(Protocol):
+    """What a checkpoint must fit: `regrow.training.run.Run`."""
+
+    recipe: Recipe
+    model: nn.Module
+    optimizer: Optimizer
+    sparsifier: Sparsifier
+    ema: SparseAverage | None
+    total_steps: int
+    start_active: dict[str, int]
+    start_widths: dict[str, int]
 
 
-def check(run: Run, state: Mapping[str, Any]) -> None:
+def check(run: Resumable, state: Mapping[str, Any]) -> None:
     """Refuses a checkpoint that does not fit; to be called at full width.
 
     Raises:
@@ -75,7 +88,7 @@ def _processes(count: int) -> str:
     return "one process" if count == 1 else f"{count} processes"
 
 
-def groups(run: Run, saved: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def groups(run: Resumable, saved: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The optimizer's groups to go on with: the options are those of the recipe; what steps change is saved."""
     own = run.optimizer.state_dict()["param_groups"]
     return [{**mine, **{k: theirs[k] for k in mine if k in theirs}} for mine, theirs in zip(own, saved, strict=True)]
@@ -89,7 +102,7 @@ def _check_tensors(what: str, saved: Mapping[str, Tensor], own: Mapping[str, Any
             raise UserError(f"{what}.{name} is {_form(tensor)}, but {_form(own[name])} in the model")
 
 
-def _check_optimizer(run: Run, saved: Mapping[str, Any], step: int) -> None:
+def _check_optimizer(run: Resumable, saved: Mapping[str, Any], step: int) -> None:
     before = run.optimizer.state_dict()["param_groups"]
     example = _example(run)
     after = example["param_groups"]
@@ -138,7 +151,7 @@ def _form(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
-def _example(run: Run) -> dict[str, Any]:
+def _example(run: Resumable) -> dict[str, Any]:
     """The state of an optimizer of this kind after a step."""
     zeros = [(name, nn.Parameter(torch.zeros_like(p), p.requires_grad)) for name, p in run.model.named_parameters()]
     optimizer: Optimizer = run.recipe.optimizer.build(zeros)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import pkgutil
 import re
 import subprocess
 import sys
@@ -28,12 +29,20 @@ def test_the_tables_of_the_studies_are_made_of_the_committed_results() -> None:
 
 
 def test_dotted_names_work_after_import_regrow() -> None:
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     names = sorted(set(re.findall(r"\bregrow(?:\.[A-Za-z_][A-Za-z_0-9]*)+", text)) - {"regrow.db"})
     assert "regrow.coupling.couple.couple" in names
     code = "import regrow\n" + "\n".join(names)  # in a process that has imported nothing else of it
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_dotted_names_in_the_sources_are_there() -> None:
+    text = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "src" / "regrow").rglob("*.py"))
+    names = sorted(set(re.findall(r"\bregrow(?:\.[A-Za-z_]\w*)+", text)))
+    assert len(names) > 100
+    for name in names:
+        assert pkgutil.resolve_name(name) is not None, name
 
 
 def test_links_lead_somewhere() -> None:

@@ -346,3 +346,48 @@ def test_a_model_that_is_cast_on_the_way_trains_on(method, to) -> None:
             assert (state.param.dtype, state.memory.dtype) == (to, to)
             assert sparsifier.phase == "explore" or (state.param[~state.active] == 0).all()
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+SOFT = [STE(every=4), STE.st3(every=4), STE(p=2.0, every=4, ramp=None)]
+
+
+@pytest.mark.parametrize("to", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("method", SOFT, ids=lambda m: repr(m)[:60])
+def test_what_a_cast_rounds_is_not_taken_for_something_written(method, to) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    sparsifier = attach(model, optimizer, pattern=PATTERN, method=method)
+    train(model, optimizer, batches(6))
+    kept = [state.memory.to(to) for state in states(sparsifier)]
+    model.to(to)
+    with sparsifier.sparse():
+        pass
+    for state, memory in zip(states(sparsifier), kept, strict=True):
+        assert state.is_written
+        state.param.data[state.active.nonzero()[0].unbind()] = 3.0
+        memory[state.active.nonzero()[0].unbind()] = 3.0
+        state.show_latent()
+        assert torch.equal(state.memory, memory)
+        state.hide_latent()
+        assert torch.equal(state.param, state.latent.project(memory, state.active))
+
+
+@pytest.mark.parametrize("ulps", [-2, -1, 1, 2])
+@pytest.mark.parametrize("method", SOFT, ids=lambda m: repr(m)[:60])
+def test_resumed_where_powers_round_otherwise_it_keeps_its_latent_values(method, ulps) -> None:
+    made = []
+    for _ in range(2):
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+        made.append((model, optimizer, attach(model, optimizer, pattern=PATTERN, method=method)))
+    train(made[0][0], made[0][1], batches(6))
+    saved = copy.deepcopy([part.state_dict() for part in made[0]])
+    for state in states(made[0][2]):
+        bits = saved[0][state.name].view(torch.int32)
+        bits.add_(ulps * (bits << 1 != 0))
+    for part, loaded in zip(made[1], saved, strict=True):
+        part.load_state_dict(loaded)
+    for state, before in zip(states(made[1][2]), states(made[0][2]), strict=True):
+        state.fit_to_codes()
+        assert torch.equal(state.memory, before.memory)
+        assert torch.equal(state.param, before.param)

@@ -14,6 +14,8 @@ from regrow.codes import in_order, keep_only, pieces
 from regrow.errors import UserError
 from regrow.hints import LARGEST
 
+_POWERS = 16 * torch.finfo(torch.float32).eps  # how far powers in fp32 are from each other on any two devices
+
 
 @dataclass(frozen=True)
 class Latent:
@@ -101,10 +103,34 @@ class Latent:
         size = latent.abs()
         if self.p == 1:
             size -= threshold
-        else:  # relative to the threshold or the size, so that no power overflows
-            share = (threshold / size.clamp(min=torch.finfo(size.dtype).tiny)).pow_(self.p).neg_().add_(1).clamp_(min=0)
-            size.mul_(share.pow_(1 / self.p))
+        else:
+            size.mul_(self._left(size, threshold).pow_(1 / self.p))
         return torch.copysign(size.clamp_(min=0), latent)
+
+    def _left(self, size: Tensor, threshold: Tensor) -> Tensor:
+        """1 − (T/\\|w\\|)^p, or zero: relative to the threshold or the size, so that no power overflows."""
+        return (threshold / size.clamp(min=torch.finfo(size.dtype).tiny)).pow_(self.p).neg_().add_(1).clamp_(min=0)
+
+    def differs(self, live: Tensor, latent: Tensor, active: Tensor, rounding: float) -> Tensor:
+        """Where active values are others than the projection, which may have been taken where powers round otherwise:
+        on another device, or before a cast. Compares p-th powers, as roots blow up what rounding is near the threshold.
+
+        Args:
+            live: what the network computes with.
+            latent: latent values, p finite, in the shape and type of `live`.
+            active: bool, their shape.
+            rounding: of live and latent values, as a share of them.
+
+        Returns:
+            bool, their shape.
+        """
+        values = latent.to(torch.promote_types(latent.dtype, torch.float32))
+        size = values.abs()
+        left = self._left(size, size.masked_fill(active, 0).amax())
+        reached = live.to(values.dtype) / values
+        off = torch.copysign(reached.abs().pow_(self.p), reached).sub_(left).abs_()
+        same = torch.where(values == 0, live == 0, off <= min(0.5, self.p * (rounding + _POWERS)))
+        return active & ~same
 
 
 def _largest(values: Tensor, among: Tensor) -> Tensor:

@@ -56,6 +56,7 @@ class LatentValues:
         self._state = state
         self._live: Tensor | None = None  # the parameter's own data, while it has latent values for a step
         self._behind = False  # whether it is still to become their projection
+        self._projected = state.param.dtype  # of the parameter, when it last became that
 
     @torch.no_grad()
     def show(self) -> None:
@@ -101,7 +102,7 @@ class LatentValues:
                 codes.keep_only(codes.active(flags), memory, out=part)
         else:
             self.how.project(state.memory, state.active, out=live.zero_() if afresh else live)
-        self._behind = False
+        self._behind, self._projected = False, live.dtype
         state.note_written()
 
     def catch_up(self) -> None:
@@ -120,10 +121,17 @@ class LatentValues:
         if self.how.hard and (written or state.param.device.type != "cpu" or state.probe_finds()):
             torch.where(state.active, state.param, state.memory, out=state.memory)
         elif written:
-            other = state.active & (state.param != self.how.project(state.memory, state.active))
+            live = state.param.detach()
+            other = self.how.differs(live, state.memory, state.active, self._rounding(live.dtype))
             torch.where(other, state.param, state.memory, out=state.memory)
         if written:
             state.write_zeros()
+
+    def _rounding(self, now: torch.dtype) -> float:
+        """How far live values and latent ones may be from each other by the rounding of their type, as a share."""
+        if now is self._projected:
+            return torch.finfo(now).eps / 2
+        return 2 * max(torch.finfo(now).eps, torch.finfo(self._projected).eps)  # both have been cast
 
     @property
     def _scales_steps(self) -> bool:

@@ -1,2 +1,2 @@
 """One trace of a model, and what is read from it: FLOPs here, latency in `regrow.latency`, channels in
-`regrow.channels`."""
+`regrow.coupling`."""

@@ -221,9 +221,7 @@ def test_real_models(name, groups):
     torch.manual_seed(0)
     model = build(name, 64).double()
     images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
-    start = time.process_time()
     coupling = couple(model, images[:1])
-    assert time.process_time() - start < 5
     assert len(coupling.groups) == groups
     keep = random_keep(coupling, 0.5)
     assert deviation(model, coupling, keep, (images,), steps=1) < 1e-8

@@ -74,3 +74,19 @@ def test_layers_that_do_not_fit_are_named() -> None:
 def test_bad_options(options, said) -> None:
     with pytest.raises(UserError, match=said):
         Blocks(**options)
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "er", "erk"])
+@pytest.mark.parametrize("shape", [(16, 1), (4, 2), (1, 8)], ids=str)
+@pytest.mark.parametrize("width", [8, 24, 32])
+def test_a_layer_that_holds_its_inputs_first_has_the_same_counts(width, shape, distribution) -> None:
+    last = [nn.Flatten(), nn.Linear(48, 32)]
+    plain = nn.Sequential(nn.Conv2d(1, width, 1), nn.Conv2d(width, 48, 3), *last)
+    turned = nn.Sequential(nn.Conv2d(1, width, 1), nn.ConvTranspose2d(width, 48, 3), *last)
+    pattern = Blocks(shape, 0.5, distribution, exclude=["0"])
+    counts = pattern.counts(plain)
+    assert pattern.counts(turned) == counts
+    optimizer = torch.optim.SGD(turned.parameters(), 0.1)
+    sparsifier = regrow.Sparsifier(turned, optimizer, pattern=pattern, method="static", total_steps=3)
+    kept = {name: int(mask.sum()) // (shape[0] * shape[1]) for name, mask in sparsifier.masks.items()}
+    assert kept == {name: active for name, (active, _) in counts.items()}

@@ -74,8 +74,8 @@ class Blocks(EntryPattern):
     def counts_of(self, parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
         blocks = {name: p.numel() // self.unit_size for name, p in parameters.items()}
         # uniform knows sizes only; the others a matrix of so many blocks
-        grids = {name: (p.shape[0] // self.shape[0], max(1, blocks[name] * self.shape[0] // p.shape[0]))
-                 for name, p in parameters.items()}  # fmt: skip
+        rows = {name: p.shape[0] // self.shape[0] for name, p in parameters.items()}
+        grids = {name: (rows[name], blocks[name] // rows[name]) for name in parameters}
         counts = active_counts(grids, self.sparsity, self.distribution, {})
         return {name: (counts[name], blocks[name]) for name in parameters}
 

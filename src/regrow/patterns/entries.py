@@ -48,6 +48,9 @@ class EntryPattern(Pattern):
     def counts_of(self, parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
         """(active, all) units of each of the selected parameters once the target is reached.
 
+        Args:
+            parameters: by canonical name, `Selection.turned`.
+
         Raises:
             UserError: where the target cannot be met.
         """
@@ -58,7 +61,7 @@ class EntryPattern(Pattern):
 
     def counts(self, model: nn.Module, example_inputs: Any = None) -> dict[str, tuple[int, int]]:
         """`counts_of` them."""
-        return self.counts_of(self.parameters(model, example_inputs))
+        return self.counts_of(self.select(model, example_inputs).turned)
 
     def choose(
         self,
@@ -110,7 +113,7 @@ class EntryUnits(Units):
         self.parameters, self.dense, self.decided = selection.parameters, selection.dense, selection.decided
         self.flops, self.note = selection.flops, selection.note
         self._axes = selection.axes
-        self.final = pattern.counts_of(self.parameters)
+        self.final = pattern.counts_of(selection.turned)
         self.target = sparsity_of(self.final)
 
     def planned(self) -> Final:

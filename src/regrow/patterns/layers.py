@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from regrow import matrices, names
 from regrow.errors import UserError, nearest, percent
@@ -37,6 +37,11 @@ class Selection:
     note: str = ""
     decided: frozenset[str] = frozenset()
     axes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def turned(self) -> dict[str, Tensor]:
+        """The parameters as patterns see them: their axis of `axes`, if they have one, as the last."""
+        return {name: p.detach().movedim(self.axes.get(name, -1), -1) for name, p in self.parameters.items()}
 
 
 def check_sparsity(value: float, of: str) -> None:

@@ -91,9 +91,8 @@ def _of_weights(
     from regrow.plan import matching_steps, planned_cost
     from regrow.training.run import method_of
 
-    selected = recipe.pattern.parameters(example.model, example.example)
-    check_weights(selected)
-    counts = recipe.pattern.counts_of(selected)
+    check_weights(recipe.pattern.parameters(example.model, example.example))
+    counts = recipe.pattern.counts(example.model, example.example)
     if match == "steps":
         return dict(variants)
     with _naming(recipe.method_name):

@@ -211,7 +211,7 @@ def test_in_a_fresh_process(tmp_path):
         "assert torch.equal(model(x), y)\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "m"), str(tmp_path / "expected")]
-    subprocess.run(command, check=True, cwd=Path(__file__).parent, timeout=600)
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[1], timeout=600)
 
 
 class TestNotes:

@@ -111,6 +111,16 @@ def backward(made: Made, batch: Any) -> None:
     loss_of(model, batch).backward()
 
 
+def _just_before(kind: str, data: list[Any]) -> Made:
+    """A run of this kind, just before the step of the last of these batches."""
+    made = KINDS[kind]()
+    for batch in data[:-1]:
+        backward(made, batch)
+        made[1].step()
+    backward(made, data[-1])
+    return made
+
+
 def image(made: Made) -> dict[str, torch.Tensor]:
     """All that an update may change, in one dictionary."""
     model, optimizer, sparsifier = made
@@ -127,7 +137,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def boundaries(kind: str) -> list[int]:
     """The steps that end with a change of the structure."""
-    timeline = KINDS[kind]()[2]._timeline
+    timeline = KINDS[kind]()[2]._engine.timeline
     return [step for step in range(1, STEPS + 1) if timeline.ended_at(step)]
 
 
@@ -154,11 +164,7 @@ def interrupt(kind: str, step: int, share: float, expected: dict[str, Any]) -> s
     data = batches(STEPS + 1)
     calls = 0
     for rehearsal in (True, False):
-        made = KINDS[kind]()
-        for batch in data[: step - 1]:
-            backward(made, batch)
-            made[1].step()
-        backward(made, data[step - 1])
+        made = _just_before(kind, data[:step])
         before = image(made)
         try:
             with interrupted_at(0 if rehearsal else 1 + int(share * calls)) as seen:
@@ -204,11 +210,7 @@ def resume(kind: str, step: int, share: float) -> str:
     data = batches(STEPS)
     calls = 0
     for rehearsal in (True, False):
-        made = KINDS[kind]()
-        for batch in data[: step - 1]:
-            backward(made, batch)
-            made[1].step()
-        backward(made, data[step - 1])
+        made = _just_before(kind, data[:step])
         try:
             with interrupted_at(0 if rehearsal else 1 + int(share * calls)) as seen:
                 made[1].step()

@@ -29,7 +29,7 @@ METHODS_SHORT = [
 
 def check(model: nn.Module, sparsifier: regrow.Sparsifier, target: dict[str, tuple[int, int]]) -> None:
     """Everything that holds at any step, from what the method has asked for last."""
-    timeline, method = sparsifier._timeline, sparsifier.method
+    timeline, method = sparsifier._engine.timeline, sparsifier.method
     span = timeline.phase_at(sparsifier.step_count)
     if span.phase == "fixed":
         expected = {name: active for name, (active, _) in target.items()}

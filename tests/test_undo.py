@@ -31,7 +31,7 @@ def test_a_failed_update_is_tried_again_with_the_next_step(
     model = network()
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     sparsifier = attach(model, optimizer)
-    *data, last = batches(sparsifier._timeline.cycle[0].steps)
+    *data, last = batches(sparsifier._engine.timeline.cycle[0].steps)
     for batch in data:
         optimizer.zero_grad()
         loss_of(model, batch).backward()

@@ -85,7 +85,7 @@ class Sparsifier:
         scorings = self.method.scorings(self.criterion)
         attach.check_together(self.pattern, self.method, scorings, total_steps, example_inputs)
         self.total_steps = lengths.total_steps(total_steps)  # what no other length would mend has been refused by now
-        self._timeline = lengths.timeline_of(self.method, self.total_steps)
+        timeline = lengths.timeline_of(self.method, self.total_steps)
         self._units = attach.bind(self.pattern, self.method, model, example_inputs, on_resize)
         params = self._units.parameters
         self._shapes = {name: tuple(p.shape) for name, p in names.parameters(self.model).items()}
@@ -99,14 +99,14 @@ class Sparsifier:
         )
         self._compacted = self._shown_sparse = False
         self._engine = Engine(
-            self.model, self.method, self.criterion, self._timeline, self._units, optimizers, groups, on_resize
+            self.model, self.method, self.criterion, timeline, self._units, optimizers, groups, on_resize
         )
         self._handles = self._engine.register()
         self._warn()
 
     def _warn(self) -> None:
         """Of what is allowed, and probably not meant."""
-        lengths.warn_of_few_updates(self.method, self._timeline)
+        lengths.warn_of_few_updates(self.method, self._engine.timeline)
         left = {n: why for n, why in self._units.dense.items() if n not in self._states}
         sizes = {name: math.prod(shape) for name, shape in self._shapes.items()}
         said = summaries.unseen(summaries.reasons(left, sizes), sum(sizes.values()), self._units.decided)
@@ -132,10 +132,6 @@ class Sparsifier:
         """What is sparsified and how far, what stays dense and why, when structures change, and what all of it costs:
         ``print(sparsifier.summary())``. ``print(sparsifier)`` shows its first lines."""
         return summaries.of(self._engine, self.pattern, self._shapes)
-
-    def dense_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every parameter of the model at full width, by canonical name."""
-        return self._shapes
 
     @property
     def masks(self) -> dict[str, Tensor]:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regrow.commands.recipes import add_recipe_arguments, load, require_recipe, show_help, stem
-from regrow.commands.words import Parser, seeds_of, whole, words_of
-from regrow.commands.words import command as make
+from regrow.commands.words import Parser, command_parser, seeds_of, whole, words_of
 
 if TYPE_CHECKING:
     from regrow.training.recipe import Recipe
@@ -25,7 +24,7 @@ def add(group: argparse._SubParsersAction[Parser]) -> Parser:
         "The same command again continues a comparison that was interrupted."
     )
     usage = "RECIPE [--key value ...] [--methods A,B,...] [--seeds 0,1,...] [--match steps|cost] [--out DIR] [--jobs N]"
-    command = make(group, "compare", "run a recipe with several methods and seeds", examples, usage)
+    command = command_parser(group, "compare", "run a recipe with several methods and seeds", examples, usage)
     add_recipe_arguments(command)
     command.add_argument("--methods", metavar="A,B,...",
                          help="methods (yours are package.module:Class), or labels of the recipe's compare section "

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from regrow.commands.compare import carry_out
 from regrow.commands.recipes import fresh
-from regrow.commands.words import Parser
-from regrow.commands.words import command as make
+from regrow.commands.words import Parser, command_parser
 
 _DEMO = {
     "dense": "all of its weights",
@@ -21,7 +20,9 @@ _DEMO = {
 
 def add(group: argparse._SubParsersAction[Parser]) -> Parser:
     examples = "  regrow demo\n  regrow demo --out /tmp/demo"
-    command = make(group, "demo", "train dense and sparse networks on handwritten digits", examples, "[--out DIR]")
+    command = command_parser(
+        group, "demo", "train dense and sparse networks on handwritten digits", examples, "[--out DIR]"
+    )
     command.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="where to write (default: demo)")
     return command
 

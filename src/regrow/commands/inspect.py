@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from regrow.commands.words import MODEL, Parser, shape_of, share, whole, words_of
-from regrow.commands.words import command as make
+from regrow.commands.words import MODEL, Parser, command_parser, shape_of, share, whole, words_of
 from regrow.errors import UserError
 
 SHOWN = 8  # layers for each reason
@@ -26,7 +25,9 @@ def add(group: argparse._SubParsersAction[Parser]) -> Parser:
         "  regrow inspect torchvision:resnet50 --channels --flops 0.5"
     )
     usage = "MODEL [--sparsity S] [--distribution D] | [--channels] [--data-shape C,H,W] [...]"
-    command = make(group, "inspect", "show a model's layers, densities and FLOPs before any training", examples, usage)
+    command = command_parser(
+        group, "inspect", "show a model's layers, densities and FLOPs before any training", examples, usage
+    )
     command.add_argument("model", metavar="MODEL", help=MODEL)
     command.add_argument("--sparsity", type=share, metavar="S", help="share of the weights to remove (default: 0.9)")
     command.add_argument("--distribution", metavar="D", help="uniform, er, erk or global (default: uniform)")

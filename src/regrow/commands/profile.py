@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regrow import atomic
-from regrow.commands.words import MODEL, Parser, shape_of, whole
-from regrow.commands.words import command as make
+from regrow.commands.words import MODEL, Parser, command_parser, shape_of, whole
 
 if TYPE_CHECKING:
     from regrow.profiling import Profile
@@ -23,7 +22,9 @@ def add(group: argparse._SubParsersAction[Parser]) -> Parser:
         "The table holds for this machine, runtime, batch and image size."
     )
     usage = "MODEL --out FILE [--runtime R] [--batch N] [--threads N] [--time-limit S] [--check N] [...]"
-    command = make(group, "profile", "measure what the layers of a model cost on this machine", examples, usage)
+    command = command_parser(
+        group, "profile", "measure what the layers of a model cost on this machine", examples, usage
+    )
     command.add_argument("model", metavar="MODEL", help=MODEL)
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="where to write the table (JSON)")
     command.add_argument("--runtime", default="eager", metavar="R", help="eager (default) or onnxruntime")

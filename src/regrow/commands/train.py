@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 from regrow.commands.recipes import add_recipe_arguments, fresh, load, require_recipe, show_help, stem
-from regrow.commands.words import Parser
-from regrow.commands.words import command as make
+from regrow.commands.words import Parser, command_parser
 from regrow.errors import UserError
 
 
@@ -21,7 +20,7 @@ def add(group: argparse._SubParsersAction[Parser]) -> Parser:
         "  torchrun --nproc_per_node 8 -m regrow train imagenet-resnet50-erk90-iee --out runs/imagenet"
     )
     usage = "RECIPE [--key value ...] [--out DIR] [--resume]"
-    command = make(group, "train", "run a recipe", examples, usage)
+    command = command_parser(group, "train", "run a recipe", examples, usage)
     add_recipe_arguments(command)
     command.add_argument("--out", type=Path, metavar="DIR", help="the run directory (default: runs/NAME, a new one)")
     command.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")

@@ -21,7 +21,9 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message.replace(chr(10), ' ')} (see {self.prog} --help)")
 
 
-def command(group: argparse._SubParsersAction[Parser], name: str, about: str, examples: str, usage: str) -> Parser:
+def command_parser(
+    group: argparse._SubParsersAction[Parser], name: str, about: str, examples: str, usage: str
+) -> Parser:
     """The parser of a command, with examples below its options."""
     return group.add_parser(
         name,

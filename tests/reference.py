@@ -25,6 +25,13 @@ class Entries:
         places, flat = self.places(score, axis), score.flatten().tolist()
         return set(sorted(among, key=lambda i: (-flat[i], places[i]))[:k])
 
+    def rivals(self, size, active, axis=-1):
+        """Index → (the size of its unit, the largest of what is removed and competes with it)."""
+        flat = size.flatten()
+        removed = [flat[i] for i in range(len(flat)) if i not in active]
+        threshold = max(removed, default=torch.tensor(0.0))
+        return {i: (flat[i], threshold) for i in range(len(flat))}
+
     def places(self, score, axis):
         """Index → where it comes once the axis is the last."""
         order = torch.arange(score.numel()).view(score.shape).movedim(axis, -1).flatten().tolist()
@@ -51,6 +58,14 @@ class OfEveryM(Entries):
             level |= {i: there + rank for rank, i in enumerate(members)}
         return set(sorted(among, key=lambda i: (level[i], -flat[i], places[i]))[:k])
 
+    def rivals(self, size, active, axis=-1):
+        places, flat = self.places(size, axis), size.flatten()
+        largest = {}
+        for i in set(places) - active:
+            group = places[i] // self.m
+            largest[group] = max(flat[i], largest.get(group, flat[i]))
+        return {i: (flat[i], largest.get(place // self.m, torch.tensor(0.0))) for i, place in places.items()}
+
 
 class Pairs(Entries):
     """Blocks of one output and two inputs."""
@@ -64,6 +79,13 @@ class Pairs(Entries):
             pairs.setdefault(places[i] // 2, []).append(i)
         mean = {pair: float((flat[a] + flat[b]) / 2) for pair, (a, b) in pairs.items()}
         return {i for pair in sorted(pairs, key=lambda pair: (-mean[pair], pair))[:k] for i in pairs[pair]}
+
+    def rivals(self, size, active, axis=-1):
+        places, flat = self.places(size, axis), size.flatten()
+        at = {place: i for i, place in places.items()}
+        mean = {i: (flat[at[p // 2 * 2]] + flat[at[p // 2 * 2 + 1]]) / 2 for i, p in places.items()}
+        threshold = max((mean[i] for i in set(places) - active), default=torch.tensor(0.0))
+        return {i: (mean[i], threshold) for i in places}
 
 
 class Reference:
@@ -371,17 +393,18 @@ class Straight:
     def project(self):
         for k, p in self.params.items():
             latent, out, power = self.latent[k].view(-1), p.detach().view(-1), self.o["p"]
-            removed = [latent[i].abs() for i in range(len(latent)) if i not in self.active[k]]
-            threshold = max(removed, default=torch.tensor(0.0))
-            among = sorted(self.active[k])  # powers of single numbers and of many differ in their last bit
+            # powers of single numbers and of many differ in their last bit, and so they do by where these lie
+            among = sorted(self.active[k]) if self.rule is ANY else range(len(latent))
             size = torch.stack([latent[i].abs() for i in among])
-            if power == 1:
+            competing = self.rule.rivals(self.latent[k].abs(), self.active[k], self.axes.get(k, -1))
+            of_unit, threshold = (torch.stack([competing[i][which] for i in among]) for which in (0, 1))
+            if power == 1 and self.rule is ANY:
                 size = (size - threshold).clamp(min=0)
             elif not math.isinf(power):
-                size = size * (1 - (threshold / size) ** power).clamp(min=0) ** (1 / power)
+                size = size * (1 - (threshold / of_unit) ** power).clamp(min=0) ** (1 / power)
             out.zero_()
             for i, value in zip(among, size, strict=True):
-                out[i] = torch.copysign(value, latent[i])
+                out[i] = torch.copysign(value, latent[i]) if i in self.active[k] else 0.0
 
     def train(self, loss_fn):
         self.optimizer.zero_grad()

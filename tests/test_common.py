@@ -27,6 +27,8 @@ TRIED = {
 WAYS = {name: (name, options) for name, options in OPTIONS.items()} | {
     "preview": ("iee", {"h": 5, "j": 4, "q": 0}),
     "ramp": ("iee", {"h": 5, "j": 4, "q": 3, "ramp": 0.0}),
+    "hard": ("ste", {"every": 3, "p": None}),
+    "st3": ("ste", {"every": 2, "p": 1.0, "scale": 1.0}),
 }
 CASES = [
     pytest.param(way, pattern, criterion, optimizer, id=f"{way}-{pattern}-{criterion}-{optimizer}")
@@ -34,7 +36,7 @@ CASES = [
     for j, pattern in enumerate(TRIED)
     for k, criterion in enumerate(("magnitude", "taylor"))
     for optimizer in (list(OPTIMIZERS)[(i + j + 2 * k) % len(OPTIMIZERS)],)
-    if not (criterion == "taylor" and way == "preview")  # which have no steps that score what is removed
+    if not (criterion == "taylor" and way in ("preview", "ste", "st3"))  # no steps that score, or sizes that shrink
 ]
 every = pytest.mark.parametrize(("way", "pattern", "criterion", "optimizer"), CASES)
 

@@ -55,6 +55,48 @@ def test_the_projection(values, kept, p) -> None:
         assert torch.equal(found, latent.masked_fill(~active, 0))
 
 
+@pytest.mark.parametrize(("p", "expected"), [(1.0, [0, -2, 0, 3]), (2.0, [0, -math.sqrt(8), 0, math.sqrt(15)])])
+def test_of_every_group_by_hand(p, expected) -> None:
+    """Two of four stay, above the largest that does not: S-STE (arXiv:2409.09099), equation 8."""
+    latent = torch.tensor([[0.5, -3.0, 1.0, 4.0], [9.0, 0.0, 0.0, 7.0]])
+    active = torch.tensor([[False, True, False, True], [True, False, False, True]])
+    found = Latent(p=p).project(latent, active, rivals=regrow.NM(2, 4).rivals)
+    torch.testing.assert_close(found, torch.tensor([expected, [9.0, 0.0, 0.0, 7.0]], dtype=torch.float32))
+
+
+def test_of_blocks_by_hand() -> None:
+    latent = torch.tensor([[1.0, -3.0, 4.0, 4.0], [0.0, 2.0, -0.5, 0.5]])  # in pairs of mean 2, 4, 1, and 0.5
+    active = torch.tensor([[True, True, True, True], [False, False, False, False]])
+    found = Latent(p=1.0).project(latent, active, rivals=regrow.Blocks((1, 2), 0.5).rivals)
+    torch.testing.assert_close(found, torch.tensor([[0.5, -1.5, 3.0, 3.0], [0.0, 0.0, 0.0, 0.0]]))
+
+
+GROUPED = {"nm": regrow.NM(2, 4), "1:4": regrow.NM(1, 4, ramp="groups"), "blocks": regrow.Blocks((2, 2), 0.75, "er")}
+
+
+@pytest.mark.parametrize("method", [STE(), STE.st3(), STE(every=4, p=2.0)], ids=["feather", "st3", "seldom"])
+@pytest.mark.parametrize("pattern", GROUPED.values(), ids=GROUPED)
+def test_what_groups_and_blocks_keep_is_not_zero(pattern, method) -> None:
+    model = network()
+    chosen = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    sparsifier = attach(model, chosen, pattern=pattern, method=method, total_steps=40)
+    train(model, chosen, batches(40))
+    for name, mask in sparsifier.masks.items():
+        weight = model.get_parameter(name)
+        assert (weight[~mask] == 0).all()
+        assert (weight[mask] != 0).all()
+
+
+def test_a_criterion_that_keeps_small_weights_needs_the_hard_projection() -> None:
+    model = network()
+    chosen = torch.optim.SGD(model.parameters(), 0.05)
+    with pytest.raises(UserError, match=r"ste computes with what weights are above .*'taylor'.*magnitude.*or p=None"):
+        attach(model, chosen, pattern=PATTERN, method=STE(), criterion="taylor", total_steps=20)
+    with pytest.raises(UserError, match="'relu' may keep weights below it"):
+        attach(model, chosen, pattern=PATTERN, method="ste", criterion=torch.relu, total_steps=20)
+    attach(model, chosen, pattern=PATTERN, method=STE(p=None), criterion="taylor", total_steps=60)
+
+
 @pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
 @pytest.mark.parametrize(
     ("dtype", "rtol", "atol"),

@@ -151,8 +151,10 @@ def check_together(
     if pattern is None:
         raise UserError("pattern is missing; say what to sparsify, e.g. pattern=regrow.Weights(0.9, 'erk')")
     how.check_pattern(pattern)
+    cycle = _cycle(how, steps)
     if pattern.blind:
-        check_growth(how, scorings, _cycle(how, steps))
+        check_growth(how, scorings, cycle)
+    check_projection(how, scorings, cycle)
     pattern.check_example(example_inputs)
 
 
@@ -279,6 +281,22 @@ def check_growth(how: Method, scorings: Scorings, cycle: Sequence[Phase]) -> Non
             f"{how.name} needs the gradients of what was removed, but removed channels have none; use IEE, which "
             "explores them"
         )
+
+
+def check_projection(how: Method, scorings: Scorings, cycle: Sequence[Phase]) -> None:
+    """Refuses a projection that shrinks weights by the largest removed one where these are not the small ones.
+
+    Raises:
+        UserError: naming the method and the criterion.
+    """
+    soft = [phase for phase in cycle if phase.latent is not None and not phase.latent.hard]
+    for criterion in [scoring.criterion for phase in soft for scoring in scorings.get(phase.name, ())]:
+        if not criterion.by_size:
+            raise UserError(
+                f"{how.name} computes with what weights are above the largest removed one, and criterion "
+                f"{criterion.name!r} may keep weights below it, which would all become zero; use "
+                "criterion='magnitude', or p=None with any other"
+            )
 
 
 class OwnHook:

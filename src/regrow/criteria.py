@@ -28,6 +28,8 @@ class Criterion:
     `signed` gives, for lists of weights and of their gradients, what scores are the absolute values of. Where it is
     there, a channel's score is the absolute value of the sum over all that goes with the channel (on the scale and
     shift of its norms, if it has any), and not the mean over its weights (Molchanov et al. 2019; HALP, section 3.1).
+
+    `by_size` says that it ranks entries, and blocks of them by their mean, by \\|w\\|, as soft projections need it.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Criterion:
     uses_grad: bool
     uses_generator: bool
     signed: Signed | None = None
+    by_size: bool = False
 
     def __call__(self, weight: Tensor, grad: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Scores in fp32, NaN (never chosen) as the lowest; shape of `weight`.
@@ -87,13 +90,15 @@ class Criterion:
         return cls(getattr(value, "__name__", "custom"), value, uses_grad=len(tensors) == 2, uses_generator=random)
 
 
-def register(function: Callable[..., Tensor], signed: Signed | None = None) -> Callable[..., Tensor]:
+def register(
+    function: Callable[..., Tensor], signed: Signed | None = None, by_size: bool = False
+) -> Callable[..., Tensor]:
     """Makes a function a criterion under its own name."""
-    CRITERIA[function.__name__] = replace(Criterion.of(function), signed=signed)
+    CRITERIA[function.__name__] = replace(Criterion.of(function), signed=signed, by_size=by_size)
     return function
 
 
-@register
+@partial(register, by_size=True)
 def magnitude(weight: Tensor) -> Tensor:
     """\\|w\\|: the default for single weights (Han et al. 2015)."""
     return weight.abs()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,9 @@ from regrow.hints import LARGEST
 _POWERS = 16 * torch.finfo(torch.float32).eps  # how far powers in fp32 are from each other on any two devices
 
 
+Rivals = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # see `EntryPattern.rivals`
+
+
 @dataclass(frozen=True)
 class Latent:
     """How the latent weights of a phase are trained, and what the network computes with.
@@ -28,8 +32,9 @@ class Latent:
     Args:
         scale: of the gradients of removed entries; 0 leaves them to the decay.
         p: of the projection: sign(w)·(\\|w\\|^p − T^p)^(1/p) where active (0 where \\|w\\| < T), with T the largest
-            removed \\|w\\| of the parameter. p = 1 is the soft threshold (ST-3), 3 Feather's (arXiv:2310.02448), and
-            infinity the hard one: w where active.
+            removed \\|w\\| of those that compete with it: all of the parameter, or those of an N:M group (S-STE,
+            arXiv:2409.09099). Of blocks the sizes are means, and w·(1 − (T/size)^p)^(1/p) is left. p = 1 is the soft
+            threshold (ST-3), 3 Feather's (arXiv:2310.02448), and infinity the hard one: w where active.
         every: the gradients of removed entries are used in every n-th step only, at √n times the scale: with n times,
             the noise of few batches would outgrow the active weights that they compete with.
         pull: added to the gradients of removed entries, times their latent weight: SR-STE's λ (arXiv:2102.04010).
@@ -71,7 +76,9 @@ class Latent:
         """Whether the network computes with active weights as they are."""
         return math.isinf(self.p)
 
-    def project(self, latent: Tensor, active: Tensor, out: Tensor | None = None) -> Tensor:
+    def project(
+        self, latent: Tensor, active: Tensor, out: Tensor | None = None, rivals: Rivals | None = None
+    ) -> Tensor:
         """What the network computes with: zero outside of `active`.
 
         Powers are taken in fp32, or in fp64 for latent values of that type. In fp32 and for p = 3 the result is off by
@@ -81,6 +88,7 @@ class Latent:
             latent: of any shape and floating-point type.
             active: bool, its shape.
             out: where to write it, in the shape of `latent`; zero outside of `active` already. Default: a new tensor.
+            rivals: what competes with what; None where each entry does with all others.
 
         Returns:
             `out`, or the new tensor.
@@ -88,6 +96,10 @@ class Latent:
         out = torch.zeros_like(latent) if out is None else out
         if self.hard:
             return torch.where(active, latent, out, out=out)
+        if rivals is not None:
+            sizes, thresholds = rivals(latent.abs(), active)
+            left = self._left(sizes, thresholds).pow_(1 / self.p)
+            return out.copy_(left.mul(latent).masked_fill_(~active, 0))
         flat = in_order(latent, active, out) if latent.device.type == "cpu" else None
         if flat is None:
             threshold = latent.abs().masked_fill_(active, 0).amax()
@@ -108,10 +120,13 @@ class Latent:
         return torch.copysign(size.clamp_(min=0), latent)
 
     def _left(self, size: Tensor, threshold: Tensor) -> Tensor:
-        """1 − (T/\\|w\\|)^p, or zero: relative to the threshold or the size, so that no power overflows."""
+        """1 − (T/size)^p, or zero, in fp32 or more: relative to each other, so that no power overflows."""
+        size = size.to(torch.promote_types(size.dtype, torch.float32))
         return (threshold / size.clamp(min=torch.finfo(size.dtype).tiny)).pow_(self.p).neg_().add_(1).clamp_(min=0)
 
-    def differs(self, live: Tensor, latent: Tensor, active: Tensor, rounding: float) -> Tensor:
+    def differs(
+        self, live: Tensor, latent: Tensor, active: Tensor, rounding: float, rivals: Rivals | None = None
+    ) -> Tensor:
         """Where active values are others than the projection, which may have been taken where powers round otherwise:
         on another device, or before a cast. Compares p-th powers, as roots blow up what rounding is near the threshold.
 
@@ -120,13 +135,14 @@ class Latent:
             latent: latent values, p finite, in the shape and type of `live`.
             active: bool, their shape.
             rounding: of live and latent values, as a share of them.
+            rivals: as in `project`.
 
         Returns:
             bool, their shape.
         """
         values = latent.to(torch.promote_types(latent.dtype, torch.float32))
         size = values.abs()
-        left = self._left(size, size.masked_fill(active, 0).amax())
+        left = self._left(*(size, size.masked_fill(active, 0).amax()) if rivals is None else rivals(size, active))
         reached = live.to(values.dtype) / values
         off = torch.copysign(reached.abs().pow_(self.p), reached).sub_(left).abs_()
         same = torch.where(values == 0, live == 0, off <= min(0.5, self.p * (rounding + _POWERS)))

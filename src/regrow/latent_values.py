@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from regrow import codes
-from regrow.latent import Latent
+from regrow.latent import Latent, Rivals
 
 
 class Held(Protocol):
@@ -16,6 +16,7 @@ class Held(Protocol):
 
     param: Tensor
     normalizes: bool
+    rivals: Rivals | None
 
     @property
     def memory(self) -> Tensor:
@@ -101,7 +102,7 @@ class LatentValues:
             for part, memory, flags in codes.pieces(live, state.memory, state.flags):
                 codes.keep_only(codes.active(flags), memory, out=part)
         else:
-            self.how.project(state.memory, state.active, out=live.zero_() if afresh else live)
+            self.how.project(state.memory, state.active, live.zero_() if afresh else live, state.rivals)
         self._behind, self._projected = False, live.dtype
         state.note_written()
 
@@ -122,7 +123,8 @@ class LatentValues:
             torch.where(state.active, state.param, state.memory, out=state.memory)
         elif written:
             live = state.param.detach()
-            other = self.how.differs(live, state.memory, state.active, self._rounding(live.dtype))
+            rounding = self._rounding(live.dtype)
+            other = self.how.differs(live, state.memory, state.active, rounding, state.rivals)
             torch.where(other, state.param, state.memory, out=state.memory)
         if written:
             state.write_zeros()

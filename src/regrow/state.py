@@ -15,7 +15,7 @@ from regrow import codes, optim_state
 from regrow.codes import EXPLORED, FROZEN, PRUNED, TRAINABLE
 from regrow.errors import UserError
 from regrow.journal import Journal
-from regrow.latent import Latent
+from regrow.latent import Latent, Rivals
 from regrow.latent_values import LatentValues
 
 __all__ = ["EXPLORED", "FROZEN", "PRUNED", "TRAINABLE", "Init", "WeightState"]
@@ -52,6 +52,7 @@ class WeightState:
         self.held: dict[str, Tensor] = {}  # parameter-like optimizer state while entries are frozen
         self.at_rest = False  # while the parameter holds only what is active, in another shape: nothing to enforce
         self._optimizer_state = optimizer_state
+        self.rivals: Rivals | None = None  # what latent values compete with, where not with all others
         self.latents: LatentValues | None = None  # while these train
         self.journal: Journal | None = None  # where what transitions change is kept first
         self._has_frozen = False
@@ -151,7 +152,8 @@ class WeightState:
             return
         if was is not None:
             active = codes.active(code).view(torch.bool)
-            torch.where(active, was.project(self.memory, active), self.memory, out=self.param.detach())
+            now = was.project(self.memory, active, rivals=self.rivals)
+            torch.where(active, now, self.memory, out=self.param.detach())
         arrives = codes.arrives(old, code).view(torch.bool)
         restarted = arrives & codes.pruned(old).view(torch.bool) if init == "explored" else arrives
         restarted = restarted | codes.pruned(code).view(torch.bool)

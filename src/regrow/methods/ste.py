@@ -71,7 +71,8 @@ class STE(Straight):
     and Top-KAST's dense backward are settings of it.
 
     Args:
-        p: of the projection: 1 is the soft threshold, infinity leaves active weights as they are (`regrow.latent`).
+        p: of the projection (`regrow.latent`): 1 is the soft threshold; None, or infinity, leaves active weights as
+            they are, and is the only one that goes with criteria other than magnitude.
         scale: of the gradients of removed weights.
         ramp: sparsity to start with, which rises to the target along GMP's cubic; None starts at the target.
         ramp_end: when it reaches the target, as a share of the updates.
@@ -82,7 +83,7 @@ class STE(Straight):
 
     name: ClassVar[str] = "ste"
 
-    p: float = 3.0
+    p: float | None = 3.0
     scale: float = 0.5
     ramp: float | None = 0.0
     ramp_end: float = 0.75
@@ -106,7 +107,7 @@ class STE(Straight):
     def topkast(cls, every: int = 1, **options: Any) -> STE:
         """Top-KAST (arXiv:2106.03517) with a dense backward pass: the best weights compute, all of them train, from a
         structure that has the target from the start."""
-        return cls(**{"p": math.inf, "scale": 1.0, "ramp": None, "every": every, **options})
+        return cls(**{"p": None, "scale": 1.0, "ramp": None, "every": every, **options})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,7 +120,7 @@ class STE(Straight):
         return super().ranks_at_start and self.ramp != 0
 
     def _latent(self) -> Latent:
-        return Latent(scale=self.scale, p=self.p)
+        return Latent(scale=self.scale, p=math.inf if self.p is None else self.p)
 
     def _sparsity(self, progress: float, target: float) -> float:
         if self.ramp is None:

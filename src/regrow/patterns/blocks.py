@@ -37,6 +37,7 @@ class Blocks(EntryPattern):
     """
 
     name: ClassVar[str] = "blocks"
+    local: ClassVar[bool] = True
 
     shape: tuple[int, int]
     sparsity: float
@@ -79,8 +80,21 @@ class Blocks(EntryPattern):
         counts = active_counts(grids, self.sparsity, self.distribution, {})
         return {name: (counts[name], blocks[name]) for name in parameters}
 
+    def rivals(self, sizes: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+        means = self._blocks(sizes).mean((1, 4))
+        removed = means.masked_fill(self._blocks(active).all(4).all(1), 0).amax()
+        return self._entries(means, sizes.shape), removed.expand(sizes.shape)
+
     def best(self, scores: Tensor, k: int, candidates: Tensor, occupied: Tensor) -> Tensor:
+        chosen = top_k(self._blocks(scores).mean((1, 4)), k, self._blocks(candidates).all(4).all(1))
+        return self._entries(chosen, scores.shape)
+
+    def _blocks(self, entries: Tensor) -> Tensor:
+        """(blocks of outputs, r, places of the kernel, blocks of inputs, c)."""
         rows, columns = self.shape
-        grid = (scores.shape[0] // rows, rows, -1, scores.shape[-1] // columns, columns)
-        chosen = top_k(scores.reshape(grid).mean((1, 4)), k, candidates.reshape(grid).all(4).all(1))
-        return chosen[:, None, :, :, None].expand(candidates.reshape(grid).shape).reshape(scores.shape)
+        return entries.reshape(entries.shape[0] // rows, rows, -1, entries.shape[-1] // columns, columns)
+
+    def _entries(self, blocks: Tensor, shape: Sequence[int]) -> Tensor:
+        """What blocks have, for each of their entries."""
+        rows, columns = self.shape
+        return blocks[:, None, :, :, None].expand(-1, rows, -1, -1, columns).reshape(shape)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +29,24 @@ class EntryPattern(Pattern):
 
     Attributes:
         unit_size: entries of a unit.
+        local: whether units compete in smaller rounds than with all others of their parameter, or are more than single
+            entries: `rivals` says how.
     """
 
     unit_size: int = 1
+    local: ClassVar[bool] = False
+
+    def rivals(self, sizes: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+        """What each unit is up against, for projections that shrink by it (`regrow.latent`).
+
+        Args:
+            sizes: \\|w\\| of a parameter's entries; as scores in `choose`.
+            active: bool, its shape.
+
+        Returns:
+            For each entry, in its shape: the size of its unit, and the largest removed size that competes with it.
+        """
+        return sizes, sizes.masked_fill(active, 0).amax().expand_as(sizes)
 
     @abstractmethod
     def select(self, model: nn.Module, example_inputs: Any = None) -> Selection:
@@ -124,6 +140,9 @@ class EntryUnits(Units):
         self.saliency = Saliency(attached.states, attached.criterion, attached.scorings, attached.seed)
         self._agree = attached.agree
         self._seed = attached.seed
+        if self.pattern.local:
+            for name, state in self.states.items():
+                state.rivals = partial(self._rivals, self._axes.get(name, -1))
 
     def _start(self, action: Start, span: Span) -> None:
         if action.how == "random":
@@ -213,6 +232,12 @@ class EntryUnits(Units):
 
         chosen = self.pattern.choose(turned_scores, counts, turned(candidates), turned(occupied))
         return {name: mask.movedim(-1, self._axes.get(name, -1)) for name, mask in chosen.items()}
+
+    def _rivals(self, axis: int, sizes: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+        """The pattern's, which sees the axis that it has asked for as the last."""
+        of_units, thresholds = self.pattern.rivals(sizes.movedim(axis, -1), active.movedim(axis, -1))
+        of_units, thresholds = of_units.movedim(-1, axis), thresholds.movedim(-1, axis)
+        return of_units.contiguous(), thresholds.contiguous()  # powers of strided tensors take three times as long
 
     def _become(self, masks: Mapping[str, Tensor], init: Init = "zero", latent: Latent | None = None) -> None:
         """Puts a structure in force, the same on all ranks; latent values of what it leaves out train on."""

@@ -37,6 +37,7 @@ class NM(EntryPattern):
     """
 
     name: ClassVar[str] = "nm"
+    local: ClassVar[bool] = True
 
     n: int = 2
     m: int = 4
@@ -66,6 +67,10 @@ class NM(EntryPattern):
 
     def counts_of(self, parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
         return {name: (p.numel() // self.m * self.n, p.numel()) for name, p in parameters.items()}
+
+    def rivals(self, sizes: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+        removed = sizes.masked_fill(active, 0).reshape(-1, self.m).amax(1, keepdim=True)
+        return sizes, removed.expand(-1, self.m).reshape(sizes.shape)
 
     def best(self, scores: Tensor, k: int, candidates: Tensor, occupied: Tensor) -> Tensor:
         """The best k candidates, the first of every group before the second of any, and so on."""

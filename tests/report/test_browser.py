@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from fake_runs import facts, write_compare, write_run
+from PIL import Image
 from test_widths import write_channels
 
 from regrow.report.page import write
@@ -142,12 +143,12 @@ def test_sparse_runs_beside_thin_ones(mixed: Path, proxy: Recorder, tmp_path: Pa
     assert proxy.asked() == []
 
 
-NARROW = """<iframe src="report.html" style="width:420px;height:3000px;border:0"></iframe><pre></pre><script>
+NARROW = """<iframe src="report.html" style="width:400px;height:3000px;border:0"></iframe><pre></pre><script>
 addEventListener("load", () => setTimeout(() => {
   const page = document.querySelector("iframe").contentDocument, root = page.documentElement;
   const right = (kind) => Math.max(...[...page.querySelectorAll(kind)].map((one) => one.getBoundingClientRect().right));
   const plots = page.querySelectorAll(".plot .main-svg").length;
-  const sizes = {width: root.clientWidth, needed: root.scrollWidth, plots,
+  const sizes = {width: page.defaultView.innerWidth, needed: root.scrollWidth, plots,
     rightmost: Math.max(...["section", ".plot", ".plot .main-svg", ".tile", "h1", ".key", SELECTORS].map(right))};
   document.querySelector("pre").textContent = JSON.stringify(sizes);
 }, 1500));
@@ -164,10 +165,20 @@ def test_nothing_sticks_out_on_a_telephone(
     found = re.search(r"<pre>(.*)</pre>", dom)
     assert found is not None
     sizes = json.loads(found.group(1))
-    assert (sizes["width"], sizes["needed"]) == (420, 420)
-    assert 300 < sizes["rightmost"] <= 420
+    assert (sizes["width"], sizes["needed"]) == (400, 400)
+    assert 300 < sizes["rightmost"] <= 400
     assert sizes["plots"] >= 6
     assert console == []
+
+
+def test_figures_follow_a_window_that_becomes_narrower(page: Path, proxy: Recorder, tmp_path: Path) -> None:
+    image = tmp_path / "page.png"
+    browse(page, proxy, tmp_path / "profile", 400, f"--screenshot={image}")  # loads at 500, the least, and shows 400
+    with Image.open(image) as opened:
+        assert opened.size == (400, 3000)
+        margin = opened.convert("L").crop((392, 0, 400, 3000))  # half of the page's margin
+    darkest, lightest = margin.getextrema()
+    assert lightest - darkest <= 4  # nothing but the shadow of the cards
 
 
 def test_an_error_or_a_request_would_be_seen(proxy: Recorder, tmp_path: Path) -> None:

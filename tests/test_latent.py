@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
+import sys
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ import regrow
 from engine import attach, batches, loss_of, network, same, snapshot, train
 from regrow import SRSTE, STE, UserError
 from regrow.latent import Latent
+from regrow.state import EXPLORED, TRAINABLE, WeightState
 
 PATTERN = regrow.Weights(0.7, "erk")
 METHODS = [STE(every=3), STE.st3(every=2), STE.topkast(), SRSTE(every=2), STE(p=math.inf, scale=0.0, update_end=0.5)]
@@ -296,6 +299,57 @@ def test_a_step_that_fails_half_way_leaves_the_projection() -> None:
     for name, mask in sparsifier.masks.items():
         assert (model.get_parameter(name)[~mask] == 0).all()
         assert torch.equal(model.get_parameter(name), before[name])
+
+
+@pytest.mark.parametrize("again", ["hide", "show"])
+def test_a_step_that_is_interrupted_while_it_is_scaled_is_scaled_once(again, monkeypatch) -> None:
+    monkeypatch.setattr("regrow.codes._PIECE", 40)
+    before, at, tried = torch.randn(7, 11), 0, 0
+    expected = None
+    while expected is None or at <= tried:
+        param = nn.Parameter(before.clone())
+        state = WeightState("w", param, lambda: {}, holds_zero=False, normalizes=True)
+        active = torch.arange(77).view(7, 11) % 3 == 0
+        state.transition(torch.where(active, TRAINABLE, EXPLORED).to(torch.uint8), "mru", Latent(scale=0.3))
+        state.show_latent()
+        param.data.add_(1.0)
+        with pytest.raises(Interrupted) if at else contextlib.nullcontext(), interrupted_at(at) as lines:
+            state.latents.hide(project=False)
+        if again == "show":
+            state.show_latent()
+        state.hide_latent()
+        if expected is None:
+            tried, expected = lines[0], torch.where(active, before + 1.0, torch.lerp(before, before + 1.0, 0.3))
+        assert torch.equal(state.memory, expected), at
+        assert torch.equal(param.detach(), expected.masked_fill(~active, 0)), at
+        at += 1
+    assert tried > 20
+
+
+@contextlib.contextmanager
+def interrupted_at(line: int):
+    """Raises before this line (from 1) that is executed of `latent_values`; the list counts them."""
+    seen = [0]
+
+    def trace(frame, event, arg):
+        if not frame.f_code.co_filename.endswith("latent_values.py"):
+            return None
+        if event == "line":
+            seen[0] += 1
+            if seen[0] == line:
+                raise Interrupted
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield seen
+    finally:
+        sys.settrace(before)
+
+
+class Interrupted(BaseException):
+    """Ctrl-C, as it were."""
 
 
 def test_gradients_that_are_not_finite_are_not_hidden() -> None:

@@ -58,10 +58,14 @@ class LatentValues:
         self._live: Tensor | None = None  # the parameter's own data, while it has latent values for a step
         self._behind = False  # whether it is still to become their projection
         self._projected = state.param.dtype  # of the parameter, when it last became that
+        self._scaled: tuple[int, Tensor | None] = (0, None)  # pieces of a step that are, and what the next one becomes
 
     @torch.no_grad()
     def show(self) -> None:
         """Gives the parameter its latent values as its data, for the optimizer's step."""
+        done, result = self._scaled
+        if done or result is not None:  # `hide` was interrupted
+            self.hide(project=False)
         if self._live is not None:
             return
         self.catch_up()
@@ -83,12 +87,23 @@ class LatentValues:
             if state.param.data_ptr() != memory.data_ptr():  # an optimizer that makes new data
                 memory.copy_(state.param)
             if self._scales_steps:
-                for new, old, flags in codes.pieces(memory, live, state.flags):
-                    removed = codes.explored(flags).view(torch.bool)
-                    torch.where(removed, torch.lerp(old, new, self.how.gain), new, out=new)
-            self._live, state.param.data, self._behind = None, live, True
+                self._scale_step(memory, live)
+            self._live, state.param.data, self._behind, self._scaled = None, live, True, (0, None)
         if project:
             self.catch_up()
+
+    def _scale_step(self, after: Tensor, before: Tensor) -> None:
+        """Scales what removed entries have moved by, each once, however often this is interrupted and called again."""
+        for i, (new, old, flags) in enumerate(codes.pieces(after, before, self._state.flags)):
+            done, result = self._scaled
+            if i < done:
+                continue
+            if result is None:
+                removed = codes.explored(flags).view(torch.bool)
+                result = torch.where(removed, torch.lerp(old, new, self.how.gain), new)
+                self._scaled = i, result
+            new.copy_(result)
+            self._scaled = i + 1, None
 
     @torch.no_grad()
     def project(self) -> None:

@@ -132,3 +132,18 @@ def test_wrong_types_are_named_with_the_way_out(argument: str, value: object, sa
     options = {**RIGHT, argument: value}
     with pytest.raises(UserError, match=said):
         regrow.Sparsifier(options.pop("model"), options.pop("optimizer"), **options)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+def test_an_optimizer_that_autograd_is_to_record_is_refused(kind: type[torch.optim.Optimizer]) -> None:
+    model = network()
+    weights, biases = (
+        [p for p in model.parameters() if p.dim() > 1], [p for p in model.parameters() if p.dim() == 1],
+    )  # fmt: skip
+    optimizer = kind([{"params": weights}, {"params": biases, "differentiable": True}], lr=0.1)  # type: ignore[call-arg]
+    with pytest.raises(UserError) as caught:
+        regrow.Sparsifier(model, optimizer, pattern=regrow.Weights(0.5), method="static", total_steps=9)
+    assert str(caught.value) == (
+        f"{kind.__name__} has differentiable=True, but autograd cannot record a step that changes a model's own "
+        "parameters in place; make it without, or with differentiable=False"
+    )

@@ -180,11 +180,16 @@ def parameter_groups(found: Iterable[Optimizer]) -> Groups:
     """Who trains each parameter.
 
     Raises:
-        UserError: where two groups hold the same one.
+        UserError: where two groups hold the same one, or autograd is to record what an optimizer does.
     """
     groups: Groups = {}
     for optimizer in found:
         for group in optimizer.param_groups:
+            if group.get("differentiable"):  # torch refuses it, too, in the first step and in words of its own
+                raise UserError(
+                    f"{type(optimizer).__name__} has differentiable=True, but autograd cannot record a step that "
+                    "changes a model's own parameters in place; make it without, or with differentiable=False"
+                )
             for param in group["params"]:
                 if id(param) in groups:
                     raise UserError(f"a parameter of shape {tuple(param.shape)} is in two optimizers; give it to one")

@@ -116,6 +116,11 @@ class Inputs:
         """Why the model does not run on them, in one line, with the hint."""
         return f"{first_line(error)}{f' ({self.hint})' if self.hint else ''}"
 
+    def refusal(self, error: BaseException) -> UserError:
+        """What to raise where a model that is to be traced does not run on them."""
+        reason = self.failure(error)
+        return UserError(f"the model cannot be traced, as it does not run on the example input: {reason}")
+
 
 def _is_call(given: Any) -> bool:
     return (

@@ -7,9 +7,14 @@ import torch
 from torch import nn
 
 from engine import network
-from regrow import Weights
+from regrow import Channels, Weights
 from regrow.errors import UserError
 from regrow.patterns.layers import EXCLUDED, FIRST, NOT_INCLUDED
+
+
+class NotCopied:
+    def __deepcopy__(self, memo: object) -> None:
+        raise RuntimeError("not this")
 
 
 def test_convolutions_and_linear_layers_but_no_norm_or_bias() -> None:
@@ -96,11 +101,32 @@ def test_what_stays_dense_has_its_reason() -> None:
     assert Weights(0.9, include=["7"]).select(network()).dense == {"0.weight": NOT_INCLUDED, "3.weight": NOT_INCLUDED}
 
 
-def test_an_example_that_the_model_does_not_take_leaves_a_note() -> None:
-    chosen = Weights(0.9, "erk").select(network(), torch.randn(2, 17))
+@pytest.mark.parametrize("junk", ["a batch", torch.randn(2, 17), {"x": torch.randn(2, 1, 8, 8)}, [], object()])
+def test_an_example_that_the_model_does_not_take_is_refused_as_channels_refuse_it(junk: Any) -> None:
+    said = []
+    for pattern in (Weights(0.9, "erk"), Channels(flops=0.5)):
+        with pytest.raises(UserError) as caught:
+            pattern.bind(network(), junk)
+        said.append(str(caught.value))
+    way_out = "; without example_inputs, matrices are found by layer, shape and name"
+    assert said[0].endswith(way_out)
+    if isinstance(junk, torch.Tensor):  # where kernels fail, they do so in words of the device's own
+        for text in said:
+            assert text.startswith("the model cannot be traced, as it does not run on the example input: ")
+            assert "(pass several arguments as a tuple, keyword arguments as a dict, both as (args, kwargs))" in text
+    else:
+        assert said[0] == said[1] + way_out
+
+
+def test_a_model_that_cannot_be_copied_leaves_a_note() -> None:
+    model = network()
+    model.kept = NotCopied()
+    chosen = Weights(0.9, "erk").select(model, torch.randn(2, 1, 8, 8))
     assert list(chosen.parameters) == ["0.weight", "3.weight", "7.weight"]
     assert chosen.flops is None
-    assert chosen.note.startswith("matrices were found by layer, shape and name, as FLOPs cannot be counted")
+    assert chosen.note == (
+        "matrices were found by layer, shape and name, as the model cannot be traced, as it cannot be copied: not this"
+    )
 
 
 @pytest.mark.parametrize(

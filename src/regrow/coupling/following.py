@@ -13,7 +13,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from regrow import names
 from regrow.coupling import rules, rules_norm, rules_product, rules_shape
 from regrow.coupling.labels import OUTPUT, Label, Ledger, axis
-from regrow.errors import UserError
 from regrow.inputs import Inputs, first_line, output_tensors, two_examples
 from regrow.quiet import quiet
 from regrow.tracing.ops import FORMULAS
@@ -121,9 +120,7 @@ def follow(model: nn.Module, inputs: Inputs, deadline: float) -> Demands:
     try:
         ledger = _asked(replica.eval(), stack, ready, deadline)
     except Exception as error:
-        raise UserError(
-            f"the model cannot be traced, as it does not run on the example input: {inputs.failure(error)}"
-        ) from error
+        raise inputs.refusal(error) from error
     reason = "the forward pass does not use it"
     why = ""
     for form in (two_examples(ready, other=False), ready):  # a batch norm needs more than one example

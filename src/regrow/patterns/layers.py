@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from regrow import matrices, names
 from regrow.errors import UserError, nearest, percent
 from regrow.tracing.flops import ModelFlops, count_flops
+from regrow.tracing.replica import NoReplica
 
 FIRST = "the first layer, which distribution='uniform' keeps dense"
 EXCLUDED = "excluded"
@@ -25,7 +26,7 @@ class Selection:
     Attributes:
         parameters: what is sparsified, by canonical name, in the model's order.
         dense: name → why not, for all others of two or more dimensions.
-        flops: of the model at the example; None without one, or where it does not run on it.
+        flops: of the model at the example; None without one, or where the model cannot be copied.
         note: what there is to say about how they were found, or "".
         decided: which of the reasons somebody has decided for, in options or in what the model is for.
         axes: parameter → its axis that `choose` is to see as the last.
@@ -74,7 +75,8 @@ def select(
             parameters has their inputs last, too.
 
     Raises:
-        UserError: where an option names nothing in the model, or nothing is left to sparsify.
+        UserError: where an option names nothing in the model, nothing is left to sparsify, or the model does not run
+            on the example.
     """
     model = names.unwrap(model)
     flops, note = _traced(model, example_inputs)
@@ -116,13 +118,19 @@ def _but(unfit: Mapping[str, str]) -> str:
 
 
 def _traced(model: nn.Module, example_inputs: Any) -> tuple[ModelFlops | None, str]:
-    """FLOPs of a forward pass at the example; None without one. And why there are none in spite of one, or ""."""
+    """FLOPs of a forward pass at the example; None without one. And why there are none in spite of one, or "".
+
+    Raises:
+        UserError: the example is not what the model takes.
+    """
     if example_inputs is None:
         return None, ""
     try:
         return count_flops(model, example_inputs), ""
-    except UserError as error:
+    except NoReplica as error:  # which no other example would mend
         return None, f"matrices were found by layer, shape and name, as {error}"
+    except UserError as error:
+        raise UserError(f"{error}; without example_inputs, matrices are found by layer, shape and name") from error
 
 
 def match(patterns: Sequence[str], names: Mapping[str, object], option: str) -> list[str]:

@@ -17,7 +17,6 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from regrow.errors import UserError
 from regrow.inputs import Inputs
 from regrow.matrices import known_layers
 from regrow.quiet import quiet
@@ -106,8 +105,7 @@ def _run(model: nn.Module, inputs: Inputs) -> ModelTrace:
                 return record(replica, inputs_of_replica(inputs, place))
         except Exception as error:
             failure = error
-    reason = inputs.failure(failure)
-    raise UserError(f"FLOPs cannot be counted, as the model does not run on the example input: {reason}") from failure
+    raise inputs.refusal(failure) from failure
 
 
 @contextmanager

@@ -22,6 +22,10 @@ def on_cpu(tensor: Tensor) -> Tensor:
     return torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor.detach().cpu()
 
 
+class NoReplica(UserError):
+    """A model that cannot be copied, whatever it is called with."""
+
+
 def on_meta(tensor: Tensor) -> Tensor:
     """Its shape alone."""
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
@@ -35,7 +39,8 @@ def replica_of(model: nn.Module, place: Callable[[Tensor], Tensor] = on_cpu) -> 
             CPU already. Buffers never do.
 
     Raises:
-        UserError: the model cannot be copied, or has uninitialized (lazy) parameters.
+        NoReplica: the model cannot be copied.
+        UserError: it has uninitialized (lazy) parameters.
     """
     memo: dict[int, Any] = {}  # with its tensors in there, deepcopy copies only the structure
     for p in model.parameters():
@@ -52,7 +57,7 @@ def replica_of(model: nn.Module, place: Callable[[Tensor], Tensor] = on_cpu) -> 
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
-        raise UserError(f"the model cannot be traced, as it cannot be copied: {first_line(error)}") from error
+        raise NoReplica(f"the model cannot be traced, as it cannot be copied: {first_line(error)}") from error
 
 
 _OF_TORCH = frozenset(vars(nn.Module()))  # attributes that every module has: copied with it

@@ -231,9 +231,9 @@ class TestFewUpdates:
     @pytest.mark.parametrize(
         ("method", "steps", "options"),
         [
-            (regrow.IEE.paper(20), 120, r"IEE\(h=3, j=3, q=3\) has about ten$"),
-            (regrow.RigL(interval=100), 400, r"RigL\(interval=30\) has about ten$"),
-            (regrow.SET(interval=50), 100, r"SET\(interval=7\) has about ten$"),
+            (regrow.IEE.paper(20), 120, r"about ten fit with h=3, j=3, q=3 \(.* --method.h 3 …, "),
+            (regrow.RigL(interval=100), 400, r"about ten fit with interval=30 \(.* --method.interval 30, "),
+            (regrow.SET(interval=50), 100, r"about ten fit with interval=7 \(.* --method.interval 7, "),
         ],
     )
     def test_are_a_warning_with_the_way_out(self, method: regrow.methods.Method, steps: int, options: str) -> None:
@@ -244,13 +244,13 @@ class TestFewUpdates:
     @pytest.mark.parametrize(
         ("method", "steps", "way_out"),
         [
-            (regrow.IEE(), 20, r": IEE\(h=3\) has 5 updates$"),
-            (regrow.IEE.paper(100), 60, r": IEE\(h=3, j=3, q=3\) has 5 updates$"),
-            (regrow.RigL(), 10, r": RigL\(interval=1\) has 7 updates$"),
-            (regrow.RigL(), 3, r": RigL\(interval=1\) has 2 updates$"),
-            (regrow.RigL(update_end=1), 3, r": RigL\(interval=1\) has 1 update$"),
-            (regrow.RigL(), 1, "or begin earlier$"),
-            (regrow.IEE(update_end=0.0), 100, "or begin earlier$"),
+            (regrow.IEE(), 20, r"; 5 updates fit with h=3 \(.* --method.h 3, "),
+            (regrow.IEE.paper(100), 60, r"; 5 updates fit with h=3, j=3, q=3 \(.* --method.h 3 …, "),
+            (regrow.RigL(), 10, r"; 7 updates fit with interval=1 \(.* --method.interval 1, "),
+            (regrow.RigL(), 3, r"; 2 updates fit with interval=1 \(.* --method.interval 1, "),
+            (regrow.RigL(update_end=1), 3, r"; 1 update fits with interval=1 \(.* --method.interval 1, "),
+            (regrow.RigL(), 1, r"; let updates end later \(update_end\), or train longer$"),
+            (regrow.IEE(update_end=0.0), 100, r"; let updates end later \(update_end\)$"),
         ],
     )
     def test_of_a_run_too_short_for_one_says_what_would_fit(

@@ -215,6 +215,31 @@ def fixed(total_steps: int, start: int = 0) -> Timeline:
     return Timeline(total_steps, begin=start, start=start)
 
 
+class TooShort(UserError):
+    """A run in which not even one update fits: why, with a way out that every method has.
+
+    Args:
+        total_steps: of the run.
+        length: of a cycle, in steps.
+        begin: the step at which the first cycle would begin.
+        until: the step by which updates must have ended.
+
+    Attributes:
+        reason: why, alone.
+        never: whether updates must end before they begin, whatever their length is.
+    """
+
+    def __init__(self, total_steps: int, length: int, begin: int, until: int) -> None:
+        after = f", begins after {begin}" if begin else ""
+        self.never = until <= begin
+        self.reason = (
+            f"total_steps={total_steps} is too short for one update: a cycle takes {length} steps{after} but updates "
+            f"must end by step {until}"
+        )
+        way_out = "let updates end later, or begin earlier" if self.never else "shorten the phases or train longer"
+        super().__init__(f"{self.reason}; {way_out}")
+
+
 def repeat(*phases: Phase, total_steps: int, until: int, begin: int = 0, start: int = 0) -> Timeline:
     """As many whole cycles as end by step `until`: one that would not end by then is not begun.
 
@@ -226,22 +251,13 @@ def repeat(*phases: Phase, total_steps: int, until: int, begin: int = 0, start: 
         start: the step at which the first structure is taken.
 
     Raises:
-        UserError: where not even one cycle fits.
+        TooShort: where not even one cycle fits.
     """
     begin = max(begin, start)
     length = sum(phase.steps for phase in phases)
     updates = max(0, until - begin) // length
     if updates == 0:
-        way_out = "shorten the phases or train longer"
-        if until <= begin:
-            way_out = "let updates end later (update_end), or begin earlier"
-        elif until == 1:
-            way_out = "a whole number counts steps, so for the whole run write update_end=1.0"
-        after = f", begins after {begin}" if begin else ""
-        raise UserError(
-            f"total_steps={total_steps} is too short for one update: a cycle takes {length} steps{after} but updates "
-            f"must end by step {until}; {way_out}"
-        )
+        raise TooShort(total_steps, length, begin, until)
     return Timeline(total_steps, phases, updates, begin, until, start)
 
 

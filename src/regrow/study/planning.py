@@ -49,6 +49,7 @@ def planned(
     Raises:
         UserError: naming the label.
     """
+    from regrow import lengths
     from regrow.methods import Dense
     from regrow.patterns import EntryPattern
     from regrow.study import preparation
@@ -62,7 +63,7 @@ def planned(
             method, criterion = method_of(variant)
             method.scorings(criterion)
             if match == "steps":
-                method.timeline(example.total_steps)
+                lengths.timeline_of(method, example.total_steps)
             if method.sparsifies:
                 method.check_pattern(variant.pattern)
             for seed in seeds if variant.model.weights else ():

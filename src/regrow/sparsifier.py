@@ -110,8 +110,9 @@ class Sparsifier:
         left = {n: why for n, why in self._units.dense.items() if n not in self._states}
         sizes = {name: math.prod(shape) for name, shape in self._shapes.items()}
         said = summaries.unseen(summaries.reasons(left, sizes), sum(sizes.values()), self._units.decided)
-        if said:
-            warnings.warn(said, stacklevel=4)
+        for sentence in (said, *self._units.doubts):
+            if sentence:
+                warnings.warn(sentence, stacklevel=4)
 
     # -- what users look at ------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from regrow.actions import sparsity_of
+from regrow.budgets.amounts import written
 from regrow.engine import Engine
 from regrow.patterns.pattern import Pattern
 from regrow.plan import planned_cost
@@ -146,7 +147,8 @@ class Summary:
         cost = "" if self.expected_cost is None else f"expected training cost {self.expected_cost:.2f} × dense"
         if self.spent_cost is not None:
             cost = f"{cost}, {self.spent_cost:.2f} so far" if cost else f"training cost {self.spent_cost:.2f} × dense"
-        return f"{cost}{'; ' if cost else ''}FLOPs of a forward pass now {_counted(now)} of {_counted(dense)} ({share})"
+        flops = f"{written('flops', now)} of {written('flops', dense)}"
+        return f"{cost}{'; ' if cost else ''}FLOPs of a forward pass now {flops} ({share})"
 
     def _how(self) -> str:
         return f"by {self.method} on {self.pattern}, criterion {self.criterion}"
@@ -263,14 +265,6 @@ def _several(number: int, what: str) -> str:
 def _range(shares: Sequence[float], digits: int) -> str:
     low, high = f"{min(shares):.{digits}%}", f"{max(shares):.{digits}%}"
     return low if low == high else f"{low} to {high}"
-
-
-def _counted(number: float) -> str:
-    """``1.13 M``: a large number in three digits."""
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.3g}"
 
 
 def _shown(names: tuple[str, ...], most: int) -> str:

@@ -74,6 +74,7 @@ class Units(ABC):
         dense: parameter → why it stays dense, or why its outputs are in no group.
         decided: which of these reasons somebody has decided for, in options or in what the model is for.
         note: what there is to say about how all this was found, or "".
+        doubts: sentences on what is allowed, and probably not meant.
         flops: of the dense model, where they have been counted.
         resizes: whether parameters change their shapes in training.
         changes_states_alone: whether transitions change parameters and optimizers through their states only.
@@ -89,6 +90,7 @@ class Units(ABC):
     dense: Mapping[str, str]
     decided: frozenset[str] = frozenset()
     note: str = ""
+    doubts: tuple[str, ...] = ()
     flops: ModelFlops | None = None
     resizes: bool = False
     changes_states_alone: bool = False

@@ -70,6 +70,15 @@ def test_a_table_of_the_users(tmp_path, monkeypatch):
     assert not (tmp_path / "bad").exists()
 
 
+def test_a_table_beside_another_budget_says_how_models_are_timed(tmp_path, monkeypatch):
+    part = loop.Run(load(tiny.write(tmp_path), WORDS), "x")
+    part.table.save(tmp_path / "table.json")
+    words = [*tiny.CHANNELS, "--pattern.table", str(tmp_path / "table.json")]
+    [entry] = train(load(tiny.write(tmp_path), words), tmp_path / "run", monkeypatch)["runs"]
+    assert entry["latency_batch"] == part.table.batch == 16
+    assert entry["latency_predicted"] > 0
+
+
 def test_who_needs_a_table(tmp_path):
     path = tiny.write(tmp_path)
     for words, needs in (

@@ -52,6 +52,19 @@ def amount(kind: str, value: float | str, dense: float) -> float:
     return _amount(kind, value, dense, wrong)
 
 
+def written(kind: str, number: float) -> str:
+    """An amount as a budget may say it, in three digits.
+
+    >>> written("latency", 0.0123), written("flops", 1.126e9), written("params", 512)
+    ('12.3 ms', '1.13 G', '512')
+    """
+    sizes = {"s": 1.0, "ms": 1e-3, "us": 1e-6} if kind == "latency" else {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3}
+    for unit, size in sizes.items():
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number / sizes['us']:.3g} us" if kind == "latency" else f"{number:.3g}"
+
+
 def _amount(kind: str, number: float, dense: float, wrong: str) -> float:
     """The same, of a plain number."""
     if not 0 < number <= sys.float_info.max:

@@ -8,8 +8,8 @@ from typing import Protocol
 
 from torch import nn
 
-from regrow import names
-from regrow.budgets.amounts import amount
+from regrow import hints, names
+from regrow.budgets.amounts import amount, written
 from regrow.budgets.pricing import Prices
 from regrow.errors import UserError
 from regrow.groups import Coupling
@@ -72,6 +72,17 @@ class ChannelBudgets:
         """Takes another table of the same model, which must have its full width."""
         self.table = table
         self.prices, self.amounts = self._priced()
+
+    def idle(self) -> tuple[str, ...]:
+        """A sentence on each budget that the dense model meets as it is."""
+        dense = self.prices.dense
+        found = [kind for kind, budget in self.amounts.items() if budget >= dense[kind]]
+        outcome = "nothing is removed" if len(found) == len(self.amounts) else "only the other budgets count"
+        return tuple(
+            f"{kind}={hints.show(self.pattern.budgets[kind])} limits nothing, as the dense model takes "
+            f"{written(kind, dense[kind])}: {outcome}; ask for a share below 1, or for less"
+            for kind in found
+        )
 
     def _check_budgets(self) -> None:
         floor = {group.id: self.pattern.floor_of(group.id, group.size) for group in self.coupling.groups}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -167,6 +168,8 @@ def show_channels(
         floor = {group.id: pattern.floor_of(group.id, group.size) for group in coupling.groups}
         kept = uniform(prices, floor, dict.fromkeys(floor, round_to), units.budgets.amounts)
         shares = {kind: cost / prices.dense[kind] for kind, cost in prices.cost(kept).items()}
+        for sentence in units.doubts:
+            warnings.warn(sentence, stacklevel=2)
     else:
         coupling = couple(model, example, forbid=tuple(exclude))
     _print_channels(spec, shape, model, coupling, kept, shares)

@@ -100,6 +100,7 @@ class ChannelUnits(Units):
         self.flops = count_flops(model, example_inputs)
         table = _table_of(pattern, model, example_inputs) if "latency" in pattern.budgets else None
         self.budgets = ChannelBudgets(pattern, model, self.coupling, self.flops, table)
+        self.doubts = self.budgets.idle()
         self.sizes = {group.id: group.size for group in self.coupling.groups}
         self.floor = {name: pattern.floor_of(name, size) for name, size in self.sizes.items()}
         self.steps = {name: pattern.step_of(name) for name in self.sizes}

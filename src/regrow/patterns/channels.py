@@ -29,7 +29,8 @@ class Channels(Pattern):
         flops: likewise, of one example, 2 for each multiply-add (``"1.1 G"``, or a number above 100).
         params: likewise, the number of parameters (``"5 M"``).
         table: latency table of the model on the machine that counts: a path (`regrow profile` writes one) or a
-            `LatencyTable`. None measures this machine when attaching, for the batch of the example inputs.
+            `LatencyTable`. None measures this machine when attaching, for the batch of the example inputs. Only with
+            `latency`.
         round_to: numbers of channels are multiples of this (or a group's whole width); a mapping gives it for groups by
             name, ``*`` and ``?`` allowed, all others 8.
         min_channels: what every group keeps: a number of channels, or below 1 a share of its width.
@@ -107,4 +108,6 @@ class Channels(Pattern):
 
     def bind(self, model: nn.Module, example_inputs: Any = None) -> ChannelUnits:
         self.check_example(example_inputs)
+        if self.table is not None and self.latency is None:  # recipes may have one, which times whole models
+            raise UserError("table= prices latency, which is no budget here: add latency=, or leave table= out")
         return ChannelUnits(self, names.unwrap(model), example_inputs)

@@ -281,8 +281,11 @@ def model_of(recipe: Recipe, data: DataSet) -> nn.Module:
 
 
 def pattern_of(recipe: Recipe, table: LatencyTable | None) -> Pattern:
-    """The recipe's pattern, with the latency table that it does not name itself."""
+    """The recipe's pattern, with the latency table that it does not name itself, and without one that only says how
+    whole models are timed, as no budget is of latency."""
     pattern: Pattern = recipe.pattern
+    if is_channels(recipe) and "latency" not in recipe.pattern.budgets:
+        return dataclasses.replace(recipe.pattern, table=None)
     return dataclasses.replace(recipe.pattern, table=table) if table is not None and needs_table(recipe) else pattern
 
 

@@ -300,13 +300,19 @@ def _shake(model: nn.Module) -> None:
             fan = p[0].numel() if p.dim() > 1 else 0
             size = max(0.1 * float(p.std()), 0.1 / fan**0.5) if fan and p.numel() > 1 else 0.1
             begin = int(torch.randint(_NOISE, (), generator=generator))
-            mine = noise.roll(begin).repeat(-(-p.numel() // _NOISE))[: p.numel()].view(p.shape)
-            p.data = torch.add(p.data, mine.to(p.dtype), alpha=size)
+            p.data = torch.add(p.data, _from(noise, begin, p.numel()).view(p.shape).to(p.dtype), alpha=size)
     for name, buffer in norm_buffers(model).items():
         if name.endswith("running_mean"):
             buffer.add_(torch.randn(buffer.shape, generator=generator), alpha=0.1)
         elif name.endswith("running_var"):
             buffer.mul_(torch.rand(buffer.shape, generator=generator) + 0.5)
+
+
+def _from(noise: Tensor, begin: int, count: int) -> Tensor:
+    """So many numbers of the noise, which goes round, from one on; most parameters need a small part of it alone."""
+    first = noise[begin : begin + count]
+    missing = count - len(first)
+    return torch.cat([first, noise.repeat(-(-missing // len(noise)))[:missing]]) if missing else first
 
 
 def _like(model: nn.Module) -> Callable[[Tensor], Tensor]:

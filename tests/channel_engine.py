@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 import regrow
 
 IEE = regrow.IEE(h=4, j=3, q=3, update_end=0.8)
+METHODS: dict[str, tuple[Any, str]] = {
+    "iee-taylor": (IEE, "taylor"),
+    "iee-magnitude": (IEE, "magnitude"),
+    "iee-explored": (regrow.IEE(h=4, j=3, q=3, grown_init="explored"), "taylor"),
+    "iee-zero": (regrow.IEE(h=4, j=3, q=3, grown_init="zero", reactivate="zero"), "l2"),
+    "iee-ramp": (regrow.IEE(h=4, j=3, q=3, start="criterion", ramp=0.0), "taylor"),
+    "iee-unfrozen": (regrow.IEE(h=4, j=3, q=3, freeze=False), "taylor"),
+    "iee-start": (regrow.IEE(h=4, j=3, q=3, start="criterion", start_steps=5), "taylor"),
+    "iee-start-magnitude": (regrow.IEE(h=4, j=3, q=3, start="criterion"), "magnitude"),
+    "static-start": (regrow.Static(start="criterion"), "taylor"),
+    "gmp-start": (regrow.GMP(interval=5, initial_sparsity=0.3), "gradient"),
+    "halp": (regrow.HALP(prunings=5, interval=4), "taylor"),
+    "oneshot": (regrow.OneShot(), "magnitude"),
+    "oneshot-l2": (regrow.OneShot(criterion="l2"), "taylor"),
+    "oneshot-taylor": (regrow.OneShot(), "taylor"),
+    "uniform": (regrow.Uniform(), "magnitude"),
+    "static": (regrow.Static(), "magnitude"),
+    "gmp": (regrow.GMP(interval=5), "magnitude"),
+    "set": (regrow.SET(interval=5), "magnitude"),
+}
 
 
 class Residual(nn.Module):

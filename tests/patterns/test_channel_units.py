@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,8 @@ from torch import Tensor, nn
 
 import fixed_latency
 import regrow
-from channel_engine import DATA, IEE, network
-from regrow.coupling.couple import couple
+from channel_engine import DATA, IEE, METHODS, network
+from regrow.coupling.couple import Coupling, couple
 from regrow.errors import UserError
 from regrow.latency.table import LatencyTable
 from regrow.surgery.width import active_entries
@@ -24,26 +26,6 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "sgd-momentum": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3),
     "adam": lambda p: torch.optim.Adam(p, lr=3e-3),
     "adamw": lambda p: torch.optim.AdamW(p, lr=3e-3, weight_decay=0.1),
-}
-METHODS: dict[str, tuple[Any, str]] = {
-    "iee-taylor": (IEE, "taylor"),
-    "iee-magnitude": (IEE, "magnitude"),
-    "iee-explored": (regrow.IEE(h=4, j=3, q=3, grown_init="explored"), "taylor"),
-    "iee-zero": (regrow.IEE(h=4, j=3, q=3, grown_init="zero", reactivate="zero"), "l2"),
-    "iee-ramp": (regrow.IEE(h=4, j=3, q=3, start="criterion", ramp=0.0), "taylor"),
-    "iee-unfrozen": (regrow.IEE(h=4, j=3, q=3, freeze=False), "taylor"),
-    "iee-start": (regrow.IEE(h=4, j=3, q=3, start="criterion", start_steps=5), "taylor"),
-    "iee-start-magnitude": (regrow.IEE(h=4, j=3, q=3, start="criterion"), "magnitude"),
-    "static-start": (regrow.Static(start="criterion"), "taylor"),
-    "gmp-start": (regrow.GMP(interval=5, initial_sparsity=0.3), "gradient"),
-    "halp": (regrow.HALP(prunings=5, interval=4), "taylor"),
-    "oneshot": (regrow.OneShot(), "magnitude"),
-    "oneshot-l2": (regrow.OneShot(criterion="l2"), "taylor"),
-    "oneshot-taylor": (regrow.OneShot(), "taylor"),
-    "uniform": (regrow.Uniform(), "magnitude"),
-    "static": (regrow.Static(), "magnitude"),
-    "gmp": (regrow.GMP(interval=5), "magnitude"),
-    "set": (regrow.SET(interval=5), "magnitude"),
 }
 PATTERN = regrow.Channels(flops=0.4, round_to=2)
 
@@ -65,14 +47,23 @@ def train(
             each()
 
 
+@functools.cache  # a coupling names parameters and holds none: that of one dense network is that of all
+def dense_coupling() -> Coupling:
+    return couple(network(), DATA[0][0])
+
+
+@functools.cache
+def dense_flops() -> float:
+    return count_flops(network(), DATA[0][0]).total
+
+
 def flops_of(sparsifier: regrow.Sparsifier) -> float:
     """Of the structure, by counting a compacted copy of the dense network."""
     from regrow.surgery import resize
 
-    fresh = network()
-    coupling = couple(fresh, DATA[0][0])
     assert sparsifier._units is not None
-    return count_flops(resize.compact(fresh, coupling, sparsifier._units.active), DATA[0][0]).total  # type: ignore[attr-defined]
+    thin = resize.compact(network(), dense_coupling(), sparsifier._units.active)  # type: ignore[attr-defined]
+    return count_flops(thin, DATA[0][0]).total
 
 
 @pytest.mark.parametrize("thin", [True, False])
@@ -83,8 +74,8 @@ def test_the_budget_holds_and_what_is_removed_is_zero(name: str, thin: bool) -> 
     optimizer = OPTIMIZERS["sgd-momentum"](model.parameters())
     pattern = regrow.Channels(flops=0.4, round_to=2, thin=thin)
     sparsifier = attach(model, optimizer, pattern=pattern, method=method, criterion=criterion)
-    coupling = couple(network(), DATA[0][0])
-    dense = count_flops(network(), DATA[0][0]).total
+    coupling, dense = dense_coupling(), dense_flops()
+    whole = dict(network().named_parameters())
 
     def check() -> None:
         masks = sparsifier.masks
@@ -100,21 +91,28 @@ def test_the_budget_holds_and_what_is_removed_is_zero(name: str, thin: bool) -> 
                 assert (model.get_parameter(param_name)[~mask] == 0).all()
         units = sparsifier._units
         assert units is not None
-        params = {n: network().get_parameter(n) for n in masks}
+        params = {n: whole[n] for n in masks}
         expected_masks = active_entries(coupling, units.active, params)  # type: ignore[attr-defined]
         assert all(torch.equal(masks[n], expected_masks[n]) for n in masks)
 
     train(model, optimizer, DATA, check)
     assert sparsifier.phase == "fixed"
-    assert flops_of(sparsifier) <= 0.4 * dense
-    assert flops_of(sparsifier) > 0.2 * dense
+    assert 0.2 * dense < flops_of(sparsifier) <= 0.4 * dense
     for kept_count, size in sparsifier.widths().values():
         assert kept_count % 2 == 0 or kept_count == size
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize(
-    "name", ["iee-taylor", "iee-magnitude", "iee-explored", "iee-zero", "halp", "iee-ramp", "iee-start"]
+    ("name", "optimizer"),
+    [
+        *((name, kind) for name in ("iee-taylor", "iee-explored") for kind in OPTIMIZERS),
+        # with momentum and without, decoupled decay and not: those two methods have all that the optimizers differ in
+        *(
+            (name, kind)
+            for name in ("iee-magnitude", "iee-zero", "halp", "iee-ramp", "iee-start")
+            for kind in ("sgd-momentum", "adamw")
+        ),
+    ],
 )
 def test_thin_training_computes_what_masked_training_does(name: str, optimizer: str) -> None:
     method, criterion = METHODS[name]
@@ -174,35 +172,47 @@ def test_exploration_holds_the_active_channels_bit_for_bit(thin: bool) -> None:
     assert moved > 0
 
 
-@pytest.mark.parametrize(
-    ("name", "stop"), [("iee-taylor", stop) for stop in range(1, 32, 3)] + [("iee-start", stop) for stop in (3, 5, 6)]
-)
+STOPS = {"iee-taylor": tuple(range(1, 32, 3)), "iee-start": (3, 5, 6)}
+
+
+def for_resuming(thin: bool, name: str, seed: int) -> tuple[nn.Module, torch.optim.Optimizer, regrow.Sparsifier]:
+    model = network(seed)
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    pattern = regrow.Channels(flops=0.4, round_to=2, thin=thin)
+    return model, optimizer, attach(model, optimizer, pattern=pattern, method=METHODS[name][0])
+
+
+@functools.cache
+def uninterrupted(thin: bool, name: str) -> tuple[dict[int, Any], dict[str, Tensor], regrow.Sparsifier]:
+    """What is saved at each stop of one run, and how it ends."""
+    model, optimizer, sparsifier = for_resuming(thin, name, 3)
+    saved, done = {}, 0
+    for stop in STOPS[name]:
+        train(model, optimizer, DATA[done:stop])
+        done = stop
+        with sparsifier.full_width():
+            saved[stop] = {
+                "model": {k: v.clone() for k, v in model.state_dict().items()},
+                "optimizer": {**optimizer.state_dict(), "state": _cloned(optimizer.state_dict()["state"])},
+                "sparsifier": sparsifier.state_dict(),
+            }
+    train(model, optimizer, DATA[done:40])
+    return saved, dict(model.state_dict()), sparsifier
+
+
+@pytest.mark.parametrize(("name", "stop"), [(name, stop) for name, stops in STOPS.items() for stop in stops])
 @pytest.mark.parametrize("thin", [True, False])
 def test_resuming_is_exact(thin: bool, name: str, stop: int) -> None:
-    pattern = regrow.Channels(flops=0.4, round_to=2, thin=thin)
-
-    def fresh(seed: int) -> tuple[nn.Module, torch.optim.Optimizer, regrow.Sparsifier]:
-        model = network(seed)
-        optimizer = OPTIMIZERS["adamw"](model.parameters())
-        return model, optimizer, attach(model, optimizer, pattern=pattern, method=METHODS[name][0])
-
-    model, optimizer, sparsifier = fresh(3)
-    train(model, optimizer, DATA[:stop])
-    with sparsifier.full_width():
-        saved = {
-            "model": {k: v.clone() for k, v in model.state_dict().items()},
-            "optimizer": {**optimizer.state_dict(), "state": _cloned(optimizer.state_dict()["state"])},
-            "sparsifier": sparsifier.state_dict(),
-        }
-    train(model, optimizer, DATA[stop:40])
-    again, optimizer2, sparsifier2 = fresh(4)
+    states, end, sparsifier = uninterrupted(thin, name)
+    saved = copy.deepcopy(states[stop])
+    again, optimizer2, sparsifier2 = for_resuming(thin, name, 4)
     with sparsifier2.full_width():
         again.load_state_dict(saved["model"])
         optimizer2.load_state_dict(saved["optimizer"])
         sparsifier2.load_state_dict(saved["sparsifier"])
     train(again, optimizer2, DATA[stop:40])
     assert sparsifier.widths() == sparsifier2.widths()
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(end.values(), again.state_dict().values(), strict=True))
     assert sparsifier.history == sparsifier2.history
 
 
@@ -220,7 +230,7 @@ def test_compact_gives_a_smaller_model_that_computes_the_same(thin: bool, stop: 
     sparsifier.finalize()
     model.eval()
     expected = model(DATA[0][0])
-    dense = count_flops(network(), DATA[0][0]).total
+    dense = dense_flops()
     assert sparsifier.compact() is model
     assert torch.allclose(model(DATA[0][0]), expected, atol=1e-5)
     assert count_flops(model, DATA[0][0]).total <= 0.4 * dense
@@ -245,7 +255,7 @@ def test_several_budgets_hold_together() -> None:
     optimizer = OPTIMIZERS["sgd"](model.parameters())
     sparsifier = attach(model, optimizer, pattern=regrow.Channels(flops=0.5, params=0.4, round_to=2))
     train(model, optimizer, DATA)
-    dense = count_flops(network(), DATA[0][0]).total
+    dense = dense_flops()
     sparsifier.compact()
     assert count_flops(model, DATA[0][0]).total <= 0.5 * dense
     assert sum(p.numel() for p in model.parameters()) <= 0.4 * sum(p.numel() for p in network().parameters())

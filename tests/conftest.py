@@ -3,12 +3,31 @@ has it, also where the tests themselves run in the background, whose processes i
 
 import os
 import signal
+from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def one_server() -> Iterator[None]:
+    """What is forked in this process comes from one server, which imports torch once; that a comparison ends its own
+    is seen where the real command runs (study/test_pool.py)."""
+    from multiprocessing import forkserver
+
+    from regrow.study.pool import Server
+
+    leave = Server.__exit__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Server, "__exit__", lambda self, *_: self._first and self._first.join())
+        yield
+    if getattr(forkserver._forkserver, "_forkserver_pid", None) is not None:
+        with Server(1) as server:
+            leave(server)

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import os
+import runpy
+import signal
+import sys
 import uuid
 from pathlib import Path
+from typing import Any
+
+from regrow.study.pool import Server
 
 
 class Marked:
@@ -24,3 +30,26 @@ class Marked:
             except OSError:  # ended meanwhile, or somebody else's
                 continue
         return found
+
+
+def fork(words: list[str], log: Path) -> Any:
+    """Starts the command in a process of its own, a `multiprocessing.Process`, as a comparison does: forked from a
+    server that has imported torch already (with the fixture ``one_server``, once for all tests).
+
+    Args:
+        words: of the command line.
+        log: for all that it says.
+    """
+    with Server(1) as server:
+        process = server.context.Process(target=_command, args=(words, str(log)))
+        process.start()  # waits until the server is there
+    return process
+
+
+def _command(words: list[str], log: str) -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))  # which the server does not hear
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.argv[1:] = words
+    runpy.run_module("regrow", run_name="__main__")

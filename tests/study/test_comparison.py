@@ -25,6 +25,8 @@ from regrow.training.recipe import load, shipped
 from regrow.training.statistics import summarise
 from regrow.training.typed import typed
 
+pytestmark = pytest.mark.usefixtures("one_server")
+
 EXTRA = "compare: {rigl: {interval: 4}, slow: {name: rigl, interval: 8}, late: {name: iee, h: 4, j: 2, q: 2}}\n"
 
 

@@ -13,6 +13,7 @@ import torch
 
 import tiny_recipe as tiny
 from outcome import outcome
+from processes import fork
 from regrow import UserError
 from regrow.cli import main
 from regrow.training import checkpoint, loop
@@ -87,38 +88,37 @@ def test_stopped_again_and_again(tmp_path, monkeypatch):
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
-def start(recipe, out, *words):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "regrow", "train", str(recipe), "--out", str(out), "--quiet", "--no-report",
-         "--train.log_every", "1", *words, *(["--resume"] if (out / "recipe.yaml").exists() else [])],
-        env=environment, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+def command(recipe, out, *words):
+    words = ["train", str(recipe), "--out", str(out), "--quiet", "--no-report", "--train.log_every", "1", *words]
+    return [*words, *(["--resume"] if (out / "recipe.yaml").exists() else [])]
 
 
-def wait_for_step(process, out, step):
+def wait_for_step(alive, out, step):
     """Until the metrics have reached a step, or the process has ended."""
     path = out / "metrics.jsonl"
-    while process.poll() is None:
+    while alive():
         text = path.read_text() if path.exists() else ""
         if text.count("\n") and json.loads(text[: text.rindex("\n")].splitlines()[-1])["step"] >= step:
             return
         time.sleep(0.001)
 
 
+@pytest.mark.usefixtures("one_server")
 def test_killed(tmp_path, monkeypatch):
     """kill -9 of the real command, several times in one run: in every phase, at whatever it is doing."""
     recipe = tiny.write(tmp_path)
     long = ["--steps", "300", "--method.h", "20", "--method.j", "20", "--method.q", "20"]
     train(load(recipe, [*long, "--train.log_every", "1"]), tmp_path / "whole", monkeypatch=monkeypatch)
-    kills = 0
+    kills, log = 0, tmp_path / "said"
     for step in (10, 30, 50, 230):
-        process = start(recipe, tmp_path / "run", *long, "--train.checkpoint_steps", "7")
-        wait_for_step(process, tmp_path / "run", step)
-        process.send_signal(signal.SIGKILL)
-        kills += process.wait(timeout=tiny.PATIENCE) == -signal.SIGKILL
-    process = start(recipe, tmp_path / "run", *long, "--train.checkpoint_steps", "7")
-    assert process.wait(timeout=tiny.PATIENCE) == 0, process.stderr.read()
+        process = fork(command(recipe, tmp_path / "run", *long, "--train.checkpoint_steps", "7"), log)
+        wait_for_step(process.is_alive, tmp_path / "run", step)
+        process.kill()
+        process.join(tiny.PATIENCE)
+        kills += process.exitcode == -signal.SIGKILL
+    process = fork(command(recipe, tmp_path / "run", *long, "--train.checkpoint_steps", "7"), log)
+    process.join(tiny.PATIENCE)
+    assert process.exitcode == 0, log.read_text()
     assert kills == 4
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
     assert not list((tmp_path / "run").rglob("*.tmp*"))
@@ -127,9 +127,12 @@ def test_killed(tmp_path, monkeypatch):
 def test_asked_to_stop(tmp_path):
     """SIGINT and SIGTERM: the step ends, the checkpoint is written, the command says how to go on."""
     recipe, out = tiny.write(tmp_path), tmp_path / "run"
-    for number, step in ((signal.SIGTERM, 50), (signal.SIGINT, 150)):
-        process = start(recipe, out, "--steps", "3000")
-        wait_for_step(process, out, step)
+    for number, step in ((signal.SIGTERM, 20), (signal.SIGINT, 60)):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "regrow", *command(recipe, out, "--steps", "3000")],
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        wait_for_step(lambda process=process: process.poll() is None, out, step)
         process.send_signal(number)
         _, said = process.communicate(timeout=tiny.PATIENCE)
         assert process.returncode == 130

@@ -53,6 +53,11 @@ def weights_latent() -> Made:
     return _attached(regrow.Weights(0.7, "erk"), regrow.STE(every=3), "magnitude")
 
 
+def weights_in_part() -> Made:
+    method = regrow.STE.topkast(backward=0.4, every=3, candidates="random", scale=0.5)
+    return _attached(regrow.Weights(0.7, "erk"), method, "magnitude", ADAM)
+
+
 def weights_previewed() -> Made:
     return _attached(regrow.Weights(0.7, "erk"), regrow.IEE(h=4, update_end=1.0), "taylor")
 
@@ -76,7 +81,8 @@ def weights_in_blocks() -> Made:
 KINDS: dict[str, Callable[[], Made]] = {
     "weights": weights, "weights explored": weights_explored, "weights latent": weights_latent,
     "weights previewed": weights_previewed, "weights in groups": weights_in_groups,
-    "weights in blocks": weights_in_blocks, "channels": channels_masked, "thin": channels_thin,
+    "weights in blocks": weights_in_blocks, "weights in part": weights_in_part, "channels": channels_masked,
+    "thin": channels_thin,
 }  # fmt: skip
 
 

@@ -338,6 +338,7 @@ class Straight:
         self.latent = {k: p.detach().clone() for k, p in params.items()}
         self.started = not o.get("start_steps")
         self.active = {k: set(range(p.numel())) for k, p in params.items()}
+        self.trained = {k: set(range(p.numel())) for k, p in params.items()}
         self.forget()
         if self.previews() and o["start"] == "random":  # what is not in use begins at zero
             for i, (k, p) in enumerate(params.items()):
@@ -365,7 +366,32 @@ class Straight:
     def select(self, progress, scores):
         for k, count in self.counts(progress).items():
             self.active[k] = self.best(k, scores[k], range(scores[k].numel()), count)
+            self.choose_candidates(k)
         self.forget()
+
+    def choose_candidates(self, name):
+        """What trains beside the active structure; what begins to has no momentum."""
+        size, units = self.params[name].numel(), self.params[name].numel() // self.rule.unit
+        sizes = {k: p.numel() // self.rule.unit for k, p in self.params.items()}
+        target = 1 - sum(self.final.values()) / sum(sizes.values())
+        progress = min(self.o.get("backward", 0.0) / target, 1.0)
+        more = units - round(progress * (units - self.final[name])) - len(self.active[name]) // self.rule.unit
+        scores, outside = self.latent[name].abs(), set(range(size)) - self.active[name]
+        if self.o.get("candidates") == "random":
+            scores = torch.rand(scores.shape, generator=generator(0, self.step, list(self.params).index(name)))
+        before, now = self.trained[name], self.best(name, scores, outside, max(0, more), self.active[name])
+        self.trained[name] = self.active[name] | now
+        for key, tensor in self.optimizer.state.get(self.params[name], {}).items():
+            if not self.o.get("backward") or tensor is None or key not in FIRST + SECOND:
+                continue
+            flat = tensor.view(-1)
+            known = torch.tensor([flat[j].item() if j in before else 0.0 for j in range(size)]).view_as(tensor)
+            mean = known.sum(dtype=torch.float32) / max(1, int((known != 0).sum()))
+            for j in range(size):
+                if key in FIRST and (j not in self.trained[name] or j not in before):
+                    flat[j] = 0.0
+                if key in SECOND and j in self.trained[name] - before and flat[j] < 1e-3 * mean:
+                    flat[j] = mean
 
     def previews(self):
         """Whether it is IEE with a preview: the least of what is active goes, and the best of what is not comes."""
@@ -415,7 +441,9 @@ class Straight:
         spacing = self.o["shadow_every"] if self.previews() else 1
         due, gain = self.step % spacing == spacing - 1, self.o["scale"] * math.sqrt(spacing)
         for k, p in self.params.items():
-            self.sums[k] += ((self.latent[k] if live else p.detach()) * p.grad).abs()
+            score = ((self.latent[k] if live else p.detach()) * p.grad).abs()
+            score.view(-1)[sorted(set(range(p.numel())) - self.trained[k])] = 0.0
+            self.sums[k] += score
             for i in range(p.numel()) if live else ():
                 if i not in self.active[k]:
                     if not due:
@@ -423,6 +451,8 @@ class Straight:
                     elif not self.normalizes():
                         p.grad.view(-1)[i] *= gain
                     p.grad.view(-1)[i] += self.o["pull"] * self.latent[k].view(-1)[i]
+                if i not in self.trained[k]:
+                    p.grad.view(-1)[i] = 0.0
             if live:
                 p.detach().copy_(self.latent[k])
         self.optimizer.step()
@@ -432,6 +462,8 @@ class Straight:
             for i in range(p.numel()) if live and self.normalizes() else ():
                 if i not in self.active[k]:
                     new.view(-1)[i] = torch.lerp(old[i], new.view(-1)[i], gain)
+            for i in set(range(p.numel())) - self.trained[k] if live else ():
+                new.view(-1)[i] = old[i]
             self.latent[k] = new
         scores = self.sums if taylor else {k: v.abs() for k, v in self.latent.items()}
         if not self.started and self.step == start:

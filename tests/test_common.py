@@ -28,6 +28,8 @@ WAYS = {name: (name, options) for name, options in OPTIONS.items()} | {
     "preview": ("iee", {"h": 5, "j": 4, "q": 0}),
     "ramp": ("iee", {"h": 5, "j": 4, "q": 3, "ramp": 0.0}),
     "hard": ("ste", {"every": 3, "p": None}),
+    "backward": ("ste", {"every": 4, "p": None, "scale": 0.7, "backward": 0.3, "candidates": "random"}),
+    "topkast": ("ste", {"every": 3, "p": None, "scale": 1.0, "ramp": None, "backward": 0.4}),
     "st3": ("ste", {"every": 2, "p": 1.0, "scale": 1.0}),
 }
 CASES = [

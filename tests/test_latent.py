@@ -16,8 +16,9 @@ from torch import nn
 import regrow
 from engine import attach, batches, loss_of, network, same, snapshot, train
 from regrow import SRSTE, STE, UserError
+from regrow.actions import counts_at
 from regrow.latent import Latent
-from regrow.state import EXPLORED, TRAINABLE, WeightState
+from regrow.state import EXPLORED, PRUNED, TRAINABLE, WeightState
 
 PATTERN = regrow.Weights(0.7, "erk")
 METHODS = [STE(every=3), STE.st3(every=2), STE.topkast(), SRSTE(every=2), STE(p=math.inf, scale=0.0, update_end=0.5)]
@@ -191,6 +192,65 @@ def test_scale_zero_leaves_what_is_removed_to_the_decay() -> None:
     for state in states(sparsifier):
         gone = removed[state.name]
         assert torch.equal(state.memory[gone], before[state.name][gone].add(-0.1 * (0.1 * before[state.name][gone])))
+
+
+@pytest.mark.parametrize("candidates", ["largest", "random"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_what_is_no_candidate_rests_to_the_bit(optimizer, candidates) -> None:
+    model = network()
+    chosen = OPTIMIZERS[optimizer](model.parameters())
+    method = STE.topkast(backward=0.4, every=4, candidates=candidates)
+    sparsifier = attach(model, chosen, pattern=PATTERN, method=method, total_steps=40)
+    seen: dict[str, set[int]] = {state.name: set() for state in states(sparsifier)}
+    for batch in batches(39):
+        before = [(state, state.code.clone(), state.memory.clone()) for state in states(sparsifier)]
+        counts = counts_at(PATTERN.counts(model), 0.4)
+        for state, code, memory in before:
+            assert int((code != PRUNED).sum()) == counts[state.name]
+            assert int((code == TRAINABLE).sum()) == PATTERN.counts(model)[state.name][0]
+            resting = (code == PRUNED).flatten().nonzero().flatten().tolist()
+            if candidates == "largest" and sparsifier.step_count % 4 == 0 and resting:
+                trained = memory[code != PRUNED].abs().min()
+                assert memory[code == PRUNED].abs().max() <= trained
+            seen[state.name].update(resting)
+        train(model, chosen, [batch])
+        for state, code, memory in before:
+            assert torch.equal(state.memory[code == PRUNED], memory[code == PRUNED])
+            if not torch.equal(state.code, code):
+                continue
+            moved = state.memory[code == EXPLORED] != memory[code == EXPLORED]
+            assert moved.float().mean() > 0.9 or not len(moved)
+    at_a_time = {s.name: int((s.code == PRUNED).sum()) for s in states(sparsifier)}
+    assert any(at_a_time.values())
+    if candidates == "random":  # others every time
+        assert all(len(seen[name]) > 1.3 * n for name, n in at_a_time.items() if n)
+
+
+def test_a_smaller_set_that_trains_costs_what_it_computes() -> None:
+    """Top-KAST: a step is forward and backward at the structure's density, weight gradients at the larger set's."""
+    model = nn.Sequential(nn.Linear(20, 10, bias=False))
+    chosen = torch.optim.SGD(model.parameters(), 0.1)
+    method = STE.topkast(backward=0.5, every=2)
+    sparsifier = regrow.Sparsifier(
+        model,
+        chosen,
+        pattern=regrow.Weights(0.9, "erk"),
+        method=method,
+        total_steps=20,
+        example_inputs=torch.randn(4, 20),
+    )
+    for _ in range(20):
+        chosen.zero_grad()
+        model(torch.randn(4, 20)).square().mean().backward()
+        chosen.step()
+    assert sparsifier.training_cost()["total"] == pytest.approx((2 * 0.1 + 0.5) / 3)
+
+
+def test_the_set_that_trains_is_larger_than_the_structure() -> None:
+    model = network()
+    chosen = torch.optim.SGD(model.parameters(), 0.05)
+    with pytest.raises(UserError, match=r"backward=0.7 is the sparsity of the weights that train, .* pattern's 0.7"):
+        attach(model, chosen, pattern=PATTERN, method=STE(backward=0.7), total_steps=20)
 
 
 @pytest.mark.parametrize("scale", [0.25, 0.5])

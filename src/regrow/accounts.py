@@ -38,11 +38,17 @@ class Accounts:
         self._model, self._flops = model, flops
 
     def book(
-        self, until: int, phase: str, trains: Trains, dense_gradient_steps: int, densities: Mapping[str, float]
+        self,
+        until: int,
+        phase: str,
+        trains: Trains,
+        dense_gradient_steps: int,
+        densities: Mapping[str, float],
+        of_gradients: Mapping[str, float] | None = None,
     ) -> None:
-        """Books the steps since the last time, all of one phase and at these densities."""
+        """Books the steps since the last time, all of one phase and at these densities; see `PhaseSteps.add`."""
         entry = self.ledger.setdefault(phase, PhaseSteps(trains))
-        entry.add(until - self.until, dense_gradient_steps, densities)
+        entry.add(until - self.until, dense_gradient_steps, densities, of_gradients)
         self.until = until
 
     def flops(self) -> ModelFlops | None:

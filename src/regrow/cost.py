@@ -19,6 +19,8 @@ class PhaseSteps:
         dense_gradient_steps: how many of them needed the gradient of every weight, pruned and frozen ones too.
         density_steps: parameter name → its density summed over all the steps (a parameter that is not named is dense).
         dense_density_steps: the same sum over the dense-gradient steps only.
+        gradient_density_steps: parameter name → the density of the gradient that these steps needed, summed over them;
+            where only some of what is removed trains it is below 1 (a parameter that is not named has a dense one).
     """
 
     trains: Trains = "active"
@@ -26,13 +28,31 @@ class PhaseSteps:
     dense_gradient_steps: int = 0
     density_steps: dict[str, float] = field(default_factory=dict)
     dense_density_steps: dict[str, float] = field(default_factory=dict)
+    gradient_density_steps: dict[str, float] = field(default_factory=dict)
 
-    def add(self, steps: int, dense_gradient_steps: int, densities: Mapping[str, float]) -> None:
-        """Books steps at these densities (parameter name → 0…1), the given number of them with dense gradients."""
+    def add(
+        self,
+        steps: int,
+        dense_gradient_steps: int,
+        densities: Mapping[str, float],
+        of_gradients: Mapping[str, float] | None = None,
+    ) -> None:
+        """Books steps.
+
+        Args:
+            steps: how many.
+            dense_gradient_steps: how many of them needed gradients of what is removed.
+            densities: parameter name → its density, 0…1.
+            of_gradients: parameter name → the density of these gradients; default: all of them are dense.
+        """
         self.steps += steps
         self.dense_gradient_steps += dense_gradient_steps
-        for sums, n in ((self.density_steps, steps), (self.dense_density_steps, dense_gradient_steps)):
-            for name, density in densities.items():
+        for sums, n, shares in (
+            (self.density_steps, steps, densities),
+            (self.dense_density_steps, dense_gradient_steps, densities),
+            (self.gradient_density_steps, dense_gradient_steps, of_gradients or {}),
+        ):
+            for name, density in shares.items():
                 sums[name] = sums.get(name, 0.0) + density * n
 
 
@@ -42,8 +62,8 @@ def training_cost(
     """Training FLOPs × those of dense training, by phase, and their sum under ``"total"``.
 
     With f_S and f_D the FLOPs of a sparse and of the dense forward pass, a step costs 3·f_S; with dense weight
-    gradients 2·f_S + f_D; where only what was removed trains 2·f_D + (f_D − f_S); where everything does 3·f_D, which is
-    what a dense step costs.
+    gradients 2·f_S + f_D, with those of a larger set than the active one 2·f_S + f_B; where only what was removed
+    trains 2·f_D + (f_D − f_S); where everything does 3·f_D, which is what a dense step costs.
 
     Args:
         flops: from `regrow.tracing.flops.count_flops`.
@@ -63,7 +83,7 @@ def training_cost(
         elif phase.trains == "removed":
             spent = dense_step * phase.steps - sparse
         else:
-            dense = flops.total * phase.dense_gradient_steps
+            dense = _summed(flops, phase.dense_gradient_steps, phase.gradient_density_steps)
             spent = 3 * sparse - sparse_at_dense_gradient + dense
         if not flops.total:
             spent = dense_step * phase.steps
@@ -75,7 +95,8 @@ def dense_gradient_cost(
     flops: ModelFlops, ledger: Mapping[str, PhaseSteps], total_steps: int | None = None
 ) -> dict[str, float]:
     """What of `training_cost` goes into the weight gradients of pruned entries while these do not train, by phase: for
-    previewing them in memory (IEE), or for choosing what to grow (RigL). Per step that needs them that is f_D − f_S.
+    previewing them in memory (IEE), or for choosing what to grow (RigL). Per step that needs them that is f_D − f_S; of
+    a part of them f_B − f_S.
 
     Args:
         flops, ledger, total_steps: as there.
@@ -86,7 +107,8 @@ def dense_gradient_cost(
     for name, phase in ledger.items():
         if phase.trains in ("active", "latent"):  # in others they are what trains
             sparse = _summed(flops, phase.dense_gradient_steps, phase.dense_density_steps)
-            costs[name] = (flops.total * phase.dense_gradient_steps - sparse) / whole if whole else 0.0
+            dense = _summed(flops, phase.dense_gradient_steps, phase.gradient_density_steps)
+            costs[name] = (dense - sparse) / whole if whole else 0.0
     return costs
 
 

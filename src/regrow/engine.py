@@ -242,7 +242,12 @@ class Engine:
         if self.finished:
             span = Span("fixed", start, end, None)
         dense = self.method.dense_gradient_steps(self.criterion, span, start, end)
-        self.accounts.book(end, span.phase, span.trains, dense, self.densities())
+        trained = self._trained_densities() if span.latent is not None and span.latent.backward else None
+        self.accounts.book(end, span.phase, span.trains, dense, self.densities(), trained)
+
+    def _trained_densities(self) -> dict[str, float]:
+        """Entries that train / all entries of each sparsified parameter."""
+        return {name: codes.count(state.trainable) / state.flags.numel() for name, state in self.states.items()}
 
     def finish(self) -> None:
         """Ends updates for good, at the exact target."""

@@ -75,6 +75,9 @@ class Gradients:
             if last.version == probe._version:
                 return
             finite = last.finite
+        if span.latent is not None and span.latent.backward:  # what is not computed is not scored either
+            for state in states.values():
+                state.mask_gradient()
         scaled = span.latent is not None and not (
             span.latent.due(step) and all(s.latents is None or s.latents.scales_nothing for s in states.values())
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from regrow import hints
 from regrow.codes import in_order, keep_only, pieces
-from regrow.errors import UserError
+from regrow.errors import UserError, percent
 from regrow.hints import LARGEST
 
 _POWERS = 16 * torch.finfo(torch.float32).eps  # how far powers in fp32 are from each other on any two devices
@@ -37,6 +38,10 @@ class Latent:
             threshold (ST-3), 3 Feather's (arXiv:2310.02448), and infinity the hard one: w where active.
         every: the gradients of removed entries are used in every n-th step only, at √n times the scale: with n times,
             the noise of few batches would outgrow the active weights that they compete with.
+        backward: the sparsity of what trains, below the structure's: as many removed entries as it leaves train beside
+            the active ones, and the others keep their value, without a gradient (Top-KAST, arXiv:2106.03517). 0 trains
+            all of them.
+        candidates: which removed entries train, chosen anew with each structure: the largest, or at random.
         pull: added to the gradients of removed entries, times their latent weight: SR-STE's λ (arXiv:2102.04010).
 
     Raises:
@@ -47,6 +52,8 @@ class Latent:
     p: float = math.inf
     every: int = 1
     pull: float = 0.0
+    backward: float = 0.0
+    candidates: Literal["largest", "random"] = "largest"
 
     def __post_init__(self) -> None:
         hints.check(self)
@@ -55,6 +62,8 @@ class Latent:
             if not least <= value <= most:
                 finite = "" if value < least else f", and at most {most:g}"
                 raise UserError(f"{name} is {value!r}, but must be a number of at least {least:g}{finite}")
+        if not 0 <= self.backward < 1:
+            raise UserError(f"backward is {self.backward!r}, but must be a sparsity in [0, 1){percent(self.backward)}")
         if self.every < 1:
             raise UserError(f"every is {self.every!r}, but must be a whole number of steps, at least 1")
 

@@ -31,6 +31,10 @@ class Held(Protocol):
         """bool."""
 
     @property
+    def has_pruned(self) -> bool:
+        """Whether some entries do not train."""
+
+    @property
     def is_written(self) -> bool:
         """Whether somebody else has written the parameter."""
 
@@ -45,7 +49,8 @@ class Held(Protocol):
 
 
 class LatentValues:
-    """Latent values in the memory of a parameter, whose entries are all TRAINABLE or EXPLORED meanwhile.
+    """Latent values in the memory of a parameter, whose entries are TRAINABLE, EXPLORED, or (those that do not train)
+    PRUNED meanwhile.
 
     Args:
         state: the parameter's codes and memory.
@@ -72,7 +77,7 @@ class LatentValues:
         self.take_written()
         state = self._state
         live, memory = state.param.data, state.memory
-        if self._scales_steps:
+        if self._changes_steps:
             self._behind = True
             live.copy_(memory)  # what the step sets out from; the projection is made anew after it
         self._live, state.param.data, self._behind = live, memory, False
@@ -86,21 +91,23 @@ class LatentValues:
             memory = state.memory
             if state.param.data_ptr() != memory.data_ptr():  # an optimizer that makes new data
                 memory.copy_(state.param)
-            if self._scales_steps:
-                self._scale_step(memory, live)
+            if self._changes_steps:
+                self._change_step(memory, live)
             self._live, state.param.data, self._behind, self._scaled = None, live, True, (0, None)
         if project:
             self.catch_up()
 
-    def _scale_step(self, after: Tensor, before: Tensor) -> None:
-        """Scales what removed entries have moved by, each once, however often this is interrupted and called again."""
+    def _change_step(self, after: Tensor, before: Tensor) -> None:
+        """Scales what removed entries have moved by, each once, however often this is interrupted and called again;
+        what does not train has not moved."""
         for i, (new, old, flags) in enumerate(codes.pieces(after, before, self._state.flags)):
             done, result = self._scaled
             if i < done:
                 continue
             if result is None:
-                removed = codes.explored(flags).view(torch.bool)
-                result = torch.where(removed, torch.lerp(old, new, self.how.gain), new)
+                explored, rests = (of(flags).view(torch.bool) for of in (codes.explored, codes.pruned))
+                moved = torch.lerp(old, new, self.how.gain) if self._scales_steps else new
+                result = torch.where(rests, old, torch.where(explored, moved, new))
                 self._scaled = i, result
             new.copy_(result)
             self._scaled = i + 1, None
@@ -124,7 +131,7 @@ class LatentValues:
     def catch_up(self) -> None:
         """Projects the latent values if they have not been since the last step."""
         if self._behind:
-            self._project(self._state.param.detach(), afresh=self._scales_steps)
+            self._project(self._state.param.detach(), afresh=self._changes_steps)
 
     def take_written(self, surely: bool = False) -> None:
         """What others have written into active entries since the last step is their latent value now.
@@ -154,6 +161,11 @@ class LatentValues:
     def _scales_steps(self) -> bool:
         """Whether what removed entries move in a step is scaled after it."""
         return self.how.gain != 1 and self._state.normalizes
+
+    @property
+    def _changes_steps(self) -> bool:
+        """Whether a step is not the optimizer's own, so that the values before it are needed after it."""
+        return self._scales_steps or self._state.has_pruned
 
     @property
     def scales_nothing(self) -> bool:

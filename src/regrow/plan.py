@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from regrow.actions import Action, Final, counts_after, sparsity_of
+from regrow.actions import Action, Final, counts_after, counts_at, sparsity_of
 from regrow.cost import PhaseSteps, training_cost
 from regrow.criteria import Criterion
 from regrow.errors import UserError
@@ -44,7 +44,11 @@ def planned_ledger(method: Method, criterion: Criterion, final: Final, total_ste
         end = min(span.end, total_steps)
         dense = method.dense_gradient_steps(criterion, span, span.start, end)
         densities = {name: count / final[name][1] for name, count in counts.items()}
-        ledger.setdefault(span.phase, PhaseSteps(span.trains)).add(end - span.start, dense, densities)
+        trained = None
+        if span.latent is not None and span.latent.backward:
+            reached = counts_at(final, span.latent.backward)
+            trained = {name: max(count, reached[name]) / final[name][1] for name, count in counts.items()}
+        ledger.setdefault(span.phase, PhaseSteps(span.trains)).add(end - span.start, dense, densities, trained)
         for boundary in timeline.ended_at(end):
             starts = boundary.update == START
             carry_out(method.at_start(target) if starts else method.at_end(boundary, target))

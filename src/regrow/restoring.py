@@ -147,12 +147,13 @@ def _ledger(state: Any, weights: Mapping[str, WeightState], step: int) -> None:
     _kind("ledger", state, dict)
     for phase, entry in state.items():
         key = f"ledger.{phase}"
-        _keys(key, entry, ("trains", "steps", "dense_gradient_steps", "density_steps", "dense_density_steps"))
+        sums_of = ("density_steps", "dense_density_steps", "gradient_density_steps")
+        _keys(key, entry, ("trains", "steps", "dense_gradient_steps", *sums_of))
         if entry["trains"] not in get_args(Trains):
             raise _wrong(f"{key}.trains", f"is {entry['trains']!r}, but must be one of {', '.join(get_args(Trains))}")
         _number(f"{key}.steps", entry["steps"], whole=True)
         _number(f"{key}.dense_gradient_steps", entry["dense_gradient_steps"], whole=True)
-        for sums in ("density_steps", "dense_density_steps"):
+        for sums in sums_of:
             _kind(f"{key}.{sums}", entry[sums], dict)
             for name, value in entry[sums].items():
                 if name not in weights:

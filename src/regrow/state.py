@@ -29,8 +29,9 @@ class WeightState:
     """Codes and memory of one parameter: one byte and one number for each of its entries.
 
     The live value of an entry is: PRUNED → 0; FROZEN → memory; TRAINABLE and EXPLORED → the parameter's own. In a
-    latent phase, in which there are only the last two, memory holds the latent values of all entries, and the live ones
-    are their projection; for the optimizer's step the parameter is given memory as its data, without a copy.
+    latent phase, in which none is FROZEN, memory holds the latent values of all entries (PRUNED ones rest), and
+    the live ones are their projection; for the optimizer's step the parameter is given memory as its data, without a
+    copy.
 
     Args:
         name: the parameter's canonical name.
@@ -146,9 +147,8 @@ class WeightState:
         old, was = self.flags, self.latent
         if was is not None and init == "zero":
             self.memory.masked_fill_(codes.arrives(old, code).view(torch.bool), 0)
-        if was is not None and latent is not None:  # all entries have trained in memory, and go on
-            self._write(code)
-            self._train_latent(latent)
+        if was is not None and latent is not None:  # values in memory stay what they are
+            self._go_on(code, latent)
             return
         if was is not None:
             active = codes.active(code).view(torch.bool)
@@ -166,20 +166,32 @@ class WeightState:
         self._hold()
         self.latents = None
         if latent is not None:
-            self.memory.copy_(self.param)
+            torch.where(codes.pruned(code).view(torch.bool), self.memory, self.param, out=self.memory)
             self._train_latent(latent)
+
+    def _go_on(self, code: Tensor, latent: Latent) -> None:
+        """Puts new codes in force while latent values train."""
+        was_live, rested = self.trainable, self._has_pruned
+        self._write(code)
+        if rested or latent.backward:
+            optim_state.update_state_for(
+                self.optimizer_state(), self.memory, self.trainable, was_live, self.trainable & ~was_live
+            )
+            self._count_codes()
+        self._train_latent(latent)
 
     def _keep_before(self, init: Init, latent: Latent | None) -> None:
         """Notes in the journal, if there is one, what a transition to this way of training is about to change."""
         if self.journal is None:
             return
         self.journal.keep(self._flags)
-        if self.latent is None or latent is None or init == "zero":
+        goes_on = self.latent is not None and latent is not None
+        if not goes_on or init == "zero":
             self.journal.keep(self.param, self._memory)
+        if not goes_on or init == "zero" or self._has_pruned or (latent is not None and latent.backward):
             self.journal.keep(*(value for _, _, value in optim_state.tensors(self.optimizer_state(), self.param)))
 
     def _train_latent(self, how: Latent) -> None:
-        assert not self._has_pruned
         self.latents = LatentValues(self, how)
         self.latents.project()
 
@@ -214,6 +226,11 @@ class WeightState:
         not to be projected yet) what is to become that."""
         if self.latents is not None:
             self.latents.hide(project)
+
+    @property
+    def has_pruned(self) -> bool:
+        """Whether some entries are PRUNED."""
+        return self._has_pruned
 
     @property
     def is_written(self) -> bool:
@@ -311,7 +328,7 @@ class WeightState:
             update_follows: whether another structure comes at once; latent values wait for it, or for `hide_latent`.
         """
         self.hide_latent(project=not update_follows)
-        if self.at_rest or not (self._has_frozen or self._has_pruned):
+        if self.at_rest or self.latents is not None or not (self._has_frozen or self._has_pruned):
             return
         self._follow()
         if self._has_frozen or not self.holds_zero:

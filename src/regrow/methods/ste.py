@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from regrow.actions import Action, How, Select, Start
 from regrow.criteria import Criterion
 from regrow.errors import UserError, percent
 from regrow.latent import Latent
 from regrow.methods.method import Method, check_ramp, check_start, check_steps, register
+from regrow.patterns.pattern import Pattern
 from regrow.saliency import Scoring
 from regrow.schedule import Boundary, Phase, Timeline, cubic, repeat, steps_of
 
@@ -68,7 +69,7 @@ class Straight(Method):
 @dataclass(frozen=True)
 class STE(Straight):
     """Trains all weights by the gradients of a projection of them, and selects the best again and again. Feather, ST-3
-    and Top-KAST's dense backward are settings of it.
+    and Top-KAST are settings of it.
 
     Args:
         p: of the projection (`regrow.latent`): 1 is the soft threshold; None, or infinity, leaves active weights as
@@ -76,6 +77,10 @@ class STE(Straight):
         scale: of the gradients of removed weights.
         ramp: sparsity to start with, which rises to the target along GMP's cubic; None starts at the target.
         ramp_end: when it reaches the target, as a share of the updates.
+        backward: sparsity of the weights that train, below the pattern's: so many removed ones train that this
+            is left, and the others keep their value; 0 trains all of them. A step costs 2·f_S + f_B.
+        candidates: which removed weights train, where not all do: the ``"largest"`` or ``"random"`` ones, chosen anew
+            at every selection.
 
     Raises:
         UserError: for options out of range.
@@ -87,6 +92,8 @@ class STE(Straight):
     scale: float = 0.5
     ramp: float | None = 0.0
     ramp_end: float = 0.75
+    backward: float = 0.0
+    candidates: Literal["largest", "random"] = "largest"
 
     @classmethod
     def feather(cls, scale: float = 0.5, **options: Any) -> STE:
@@ -104,10 +111,17 @@ class STE(Straight):
         return cls(**{"p": 1.0, "scale": 1.0, **options})
 
     @classmethod
-    def topkast(cls, every: int = 1, **options: Any) -> STE:
-        """Top-KAST (arXiv:2106.03517) with a dense backward pass: the best weights compute, all of them train, from a
-        structure that has the target from the start."""
-        return cls(**{"p": None, "scale": 1.0, "ramp": None, "every": every, **options})
+    def topkast(cls, backward: float = 0.0, every: int = 1, **options: Any) -> STE:
+        """Top-KAST (arXiv:2106.03517): the largest weights compute, a larger set of the largest trains, from a
+        structure that has the target from the start. The paper's penalty on the weights that train
+        is the optimizer's decay here, without what it adds where they do not compute.
+
+        Args:
+            backward: sparsity of the set that trains; 0 for a dense backward pass.
+            every: steps between selections; the paper takes 1, and up to 100 without loss.
+            options: others of `STE`.
+        """
+        return cls(**{"p": None, "scale": 1.0, "ramp": None, "backward": backward, "every": every, **options})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,7 +134,17 @@ class STE(Straight):
         return super().ranks_at_start and self.ramp != 0
 
     def _latent(self) -> Latent:
-        return Latent(scale=self.scale, p=math.inf if self.p is None else self.p)
+        p = math.inf if self.p is None else self.p
+        return Latent(scale=self.scale, p=p, backward=self.backward, candidates=self.candidates)
+
+    def resolve(self, pattern: Pattern, criterion: Criterion) -> Method:
+        sparsity = getattr(pattern, "sparsity", 1.0)
+        if self.backward >= sparsity:
+            raise UserError(
+                f"backward={self.backward} is the sparsity of the weights that train, which must be below the "
+                f"pattern's {sparsity:g}; 0 trains all of them"
+            )
+        return super().resolve(pattern, criterion)
 
     def _sparsity(self, progress: float, target: float) -> float:
         if self.ramp is None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow import codes
-from regrow.actions import Action, Explore, Final, Grow, Prune, Select, Start, counts_after, sparsity_of
+from regrow.actions import Action, Explore, Final, Grow, Prune, Select, Start, counts_after, counts_at, sparsity_of
 from regrow.criteria import CRITERIA
 from regrow.latent import Latent
 from regrow.patterns.layers import Selection
@@ -165,6 +165,8 @@ class EntryUnits(Units):
             code = torch.full_like(state.flags, codes.EXPLORED)
             code[state.active] = codes.FROZEN if span.trains == "removed" else codes.TRAINABLE
             state.transition(code, action.value, span.latent)
+        if span.latent is not None and span.latent.backward:
+            self._become({name: state.active for name, state in self.states.items()}, "mru", span.latent)
 
     def enter(self, span: Span) -> None:
         if span.latent is not None and not self._are_latent():
@@ -241,10 +243,26 @@ class EntryUnits(Units):
 
     def _become(self, masks: Mapping[str, Tensor], init: Init = "zero", latent: Latent | None = None) -> None:
         """Puts a structure in force, the same on all ranks; latent values of what it leaves out train on."""
-        out_of_use = codes.PRUNED if latent is None else codes.EXPLORED
+        candidates = self._candidates(masks, latent) if latent is not None and latent.backward else None
+        out_of_use = codes.PRUNED if latent is None or candidates is not None else codes.EXPLORED
         for name, state in self.states.items():
-            active = self._agree(torch.empty_like(state.flags).copy_(masks[name]))  # as the parameter lies in memory
-            state.transition(active.mul_(out_of_use ^ codes.TRAINABLE).bitwise_xor_(out_of_use), init, latent)
+            code = torch.empty_like(state.flags).copy_(masks[name])  # as the parameter lies in memory
+            code.mul_(out_of_use ^ codes.TRAINABLE).bitwise_xor_(out_of_use)
+            if candidates is not None:
+                code.masked_fill_(candidates[name], codes.EXPLORED)
+            state.transition(self._agree(code), init, latent)
+
+    def _candidates(self, active: Masks, latent: Latent) -> Masks:
+        """What trains beside an active structure, legal together with it."""
+        reached = counts_at(self.final, latent.backward)
+        more = {name: max(0, reached[name] - self._count_of(mask)) for name, mask in active.items()}
+        outside = {name: ~mask for name, mask in active.items()}
+        if latent.candidates == "random":
+            noise = CRITERIA["random"]
+            return self._choose(
+                lambda name: noise(self.states[name].values(), generator=self._generator(name)), more, outside, active
+            )
+        return self._choose(lambda name: self.states[name].values().abs().float(), more, outside, active)
 
     def _counts(self, action: Action) -> dict[str, int]:
         return counts_after(action, self.final, {name: self._count_of(s.active) for name, s in self.states.items()})

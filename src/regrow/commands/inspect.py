@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from regrow.commands.words import MODEL, Parser, command_parser, shape_of, share, whole, words_of
+from regrow.commands.subject import add_images, add_model, model_of, shape_in
+from regrow.commands.words import Parser, command_parser, share, whole, words_of
 from regrow.errors import UserError
 
 SHOWN = 8  # layers for each reason
@@ -29,7 +30,7 @@ def add(group: argparse._SubParsersAction[Parser]) -> Parser:
     command = command_parser(
         group, "inspect", "show a model's layers, densities and FLOPs before any training", examples, usage
     )
-    command.add_argument("model", metavar="MODEL", help=MODEL)
+    add_model(command)
     command.add_argument("--sparsity", type=share, metavar="S", help="share of the weights to remove (default: 0.9)")
     command.add_argument("--distribution", metavar="D", help="uniform, er, erk or global (default: uniform)")
     command.add_argument("--channels", action="store_true",
@@ -43,17 +44,12 @@ def add(group: argparse._SubParsersAction[Parser]) -> Parser:
                          help="with a budget: what numbers of channels are multiples of (default: 8)")  # fmt: skip
     command.add_argument("--exclude", metavar="A,B,...", default="", help="layers that stay dense; * and ? allowed")
     command.add_argument("--include", metavar="A,B,...", default="", help="sparsify only these layers; * and ? allowed")
-    command.add_argument(
-        "--data-shape", metavar="C,H,W", help="shape of an image (default: what the model is made for)"
-    )
-    command.add_argument(
-        "--classes", type=whole, metavar="N", help="number of classes (default: 10, or 1000 for 224 pixels)"
-    )
+    add_images(command)
     return command
 
 
 def run(args: argparse.Namespace) -> int:
-    shape = shape_of(args.data_shape) if args.data_shape else None
+    shape = shape_in(args)
     budgets = {kind: getattr(args, kind) for kind in ("latency", "flops", "params")}
     of_channels = {**budgets, "table": args.table, "round-to": args.round_to}
     of_weights = {"sparsity": args.sparsity, "distribution": args.distribution, "include": args.include or None}
@@ -104,7 +100,7 @@ def show(
     from regrow.zoo.models import example_input
 
     pattern = Weights(sparsity, distribution, exclude=tuple(exclude), include=tuple(include))
-    model, shape = _model(spec, shape, classes)
+    model, shape = model_of(spec, shape, classes)
     flops = count_flops(model, example_input(model, shape))
     found = pattern.select(model).dense
     counts = pattern.counts(model)
@@ -154,7 +150,7 @@ def show_channels(
 
     if "latency" in budgets and table is None:
         raise UserError("--latency needs --table, which `regrow profile` writes")
-    model, shape = _model(spec, shape, classes)
+    model, shape = model_of(spec, shape, classes)
     example = example_input(model, shape)
     kept: dict[str, int] = {}
     shares: dict[str, float] = {}
@@ -173,16 +169,6 @@ def show_channels(
     else:
         coupling = couple(model, example, forbid=tuple(exclude))
     _print_channels(spec, shape, model, coupling, kept, shares)
-
-
-def _model(spec: str, shape: Sequence[int] | None, classes: int | None) -> tuple[nn.Module, tuple[int, ...]]:
-    """The model, and the shape of its images."""
-    from regrow.zoo.models import build, default_shape
-
-    if classes is not None and classes < 1:
-        raise UserError(f"--classes must be at least 1, not {classes}")
-    shape = tuple(shape or default_shape(spec))
-    return build(spec, classes or (1000 if shape[-1] >= 200 else 10), shape[0]), shape
 
 
 def _left(dense: Mapping[str, str], sizes: Mapping[str, int]) -> list[str]:

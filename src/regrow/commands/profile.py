@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regrow import atomic
-from regrow.commands.words import MODEL, Parser, command_parser, shape_of, whole
+from regrow.commands.subject import add_images, add_model, check_classes, model_of, shape_in
+from regrow.commands.words import Parser, command_parser, whole
 
 if TYPE_CHECKING:
     from regrow.profiling import Profile
@@ -25,16 +26,14 @@ def add(group: argparse._SubParsersAction[Parser]) -> Parser:
     command = command_parser(
         group, "profile", "measure what the layers of a model cost on this machine", examples, usage
     )
-    command.add_argument("model", metavar="MODEL", help=MODEL)
+    add_model(command)
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="where to write the table (JSON)")
     command.add_argument("--runtime", default="eager", metavar="R", help="eager (default) or onnxruntime")
     command.add_argument("--batch", type=whole, default=8, metavar="N", help="images at a time (default: %(default)s)")
     command.add_argument("--threads", type=whole, default=1, metavar="N",
                          help="of the runtime (default: %(default)s, whose own time counts, so that other programs on "
                          "the machine disturb little; the time of several is that on the wall)")  # fmt: skip
-    command.add_argument("--data-shape", metavar="C,H,W",
-                         help="shape of an image (default: what the model is made for)")  # fmt: skip
-    command.add_argument("--classes", type=whole, metavar="N", help="number of classes (default: as in inspect)")
+    add_images(command)
     command.add_argument("--time-limit", type=float, default=120.0, metavar="S",
                          help="seconds to take; the less, the fewer widths are measured (default: 120)")  # fmt: skip
     command.add_argument("--seed", type=whole, default=0, metavar="N", help="of the thin models (default: %(default)s)")
@@ -44,7 +43,7 @@ def add(group: argparse._SubParsersAction[Parser]) -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    shape = shape_of(args.data_shape) if args.data_shape else None
+    shape = shape_in(args)
     show(
         args.model, args.out, runtime=args.runtime, batch=args.batch, threads=args.threads, shape=shape,
         classes=args.classes, time_limit=args.time_limit, check=args.check, seed=args.seed,
@@ -63,7 +62,7 @@ def show(
         spec: name of the model
         out: the file; written at the end, so that an interruption leaves nothing
         batch: images at a time
-        shape, classes: as in `regrow.commands.inspect.show`
+        shape, classes: as in `regrow.commands.subject.model_of`
         runtime, threads, time_limit, check, seed: as in `regrow.profiling.profile`
 
     Raises:
@@ -71,14 +70,13 @@ def show(
     """
     from regrow import profiling
     from regrow.latency.measure import make_runtime
-    from regrow.zoo.models import build, default_shape, example_input
+    from regrow.zoo.models import example_input
 
-    counts = {"batch": batch, "threads": threads, "check": check} | ({} if classes is None else {"classes": classes})
-    profiling.check_numbers("--", **counts, time_limit=time_limit)
+    profiling.check_numbers("--", batch=batch, threads=threads, check=check, time_limit=time_limit)
+    check_classes(classes)
     make_runtime(runtime, batch, threads)
     atomic.check_file(out, "--out", "table.json")
-    shape = tuple(shape or default_shape(spec))
-    model = build(spec, classes or (1000 if shape[-1] >= 200 else 10), shape[0], seed=seed)
+    model, shape = model_of(spec, shape, classes, seed)
     found = profiling.run(
         model, example_input(model, shape, batch), runtime=runtime, threads=threads, time_limit=time_limit,
         check=check, progress=True, seed=seed,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import random
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -161,6 +162,15 @@ def counts(made: Made) -> dict[str, Any]:
     return {name: int(mask.sum()) for name, mask in made[2].masks.items()}
 
 
+@functools.cache
+def rehearsed(kind: str, step: int) -> tuple[int, dict[str, torch.Tensor]]:
+    """How many calls the step with this number (from 1) takes, and what it leaves, where nobody interrupts it."""
+    made = _just_before(kind, batches(STEPS)[:step])
+    with interrupted_at(0) as seen:
+        made[1].step()
+    return seen[0], image(made)
+
+
 def interrupt(kind: str, step: int, share: float, expected: dict[str, Any]) -> str:
     """One run that is interrupted in the step with this number (from 1) after this share of its calls.
 
@@ -168,19 +178,15 @@ def interrupt(kind: str, step: int, share: float, expected: dict[str, Any]) -> s
         What went wrong; "" for nothing.
     """
     data = batches(STEPS + 1)
-    calls = 0
-    for rehearsal in (True, False):
-        made = _just_before(kind, data[:step])
-        before = image(made)
-        try:
-            with interrupted_at(0 if rehearsal else 1 + int(share * calls)) as seen:
-                made[1].step()
-            after = image(made)
-            calls = seen[0]
-        except Interrupted:
-            break
-    else:
+    calls, after = rehearsed(kind, step)
+    made = _just_before(kind, data[:step])
+    before = image(made)
+    try:
+        with interrupted_at(1 + int(share * calls)):
+            made[1].step()
         return ""  # it came to its end before
+    except Interrupted:
+        pass
     left = image(made)
     structure = {name for name in before if name.endswith("/mask")}
     old, new = (all(torch.equal(left[n], state[n]) for n in structure) for state in (before, after))
@@ -214,15 +220,10 @@ def resume(kind: str, step: int, share: float) -> str:
         What of the two differs at the end; "" for nothing.
     """
     data = batches(STEPS)
-    calls = 0
-    for rehearsal in (True, False):
-        made = _just_before(kind, data[:step])
-        try:
-            with interrupted_at(0 if rehearsal else 1 + int(share * calls)) as seen:
-                made[1].step()
-            calls = seen[0]
-        except Interrupted:
-            pass
+    calls, _ = rehearsed(kind, step)
+    made = _just_before(kind, data[:step])
+    with suppress(Interrupted), interrupted_at(1 + int(share * calls)):
+        made[1].step()
     other = KINDS[kind]()
     with made[2].full_width(), other[2].full_width():
         saved = copy.deepcopy([one.state_dict() for one in made])

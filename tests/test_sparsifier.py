@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import io
 
 import pytest
 import torch
@@ -98,51 +100,93 @@ def test_sparse_mends_weights_that_somebody_else_wrote() -> None:
             assert (model.get_parameter(name)[~mask] == 0).all()
 
 
-@pytest.mark.parametrize("criterion", ["magnitude", "taylor"])
+RESUMED = [
+    IEE,
+    regrow.IEE(h=5, j=4, q=3, start="criterion", start_steps=8),
+    regrow.RigL(interval=7),
+    regrow.GMP(interval=7),
+    regrow.SET(interval=7),
+]
+Made = tuple[nn.Module, torch.optim.Optimizer, regrow.Sparsifier]
+
+
+def for_resuming(method, criterion, state=None) -> Made:
+    """A run, before its first step; with the weights of this state loaded before it is attached."""
+    model = network()
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01)
+    if state is not None:
+        model.load_state_dict(state)
+    return model, optimizer, attach(model, optimizer, method=method, criterion=criterion, total_steps=50)
+
+
+@functools.cache
+def uninterrupted(number: int, criterion: str) -> tuple[list[bytes], list[list], list]:
+    """A run's state before each of its steps and at the end, as `torch.save` writes it and as it is, and what has been
+    spent until then."""
+    made = for_resuming(RESUMED[number], criterion)
+    states, written, costs = [], [], []
+    for batch in (*batches(50), None):
+        states.append(copy.deepcopy([one.state_dict() for one in made]))
+        file = io.BytesIO()
+        torch.save(states[-1], file)
+        written.append(file.getvalue())
+        costs.append(made[2].training_cost() if len(states) > 1 else {})
+        if batch is not None:
+            train(*made[:2], [batch])
+    return written, states, costs
+
+
+def resumed(method, criterion, load_first, written: bytes) -> Made:
+    """A run that goes on from a state."""
+    for_model, for_optimizer, for_sparsifier = torch.load(io.BytesIO(written), weights_only=True)
+    model, optimizer, sparsifier = for_resuming(
+        method, criterion, for_model if load_first == "before attaching" else None
+    )
+    if load_first == "model":
+        model.load_state_dict(for_model)
+    optimizer.load_state_dict(for_optimizer)
+    sparsifier.load_state_dict(for_sparsifier)
+    if load_first == "sparsifier":
+        model.load_state_dict(for_model)
+    assert same(snapshot(model), for_model)
+    return model, optimizer, sparsifier
+
+
+@pytest.mark.parametrize("number", range(len(RESUMED)), ids=lambda number: repr(RESUMED[number]))
+def test_resumed_at_every_step_equals_uninterrupted(number) -> None:
+    """Longer than a cycle, after which all that there is must be the same; the next test goes on to the end."""
+    written, states, costs = uninterrupted(number, "taylor")
+    for step in range(50):
+        made = resumed(RESUMED[number], "taylor", "model", written[step])
+        then = min(step + 13, 50)
+        train(*made[:2], batches(50)[step:then])
+        # what was spent is added up anew where a run is saved: the same but for rounding
+        found, expected = (
+            [for_model, for_optimizer, {**for_sparsifier, "ledger": None}]
+            for for_model, for_optimizer, for_sparsifier in ([one.state_dict() for one in made], states[then])
+        )
+        assert attack_states.equal(found, expected), step
+        assert made[2].training_cost() == pytest.approx(costs[then])
+
+
 @pytest.mark.parametrize(
-    "method",
+    ("number", "criterion", "load_first"),
     [
-        IEE,
-        regrow.IEE(h=5, j=4, q=3, start="criterion", start_steps=8),
-        regrow.RigL(interval=7),
-        regrow.GMP(interval=7),
-        regrow.SET(interval=7),
+        (number, criterion, order)
+        for number in range(len(RESUMED))
+        for i, criterion in enumerate(("magnitude", "taylor"))
+        # either criterion with each order, with another method
+        for order in (("model", "sparsifier") if (number + i) % 2 else ("model", "before attaching"))
     ],
-    ids=repr,
 )
-@pytest.mark.parametrize("load_first", ["model", "sparsifier", "before attaching"])
-def test_resumed_at_every_step_equals_uninterrupted(method, criterion, load_first, tmp_path) -> None:
-    data = batches(50)
-
-    def fresh():
-        model = network()
-        return model, torch.optim.AdamW(model.parameters(), 0.01)
-
-    model, optimizer = fresh()
-    sparsifier = attach(model, optimizer, method=method, criterion=criterion, total_steps=50)
-    states = []
-    for batch in data:
-        states.append(copy.deepcopy((model.state_dict(), optimizer.state_dict(), sparsifier.state_dict())))
-        train(model, optimizer, [batch])
-    end, history, cost = snapshot(model), sparsifier.history, sparsifier.training_cost()
-    for step in range(0, 50, 1 if load_first == "model" and criterion == "taylor" else 6):
-        torch.save(states[step], tmp_path / "state.pt")
-        for_model, for_optimizer, for_sparsifier = torch.load(tmp_path / "state.pt", weights_only=True)
-        model, optimizer = fresh()
-        if load_first == "before attaching":
-            model.load_state_dict(for_model)
-        sparsifier = attach(model, optimizer, method=method, criterion=criterion, total_steps=50)
-        if load_first == "model":
-            model.load_state_dict(for_model)
-        optimizer.load_state_dict(for_optimizer)
-        sparsifier.load_state_dict(for_sparsifier)
-        if load_first == "sparsifier":
-            model.load_state_dict(for_model)
-        assert same(snapshot(model), for_model), step
-        train(model, optimizer, data[step:])
-        assert same(end, snapshot(model)), step
-        assert sparsifier.history == history
-        assert sparsifier.training_cost() == pytest.approx(cost)
+def test_resumed_in_any_order_equals_uninterrupted(number, criterion, load_first) -> None:
+    written, states, costs = uninterrupted(number, criterion)
+    for step in range(0, 50, 6):
+        model, optimizer, sparsifier = resumed(RESUMED[number], criterion, load_first, written[step])
+        train(model, optimizer, batches(50)[step:])
+        assert same(states[50][0], snapshot(model)), step
+        assert sparsifier.history == states[50][2]["history"]
+        assert sparsifier.training_cost() == pytest.approx(costs[50])
 
 
 @pytest.mark.parametrize(

@@ -31,3 +31,16 @@ def one_server() -> Iterator[None]:
     if getattr(forkserver._forkserver, "_forkserver_pid", None) is not None:
         with Server(1) as server:
             leave(server)
+
+
+# what takes longest comes first, so that no worker is left with it at the end
+LONG = (
+    "study/test_comparison.py::test_demo", "study/test_comparison.py::test_interrupted_and_continued",
+    "study/test_comparison.py::test_a_comparison", "study/test_comparison.py::test_killed_with_its_runs",
+    "study/test_pool.py", "training/test_processes.py", "training/test_resume.py::test_killed",
+    "training/test_resume.py::test_asked_to_stop", "training/test_loop.py::test_large_recipes",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.removeprefix("tests/").startswith(LONG))

@@ -239,6 +239,7 @@ def test_damaged_failures_are_refused(tmp_path: Path, failures: Any, said: str) 
     assert str(caught.value) == f"{directory / 'results.json'} is damaged: {said}: restore it or delete it"
 
 
+@pytest.mark.usefixtures("one_server")
 def test_a_real_comparison_has_all_of_it(tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ["compare", str(tiny.write(tmp_path)), "--methods", "iee,dense", "--seeds", "0", "--quiet"]

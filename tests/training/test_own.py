@@ -175,6 +175,7 @@ def test_help_lists_the_options(capsys):
     assert "--method.second.start" in text
 
 
+@pytest.mark.usefixtures("one_server")
 def test_a_comparison_with_two_classes_of_one_name(place, capsys):
     slow = "slow: {name: 'mine:Gentle', interval: 6, recipe: {pattern: {name: 'mine:More', sparsity: 0.5}}}"
     tiny.write(place, f"compare:\n  {slow}\n")

@@ -11,6 +11,7 @@ import torch
 
 from regrow.saliency import generator
 
+DROP_AND_GROW = ("rigl", "set", "granet", "snfs", "dsr", "mest", "chase")
 FIRST = ("momentum_buffer", "exp_avg", "grad_avg")
 SECOND = ("exp_avg_sq", "square_avg")
 
@@ -97,11 +98,11 @@ class Reference:
         self.model, self.params, self.optimizer, self.final = model, params, optimizer, counts
         self.method, self.o, self.criterion, self.total, self.seed = method, o, criterion, total_steps, seed
         self.step, self.update, self.explored = 0, 0, None
-        self.sums = {k: torch.zeros_like(p) for k, p in params.items()}
-        self.seen = 0
+        self.forget()
         self.dense_grad = {}
         self.memory = {k: p.detach().clone() for k, p in params.items()}
-        start_random = o.get("start", "random") == "random" and method in ("iee", "rigl", "set", "static")
+        moving = ("iee", "static", *DROP_AND_GROW)
+        start_random = o.get("start", "random") == "random" and method in moving
         self.active = {k: set(range(p.numel())) for k, p in params.items()}
         if not self.start():
             for i, (k, p) in enumerate(params.items()):
@@ -110,6 +111,9 @@ class Reference:
                 self.active[k] = self.best(k, score, range(p.numel()), self.target(k, -1))
         for k in params:
             self.write(k, self.active[k])
+        if method == "mest":
+            self.trains = {k: set(active) for k, active in self.active.items()}
+            self.grow("zero", beyond=0.3)
 
     # -- schedule
 
@@ -154,12 +158,15 @@ class Reference:
         return size - round(min(now / sparsity, 1.0) * (size - final))
 
     def churn(self, k, update):
-        if self.method not in ("iee", "rigl", "set", "granet"):
+        if self.method not in ("iee", "granet", "rigl", "set", "snfs", "dsr"):
             return 0
         t = self.begin() + update * self.length() + (self.o["h"] if self.method == "iee" else self.length())
-        share = (0.5 if self.method == "granet" else 0.3) / 2 * (1 + math.cos(math.pi * t / self.until()))
-        target = self.target(k, update)
+        share = self.budget(t)
+        target = len(self.active[k]) if self.method == "snfs" else self.target(k, update)
         return 0 if target == self.size(k) else int(share * target)
+
+    def budget(self, step):
+        return (0.5 if self.method == "granet" else 0.3) / 2 * (1 + math.cos(math.pi * step / self.until()))
 
     def size(self, k):
         """Of a parameter, in units."""
@@ -171,9 +178,14 @@ class Reference:
         return self.rule.best(score, among, k, occupied, self.axes.get(name, -1))
 
     def score(self, k, role, i):
-        if role == "grow" and self.method == "set":
+        if self.method == "mest" and role == "prune":
+            weight, grad = self.last[k]
+            return (weight * grad).abs() if self.criterion == "taylor" else weight.abs() + 0.01 * grad.abs()
+        if role == "grow" and self.method == "snfs":
+            return (self.grad_sums[k] / max(self.steps_seen, 1)).abs()
+        if role == "grow" and self.method in ("set", "dsr", "mest"):
             return torch.rand(self.params[k].shape, generator=generator(self.seed, self.step, i))
-        if role == "grow" and self.method in ("rigl", "granet"):
+        if role == "grow" and self.method in ("rigl", "granet", "chase"):
             return self.dense_grad[k]
         if self.criterion == "taylor":
             return self.sums[k] / max(self.seen, 1)
@@ -238,6 +250,10 @@ class Reference:
         loss_fn(self.model).backward()
         grads = {k: p.grad.clone() for k, p in self.params.items()}
         self.dense_grad = {k: g.abs() for k, g in grads.items()}
+        self.last = {k: (p.detach().clone(), grads[k]) for k, p in self.params.items()}
+        for k, g in grads.items():
+            self.grad_sums[k] += g
+        self.steps_seen += 1
         if self.criterion == "taylor" and not self.start() <= self.step < self.begin():
             for k, p in self.params.items():
                 self.sums[k] += (p.detach() * grads[k]).abs()
@@ -291,16 +307,53 @@ class Reference:
                 self.update += 1
         elif position == self.length():
             self.prune()
-            if self.method in ("rigl", "set", "granet"):
+            if self.method in ("mest", "chase"):
+                if self.update < self.updates() - 1:
+                    self.grow("zero", beyond=self.budget(self.step))
+            elif self.method in DROP_AND_GROW:
                 self.grow("zero")
             self.update += 1
+            self.forget()
 
     def prune(self):
-        for i, k in enumerate(self.params):
-            keep = self.target(k, self.update) - self.churn(k, self.update)
-            self.trains[k] = self.write(k, self.best(k, self.score(k, "prune", i), self.active[k], keep))
+        scores = {k: self.score(k, "prune", i) for i, k in enumerate(self.params)}
+        before = {k: len(a) if self.method == "snfs" else self.target(k, self.update) for k, a in self.active.items()}
+        keep = {k: count - self.churn(k, self.update) for k, count in before.items()}
+        if self.method in ("dsr", "chase"):
+            first = {k: self.best(k, scores[k], among, 1) for k, among in self.active.items()}
+            rest = {k: among - first[k] for k, among in self.active.items()}
+            more = self.best_of_all(scores, rest, sum(keep.values()) - len(first))
+            best = {k: first[k] | more[k] for k in first}
+        else:
+            best = {k: self.best(k, scores[k], self.active[k], n) for k, n in keep.items()}
+        for k in self.params:
+            self.trains[k] = self.write(k, best[k])
         if self.method == "iee" or self.method in ("gmp", "oneshot", "acdc"):
             self.forget()
+
+    def best_of_all(self, scores, among, n):
+        order = list(among)
+        pool = [(-scores[k].flatten()[i].item(), order.index(k), i) for k in order for i in among[k]]
+        best = sorted(pool)[:n]
+        return {k: {i for _, which, i in best if order[which] == k} for k in order}
+
+    def to_grow(self, scores, beyond):
+        """What each parameter grows: its best, as many as it is given; or the best of all."""
+        outside = {k: set(range(p.numel())) - self.active[k] for k, p in self.params.items()}
+        missing = {}
+        for k in self.params:
+            target = self.target(k, self.update)
+            missing[k] = min(self.size(k), target + int(beyond * target)) - len(self.active[k]) // self.rule.unit
+        if self.method == "chase":
+            return self.best_of_all(scores, outside, sum(missing.values()))
+        if self.method in ("dsr", "snfs"):
+            total, room = sum(missing.values()), {k: len(o) for k, o in outside.items()}
+            if self.method == "dsr":
+                weight = {k: float(len(a)) for k, a in self.active.items()}
+            else:
+                weight = {k: scores[k].flatten()[sorted(a)].double().mean().item() for k, a in self.active.items()}
+            missing = shares(total, weight, room)
+        return {k: self.best(k, scores[k], outside[k], missing[k], self.active[k]) for k in self.params}
 
     def reactivate(self):
         frozen = self.o.get("freeze", True) and self.o["q"] > 0
@@ -311,11 +364,10 @@ class Reference:
         self.buffers = [b.clone() for b in self.model.buffers()] if frozen else None
         self.forget()
 
-    def grow(self, init):
-        for i, k in enumerate(self.params):
-            outside = set(range(self.params[k].numel())) - self.active[k]
-            missing = self.target(k, self.update) - len(self.active[k]) // self.rule.unit
-            new = self.active[k] | self.best(k, self.score(k, "grow", i), outside, missing, self.active[k])
+    def grow(self, init, beyond=0.0):
+        grown = self.to_grow({k: self.score(k, "grow", i) for i, k in enumerate(self.params)}, beyond)
+        for k in self.params:
+            new = self.active[k] | grown[k]
             self.explored_was, before = self.explored, self.active[k]
             if self.explored is not None:
                 self.explored = {**self.explored, k: set(before)}  # what counts as there already
@@ -325,7 +377,24 @@ class Reference:
 
     def forget(self):
         self.sums = {k: torch.zeros_like(p) for k, p in self.params.items()}
-        self.seen = 0
+        self.grad_sums = {k: torch.zeros_like(p) for k, p in self.params.items()}
+        self.seen = self.steps_seen = 0
+
+
+def shares(total, weight, room):
+    """Whole parts first, then one each to the largest remainders; again for what did not fit."""
+    given = dict.fromkeys(weight, 0)
+    while total:
+        free = [k for k in weight if given[k] < room[k]]
+        part = {k: total * (weight[k] / sum(weight[f] for f in free)) for k in free}
+        whole = {k: min(int(part[k]), room[k] - given[k]) for k in free}
+        if all(whole[k] == int(part[k]) for k in free):
+            for k in sorted((k for k in free if given[k] + whole[k] < room[k]), key=lambda k: whole[k] - part[k]):
+                whole[k] += sum(whole.values()) < total
+        for k in free:
+            given[k] += whole[k]
+        total -= sum(whole.values())
+    return given
 
 
 class Straight:

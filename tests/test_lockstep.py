@@ -33,6 +33,10 @@ OPTIONS = {
     "dense": {},
     "acdc": {"sparse": 7, "dense": 5, "warm_up": 0.1},
     "granet": {"interval": 7},
+    "snfs": {"interval": 7},
+    "dsr": {"interval": 7},
+    "mest": {"interval": 7},
+    "chase": {"interval": 7},
     "ste": {"every": 3},
     "srste": {"every": 2},
 }

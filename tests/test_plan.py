@@ -15,7 +15,7 @@ from regrow.plan import matching_steps, planned_cost, planned_ledger
 from regrow.tracing.flops import count_flops
 from test_lockstep import OPTIONS
 
-PLANS = [(METHODS[name](**options)) for name, options in OPTIONS.items()] + [
+PLANS = [(METHODS[name](**options)) for name, options in OPTIONS.items() if not METHODS[name].shares_out] + [
     IEE(h=4, j=3, q=2, ramp=0.3),
     IEE(h=4, j=3, q=2, freeze=False),
     IEE(h=4, j=3, q=0),

@@ -1,8 +1,10 @@
 """regrow: make PyTorch models sparse while they train.
 
 >>> import regrow
->>> sorted(regrow.methods.METHODS)
-['acdc', 'dense', 'gmp', 'granet', 'halp', 'iee', 'oneshot', 'rigl', 'set', 'srste', 'static', 'ste', 'uniform']
+>>> regrow.Weights(0.9, "erk").sparsity
+0.9
+>>> "rigl" in regrow.methods.METHODS
+True
 """
 
 from __future__ import annotations
@@ -16,7 +18,25 @@ from regrow.version import __version__ as __version__
 if TYPE_CHECKING:
     from regrow.batchnorm import recalibrate
     from regrow.errors import UserError
-    from regrow.methods import ACDC, GMP, HALP, IEE, SET, SRSTE, STE, Dense, GraNet, OneShot, RigL, Static, Uniform
+    from regrow.methods import (
+        ACDC,
+        DSR,
+        GMP,
+        HALP,
+        IEE,
+        MEST,
+        SET,
+        SNFS,
+        SRSTE,
+        STE,
+        Chase,
+        Dense,
+        GraNet,
+        OneShot,
+        RigL,
+        Static,
+        Uniform,
+    )
     from regrow.patterns import NM, Blocks, Channels, Weights
     from regrow.schedule import Budget
     from regrow.sparsifier import Sparsifier
@@ -28,12 +48,16 @@ _HOMES = {
     "errors": ["UserError"],
     "methods": [
         "ACDC",
+        "DSR",
         "GMP",
         "HALP",
         "IEE",
+        "MEST",
         "SET",
+        "SNFS",
         "SRSTE",
         "STE",
+        "Chase",
         "Dense",
         "GraNet",
         "OneShot",
@@ -49,8 +73,9 @@ _HOMES = {
 }
 
 __all__ = [
-    "ACDC", "GMP", "HALP", "IEE", "NM", "SET", "SRSTE", "STE", "Blocks", "Budget", "Channels", "Dense", "GraNet",
-    "OneShot", "RigL", "Sparsifier", "Static", "Uniform", "UserError", "Weights", "load", "recalibrate", "save",
+    "ACDC", "DSR", "GMP", "HALP", "IEE", "MEST", "NM", "SET", "SNFS", "SRSTE", "STE", "Blocks", "Budget", "Channels",
+    "Chase", "Dense", "GraNet", "OneShot", "RigL", "Sparsifier", "Static", "Uniform", "UserError", "Weights", "load",
+    "recalibrate", "save",
 ]  # fmt: skip
 
 

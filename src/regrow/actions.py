@@ -9,6 +9,7 @@ from typing import Literal
 
 from regrow.state import Init
 
+Share = Literal["fixed", "survivors", "scores", "all"]
 How = Literal["random", "criterion"]
 Final = Mapping[str, tuple[int, int]]  # parameter → (active, all) of its units once the target is reached
 
@@ -25,10 +26,14 @@ class Start:
 @dataclass(frozen=True)
 class Prune:
     """Keeps the most important active units: as many as this sparsity leaves, less the share `churn` of them in every
-    layer that is not dense, which a `Grow` is to replace."""
+    layer that is not dense, which a `Grow` is to replace.
+
+    `layers` says how many each layer keeps: ``"fixed"`` what the pattern gives it; ``"now"`` what it has come to, where
+    growing shares out anew; ``"all"`` what is among the best of all layers ranked together."""
 
     sparsity: float
     churn: float = 0.0
+    layers: Literal["fixed", "now", "all"] = "fixed"
 
 
 @dataclass(frozen=True)
@@ -41,10 +46,16 @@ class Explore:
 
 @dataclass(frozen=True)
 class Grow:
-    """Adds the most important units outside of the active structure, until this sparsity; the rest is removed."""
+    """Adds the most important units outside of the active structure, until this sparsity; the rest is removed.
+
+    `beyond` adds that share of each layer's units more, which the next `Prune` takes back (MEST's soft memory bound).
+    `layers` says where units are added: ``"fixed"`` as the pattern gives each layer; in proportion to each layer's
+    ``"survivors"`` (DSR), or to the mean score of its active units (SNFS); or the best of ``"all"`` layers."""
 
     sparsity: float
     init: Init = "mru"
+    beyond: float = 0.0
+    layers: Share = "fixed"
 
 
 @dataclass(frozen=True)
@@ -75,8 +86,39 @@ def kept(count: int, size: int, churn: float) -> int:
     return count if count == size else count - math.floor(churn * count)
 
 
+def with_more(count: int, size: int, beyond: float) -> int:
+    """How many units a layer of `count` active ones has with this share of them more."""
+    return min(size, count + math.floor(beyond * count))
+
+
+def shared(total: int, weights: Mapping[str, float], room: Mapping[str, int]) -> dict[str, int]:
+    """Shares units out among layers in proportion to weights, none getting more than it has room for: whole parts
+    first, then one each by the largest remainders; what does not fit goes to the others, in proportion again.
+
+    Args:
+        total: at most all the room there is.
+        weights: of each layer, not negative; where none of those with room left has any, all count the same.
+        room: of each layer.
+    """
+    given = dict.fromkeys(weights, 0)
+    while total > 0:
+        free = {name: room[name] - given[name] for name in weights if room[name] > given[name]}
+        whole = sum(weights[name] for name in free)
+        part = {name: total * (weights[name] / whole if whole > 0 else 1 / len(free)) for name in free}
+        more = {name: min(math.floor(part[name]), free[name]) for name in free}
+        if all(more[name] == math.floor(part[name]) for name in free):  # whoever is full leaves the others more
+            open_ = [name for name in free if more[name] < free[name]]
+            for name in sorted(open_, key=lambda name: more[name] - part[name])[: total - sum(more.values())]:
+                more[name] += 1
+        for name, count in more.items():
+            given[name] += count
+        total -= sum(more.values())
+    return given
+
+
 def counts_after(action: Action, final: Final, now: Mapping[str, int]) -> dict[str, int]:
-    """Active units per layer once an action is carried out.
+    """Active units per layer once an action is carried out; where layers are ranked together or share anew, as if they
+    kept the pattern's counts.
 
     Args:
         action: that a method asks for.
@@ -86,7 +128,10 @@ def counts_after(action: Action, final: Final, now: Mapping[str, int]) -> dict[s
     match action:
         case Explore():
             return dict(now)
-        case Prune(sparsity, churn):
-            return {name: kept(count, final[name][1], churn) for name, count in counts_at(final, sparsity).items()}
+        case Prune(sparsity, churn, layers):
+            before = now if layers == "now" else counts_at(final, sparsity)
+            return {name: kept(count, final[name][1], churn) for name, count in before.items()}
+        case Grow(sparsity, _, beyond):
+            return {name: with_more(n, final[name][1], beyond) for name, n in counts_at(final, sparsity).items()}
         case _:
             return counts_at(final, action.sparsity)

@@ -29,6 +29,8 @@ class Criterion:
     there, a channel's score is the absolute value of the sum over all that goes with the channel (on the scale and
     shift of its norms, if it has any), and not the mean over its weights (Molchanov et al. 2019; HALP, section 3.1).
 
+    `after` is what becomes of the average over steps, such as its absolute value.
+
     `by_size` says that it ranks entries, and blocks of them by their mean, by \\|w\\|, as soft projections need it.
     """
 
@@ -38,6 +40,7 @@ class Criterion:
     uses_generator: bool
     signed: Signed | None = None
     by_size: bool = False
+    after: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, weight: Tensor, grad: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Scores in fp32, NaN (never chosen) as the lowest; shape of `weight`.
@@ -91,10 +94,13 @@ class Criterion:
 
 
 def register(
-    function: Callable[..., Tensor], signed: Signed | None = None, by_size: bool = False
+    function: Callable[..., Tensor],
+    signed: Signed | None = None,
+    by_size: bool = False,
+    after: Callable[[Tensor], Tensor] | None = None,
 ) -> Callable[..., Tensor]:
     """Makes a function a criterion under its own name."""
-    CRITERIA[function.__name__] = replace(Criterion.of(function), signed=signed, by_size=by_size)
+    CRITERIA[function.__name__] = replace(Criterion.of(function), signed=signed, by_size=by_size, after=after)
     return function
 
 
@@ -120,6 +126,48 @@ def taylor(weight: Tensor, grad: Tensor) -> Tensor:
 def gradient(weight: Tensor, grad: Tensor) -> Tensor:
     """\\|∂w\\|: RigL's criterion for growing (Evci et al. 2020)."""
     return grad.abs()
+
+
+@partial(register, after=torch.abs)
+def momentum(weight: Tensor, grad: Tensor) -> Tensor:
+    """\\|mean of ∂w\\| over the steps that score: SNFS's criterion for growing (Dettmers & Zettlemoyer 2019), whose
+    mean fades exponentially."""
+    return grad
+
+
+@partial(register, after=torch.abs)
+def snip(weight: Tensor, grad: Tensor) -> Tensor:
+    """\\|mean of w·∂w\\| over the steps that score: the sensitivity of connections (Lee et al. 2019,
+    arXiv:1810.02340)."""
+    return weight * grad
+
+
+@register
+def fisher(weight: Tensor, grad: Tensor) -> Tensor:
+    """½·w²·∂w²: the loss change of removing an entry by the empirical Fisher information of whole batches (Theis et al.
+    2018, arXiv:1801.05787)."""
+    return (weight * grad).square_().div_(2)
+
+
+@register
+def movement(weight: Tensor, grad: Tensor) -> Tensor:
+    """−w·∂w: high where training moves an entry away from zero (Sanh et al. 2020, arXiv:2005.07683); for
+    fine-tuning."""
+    return (weight * grad).neg_()
+
+
+@register
+def lamp(weight: Tensor) -> Tensor:
+    """w² / Σ of all w² of the layer that are as large or larger (Lee et al. 2021, arXiv:2010.07611): ranks within a
+    layer as magnitude does, and all layers together (``scope="global"``) without a distribution."""
+    flat = weight.double().flatten().square()  # of which the smallest are not zero, as in fp32
+    order = flat.argsort(stable=True)
+    rest = flat[order].flip(0).cumsum(0).flip(0)
+    return (
+        torch.empty_like(flat)
+        .index_put_((order,), flat[order] / rest.clamp(min=torch.finfo(flat.dtype).tiny))
+        .view(weight.shape)
+    )
 
 
 @register

@@ -116,7 +116,8 @@ class Saliency:
             sums = self._sums.get(role, {})
             if name not in sums:  # it took part in no step
                 return torch.zeros_like(state.param, dtype=torch.float32)
-            return sums[name] / self._steps[role][name].clamp(min=1)
+            mean = sums[name] / self._steps[role][name].clamp(min=1)
+            return mean if criterion.after is None else criterion.after(mean)
         index = list(self.states).index(name)
         return criterion(state.values(), generator=generator(self.seed, step, index))
 

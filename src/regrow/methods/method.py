@@ -27,6 +27,7 @@ class Method(ABC):
     sparsifies: ClassVar[bool] = True
     channels_only: ClassVar[bool] = False
     repeats: ClassVar[bool] = False  # whether it lives on many updates, each of them small
+    shares_out: ClassVar[bool] = False  # whether layers do not keep the counts that the pattern gives them
 
     start_steps: int | None = None  # an option of methods that may start from a trained model
 
@@ -70,10 +71,14 @@ class Method(ABC):
         """Refuses a pattern that the method cannot work with.
 
         Raises:
-            UserError: it is for channels only.
+            UserError: it is for channels only, or for single weights only.
         """
         if self.channels_only and pattern.name != "channels":
             raise UserError(f"{self.name} removes channels; use pattern=regrow.Channels(...) with it")
+        if self.shares_out and pattern.name != "weights":
+            raise UserError(
+                f"{self.name} shares single weights out among layers; use pattern=regrow.Weights(...) with it"
+            )
 
     def scorings(self, criterion: Criterion) -> Mapping[str, tuple[Scoring, ...]]:
         """What is scored in which phase, by its name."""

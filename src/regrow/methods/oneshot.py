@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from regrow.actions import Action, Prune, Start
 from regrow.criteria import Criterion
@@ -30,6 +30,17 @@ class OneShot(Method):
 
     h: int | None = None
     criterion: str | None = None
+
+    @classmethod
+    def snip(cls, h: int = 1, **options: Any) -> OneShot:
+        """SNIP (Lee et al. 2019, arXiv:1810.02340): prunes at initialization by the sensitivity of connections; the
+        paper ranks all layers together, as ``Weights(…, scope="global")`` does.
+
+        Args:
+            h: batches that it is estimated on, with which the dense network trains here.
+            options: others of `OneShot`.
+        """
+        return cls(**{"h": h, "criterion": "snip", **options})
 
     def __post_init__(self) -> None:
         super().__post_init__()

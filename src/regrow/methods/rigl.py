@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from regrow.actions import Action, Grow, How, Prune, Start
 from regrow.criteria import Criterion
@@ -75,3 +75,14 @@ class RigL(DropAndGrow):
 
     name: ClassVar[str] = "rigl"
     growth: ClassVar[str] = "gradient"
+
+    @classmethod
+    def itop(cls, interval: int = 1500, **options: Any) -> RigL:
+        """In-time over-parameterization (Liu et al. 2021, arXiv:2102.02887): rarer updates that replace more, to the
+        end of training.
+
+        Args:
+            interval: the paper's for CIFAR, of 250 epochs; 4000 for ImageNet.
+            options: others of `RigL`.
+        """
+        return cls(**{"interval": interval, "budget": Budget("cosine", 0.5), "update_end": 1.0, **options})

@@ -119,6 +119,7 @@ class ChannelSaliency(Saliency):
                 self.rank(CRITERIA["magnitude"], name, step) * sums[_ALL].mean().cpu() / self._steps[role][_ALL].cpu()
             )
         found = (mine / self._steps[role][_ALL].clamp(min=1)).cpu()
+        found = found if criterion.after is None else criterion.after(found)
         return found if criterion.signed else _even(found)
 
     def rank(self, criterion: Any, name: str, step: int) -> Tensor:

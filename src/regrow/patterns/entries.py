@@ -11,13 +11,26 @@ import torch
 from torch import Tensor, nn
 
 from regrow import codes
-from regrow.actions import Action, Explore, Final, Grow, Prune, Select, Start, counts_after, counts_at, sparsity_of
+from regrow.actions import (
+    Action,
+    Explore,
+    Final,
+    Grow,
+    Prune,
+    Select,
+    Start,
+    counts_after,
+    counts_at,
+    shared,
+    sparsity_of,
+)
 from regrow.criteria import CRITERIA
 from regrow.latent import Latent
 from regrow.patterns.layers import Selection
 from regrow.patterns.pattern import Pattern
 from regrow.saliency import Role, Saliency, generator
 from regrow.schedule import Span
+from regrow.selection import top_k_of_all
 from regrow.state import Init
 from regrow.units import Attached, Units, check_ranks_at_once
 
@@ -156,7 +169,12 @@ class EntryUnits(Units):
             self._keep(action, self._by("prune"), span.latent)
 
     def _prune(self, action: Prune, span: Span) -> None:
-        self._keep(action, self._by("prune"), span.latent)
+        if action.layers == "all":
+            active = {name: state.active for name, state in self.states.items()}
+            scores = {name: self._by("prune")(name) for name in active}
+            self._drop(active, top_k_of_all(scores, sum(self._counts(action).values()), active, floor=1), span.latent)
+        else:
+            self._keep(action, self._by("prune"), span.latent)
 
     def _explore(self, action: Explore, span: Span) -> None:
         if action.value == "zero" and self._are_latent():
@@ -180,14 +198,29 @@ class EntryUnits(Units):
     def _grow(self, action: Grow, span: Span) -> None:
         active = {name: state.active for name, state in self.states.items()}
         outside = {name: ~mask for name, mask in active.items()}
-        counts = self._counts(action)
-        missing = {name: counts[name] - self._count_of(mask) for name, mask in active.items()}
-        chosen = self._choose(self._by("grow"), missing, outside, active)
+        chosen = self._to_grow(action, active, outside)
         self._become({name: active[name] | chosen[name] for name in self.states}, action.init, span.latent)
         for name, state in self.states.items():
             new = state.active & outside[name]
             self._count(grown=new, regrown=new & state.previous)
             state.mark(grown=new)
+
+    def _to_grow(self, action: Grow, active: Masks, outside: Masks) -> Masks:
+        """The best of what is outside, as many as are missing, in the layers that the action wants them in."""
+        scores, counts = self._by("grow"), self._counts(action)
+        missing = {name: counts[name] - self._count_of(mask) for name, mask in active.items()}
+        if action.layers == "all":
+            return top_k_of_all({name: scores(name) for name in active}, sum(missing.values()), outside)
+        if action.layers != "fixed":
+            room = {name: self._count_of(mask) for name, mask in outside.items()}
+            weights = {
+                name: float(
+                    mask.sum() if action.layers == "survivors" else scores(name)[mask].double().mean().nan_to_num()
+                )
+                for name, mask in active.items()
+            }
+            missing = shared(sum(missing.values()), weights, room)
+        return self._choose(scores, missing, outside, active)
 
     def _select(self, action: Select, span: Span) -> None:
         before = {name: state.active for name, state in self.states.items()}
@@ -216,7 +249,11 @@ class EntryUnits(Units):
         """The best of what is active, to the counts of an action."""
         active = {name: state.active for name, state in self.states.items()}
         nothing = {name: torch.zeros_like(mask) for name, mask in active.items()}
-        self._become(self._choose(scores, self._counts(action), active, nothing), latent=latent)
+        self._drop(active, self._choose(scores, self._counts(action), active, nothing), latent)
+
+    def _drop(self, active: Masks, chosen: Masks, latent: Latent | None) -> None:
+        """Leaves what is chosen of the active units."""
+        self._become(chosen, latent=latent)
         for name, state in self.states.items():
             still = state.active
             self._count(pruned=active[name] & ~still, grown_before=state.grown, survived=state.grown & still)

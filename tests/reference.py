@@ -533,6 +533,8 @@ class Straight:
                     new.view(-1)[i] = torch.lerp(old[i], new.view(-1)[i], gain)
             for i in set(range(p.numel())) - self.trained[k] if live else ():
                 new.view(-1)[i] = old[i]
+            for i in set(range(p.numel())) - self.active[k] if self.started and not live else ():
+                new.view(-1)[i] = 0.0
             self.latent[k] = new
         scores = self.sums if taylor else {k: v.abs() for k, v in self.latent.items()}
         if not self.started and self.step == start:

@@ -113,6 +113,7 @@ def test_every_method_with_every_optimizer(method: str, optimizer: str, criterio
         {"start": "criterion"},
         {"q": 0, "shadow_speed": 0.1},
         {"q": 0, "shadow_speed": 0.3, "shadow_every": 3},
+        {"q": 0, "shadow_speed": 0.5, "p": 3.0},
         {"q": 0, "improve": False, "j": 0, "h": 1, "update_end": 1.0},
         {"ramp": 0.0},
         {"ramp": 0.5, "start": "criterion", "grown_init": "explored"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 import regrow
 from engine import attach, batches, network, train
@@ -38,6 +39,21 @@ def test_what_cannot_be_previewed_in_memory_is_explored(
     assert IEE(h=3, j=2).resolve(pattern, criterion).q == 1
     assert IEE(q=0).resolve(pattern, criterion).q == 0  # what was said stays
     assert IEE(q=7, shadow_speed=0.5).resolve(pattern, criterion) == IEE(q=7, shadow_speed=0.5)
+
+
+def test_a_projection_is_of_a_preview() -> None:
+    with pytest.raises(UserError, match=r"p=3.0 is of the preview's projection, but nothing is previewed"):
+        IEE(q=5, p=3.0)
+    model = nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(
+        UserError, match=r"p=3.0 is of a preview in memory, which channels and criteria that use gradients"
+    ):
+        regrow.Sparsifier(
+            model, optimizer, pattern=Weights(0.5), method=IEE(p=3.0), criterion="taylor", total_steps=2000
+        )
+    with pytest.raises(UserError, match=r"p is 0.5"):
+        IEE(p=0.5)
 
 
 def test_a_real_exploration_needs_no_preview() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -55,6 +56,9 @@ class IEE(Method):
             `j`, with its momentum, second moments and decay; 0 leaves them at rest. None takes 0.2 with q=0, and 0
             where units are explored for real.
         shadow_every: use the dense gradient of every n-th step only, at √n times the speed.
+        p: of the projection that the network computes with during a preview (`regrow.latent`): 3 shrinks active
+            weights by what was removed, as Feather does, and needs a criterion that goes by magnitude; None leaves
+            them as they are.
 
     Raises:
         UserError: for options out of range, or that contradict each other.
@@ -77,6 +81,7 @@ class IEE(Method):
     ramp: float | None = None
     shadow_speed: float | None = None
     shadow_every: int = 1
+    p: float | None = None
 
     @classmethod
     def paper(cls, steps: int = 150, **options: Any) -> IEE:
@@ -102,6 +107,9 @@ class IEE(Method):
         check_steps("shadow_every", self.shadow_every, 1)
         if self.q == 0:
             self._check_nothing_explored()
+        if self.p is not None and not self.speed:
+            raise UserError(f"p={self.p} is of the preview's projection, but nothing is previewed; leave it out")
+        _ = self._latent  # which checks p
 
     @property
     def explored(self) -> int:
@@ -121,6 +129,11 @@ class IEE(Method):
             return super().resolve(pattern, criterion)
         q = max(1, (self.h + self.j) // 10) if self.q is None else self.q
         speed = 0.0 if self.shadow_speed is None else self.shadow_speed
+        if self.p is not None and not speed:
+            raise UserError(
+                f"p={self.p} is of a preview in memory, which channels and criteria that use gradients have none of; "
+                "leave it out"
+            )
         return super(IEE, dataclasses.replace(self, q=q, shadow_speed=speed)).resolve(pattern, criterion)
 
     @property
@@ -153,7 +166,8 @@ class IEE(Method):
 
     @property
     def _latent(self) -> Latent | None:
-        return Latent(self.speed, every=self.shadow_every) if self.speed else None
+        p = math.inf if self.p is None else self.p
+        return Latent(self.speed, p, self.shadow_every) if self.speed else None
 
     def at_start(self, target: float) -> Sequence[Action]:
         start = Start(self._sparsity(0.0, target), self.start)

@@ -172,13 +172,16 @@ class EntryUnits(Units):
         if action.layers == "all":
             active = {name: state.active for name, state in self.states.items()}
             scores = {name: self._by("prune")(name) for name in active}
-            self._drop(active, top_k_of_all(scores, sum(self._counts(action).values()), active, floor=1), span.latent)
+            self._drop(
+                active, top_k_of_all(scores, sum(self._counts(action).values()), active, floor=1), self._latent(span)
+            )
         else:
-            self._keep(action, self._by("prune"), span.latent)
+            self._keep(action, self._by("prune"), self._latent(span))
 
     def _explore(self, action: Explore, span: Span) -> None:
         if action.value == "zero" and self._are_latent():
-            self._become({name: state.active for name, state in self.states.items()}, "mru")
+            for state in self.states.values():  # what is out of use now arrives, at zero
+                state.transition(state.active.to(torch.uint8), "mru", span.latent)
         for state in self.states.values():
             code = torch.full_like(state.flags, codes.EXPLORED)
             code[state.active] = codes.FROZEN if span.trains == "removed" else codes.TRAINABLE
@@ -195,11 +198,16 @@ class EntryUnits(Units):
     def _are_latent(self) -> bool:
         return any(state.latent is not None for state in self.states.values())
 
+    def _latent(self, span: Span) -> Latent | None:
+        """How latent values train once an action is done: where they cease to, `enter` ends it after the last action,
+        so that all of them see the same values."""
+        return span.latent or next((state.latent for state in self.states.values()), None)
+
     def _grow(self, action: Grow, span: Span) -> None:
         active = {name: state.active for name, state in self.states.items()}
         outside = {name: ~mask for name, mask in active.items()}
         chosen = self._to_grow(action, active, outside)
-        self._become({name: active[name] | chosen[name] for name in self.states}, action.init, span.latent)
+        self._become({name: active[name] | chosen[name] for name in self.states}, action.init, self._latent(span))
         for name, state in self.states.items():
             new = state.active & outside[name]
             self._count(grown=new, regrown=new & state.previous)

@@ -346,3 +346,23 @@ def test_what_is_inside_another_optimizer_does_not_train_past_it() -> None:
     with pytest.raises(regrow.UserError, match="would be trained by an optimizer that regrow is not attached to"):
         optimizer.base_optimizer.step()
     assert attached.step_count == 0
+
+
+def test_a_compiled_step_does_what_a_plain_one_does() -> None:
+    ends = []
+    for wrap in (lambda step: step, lambda step: torch.compile(step, backend="eager")):
+        torch._dynamo.reset()
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+        sparsifier = attach(
+            model, optimizer, pattern=regrow.Weights(0.5, include=["7"]), method=regrow.RigL(interval=2), total_steps=6
+        )
+        step = wrap(optimizer.step)
+        for batch in batches(5):
+            optimizer.zero_grad()
+            loss_of(model, batch).backward()
+            step()
+        assert sparsifier.step_count == 5
+        assert len(sparsifier.history) == 2
+        ends.append(snapshot(model) | {f"mask of {name}": mask for name, mask in sparsifier.masks.items()})
+    assert same(*ends)

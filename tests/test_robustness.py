@@ -64,6 +64,36 @@ def test_resumed_where_everything_was_loaded_before_attaching(step, optimizer) -
         assert same(snapshot(model), snapshot(other))
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(
+    "method",
+    [regrow.IEE(h=5, j=4, q=3), regrow.IEE(h=5, j=4), regrow.STE(every=5, update_end=1.0), regrow.RigL(interval=7)],
+    ids=["exploration", "preview", "latent", "estimate"],
+)
+def test_what_runs_can_be_set_back_or_ahead_in_the_middle_of_any_phase(method, optimizer) -> None:
+    data = batches(40)
+    model = network()
+    parts = (model, OPTIMIZERS[optimizer](model))
+    parts = (*parts, attach(*parts, method=method, total_steps=40))
+    states = []
+    for batch in data:
+        states.append(copy.deepcopy([part.state_dict() for part in parts]))
+        train(*parts[:2], [batch])
+    end, masks = snapshot(model), parts[2].masks
+    for leaves, to in [(40, 2), (10, 7), (9, 11), (14, 3), (12, 30), (33, 10)]:
+        for order in ((0, 1, 2), (2, 1, 0)):
+            if leaves < 40:  # at the end it stands by itself
+                for i in order:
+                    parts[i].load_state_dict(copy.deepcopy(states[leaves - 1][i]))
+                train(*parts[:2], data[leaves - 1 : leaves])
+            for i in order:
+                parts[i].load_state_dict(copy.deepcopy(states[to][i]))
+            assert same(snapshot(model), states[to][0]), (leaves, to, order)
+            train(*parts[:2], data[to:])
+            assert same(end, snapshot(model)), (leaves, to, order)
+            assert same(masks, parts[2].masks), (leaves, to, order)
+
+
 def test_weights_or_momentum_loaded_from_outside_do_not_stay() -> None:
     dense, dense_optimizer = network(), None
     dense_optimizer = sgd(dense)

@@ -6,7 +6,7 @@ group, the thin model computes what the masked one computes: in eval mode and af
 difference at most 1e-5 of the largest output. torch-pruning counts as running if its pruner finishes in time, removes
 parameters, and the model still runs and gives outputs of the same shape; its numbers are not verified.
 
-    python benchmarks/coverage.py [--only NAME ...] [--again]
+    python benchmarks/coverage.py [--only NAME ...] [--again] [--regrow-only]
 
 Results go to results/coverage.json after each model; what is there is not run again. Each run has a process of its own.
 """
@@ -232,6 +232,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", help="names like torchvision:resnet50")
     parser.add_argument("--again", action="store_true", help="also what has been measured")
+    parser.add_argument("--regrow-only", action="store_true", help="keep what torch-pruning did the last time")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -247,7 +248,8 @@ def main() -> None:
         if (options.only and name not in options.only) or (name in records and not options.again):
             continue
         record = in_own_process("regrow", name, size)
-        record["torch_pruning"] = in_own_process("torch_pruning", name, size)
+        kept = records.get(name, {}).get("torch_pruning") if options.regrow_only else None
+        record["torch_pruning"] = kept or in_own_process("torch_pruning", name, size)
         records[name] = record
         save(records)
         print(name, "verified" if record["verified"] else record["reason"], "|", record["torch_pruning"], flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,9 +28,11 @@ class Chance:
         """The accuracy that guessing stays within in 99 of 100 cases (binomial); its mean where images are unknown."""
         if not self.images:
             return self.level
-        from scipy.stats import binom
+        from scipy.special import bdtr, bdtrik  # the binomial; scipy.stats takes a second to import
 
-        return float(binom.ppf(_SURE, self.images, self.level)) / self.images
+        reached = math.ceil(bdtrik(_SURE, self.images, self.level))  # a real number of hits solves it there
+        within = reached > 0 and bdtr(reached - 1, self.images, self.level) >= _SURE
+        return (reached - 1 if within else reached) / self.images
 
     def explains(self, accuracy: float) -> bool:
         """Whether this accuracy is not above chance. That of several runs must be their mean: as they are of the same

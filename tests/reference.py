@@ -154,7 +154,8 @@ class Reference:
             return size
         if initial is None:
             return final
-        now = initial + (sparsity - initial) * (1 - (1 - (update + 1) / self.updates()) ** 3)
+        progress = min((update + 1) / self.updates() / self.o.get("ramp_end", 1.0), 1.0)
+        now = initial + (sparsity - initial) * (1 - (1 - progress) ** 3)
         return size - round(min(now / sparsity, 1.0) * (size - final))
 
     def churn(self, k, update):

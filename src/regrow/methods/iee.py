@@ -52,6 +52,7 @@ class IEE(Method):
             takes 20 for criteria that use gradients and 0 for others, which choose when attaching.
         ramp: sparsity to start with; it rises to the target along GMP's cubic while updates go on. None starts at the
             target.
+        ramp_end: when it reaches the target, as a share of the updates.
         shadow_speed: speed, as a share of the optimizer's own, at which removed units train in memory during `h` and
             `j`, with its momentum, second moments and decay; 0 leaves them at rest. None takes 0.2 with q=0, and 0
             where units are explored for real.
@@ -79,6 +80,7 @@ class IEE(Method):
     start: How = "random"
     start_steps: int | None = None
     ramp: float | None = None
+    ramp_end: float = 1.0
     shadow_speed: float | None = None
     shadow_every: int = 1
     p: float | None = None
@@ -101,7 +103,7 @@ class IEE(Method):
         check_steps("j", self.j, 0)
         check_steps("q", self.explored, 0)
         check_start(self.start, self.start_steps)
-        check_ramp(self.ramp)
+        check_ramp(self.ramp, self.ramp_end)
         if not 0 <= self.speed <= hints.LARGEST:
             raise UserError(f"shadow_speed is {self.speed}, but must be a share of the optimizer's speed, at least 0")
         check_steps("shadow_every", self.shadow_every, 1)
@@ -162,7 +164,7 @@ class IEE(Method):
         return {"estimate": (Scoring("prune", criterion),), "explore": (Scoring("grow", criterion),)}
 
     def _sparsity(self, progress: float, target: float) -> float:
-        return target if self.ramp is None else cubic(progress, min(self.ramp, target), target)
+        return target if self.ramp is None else cubic(progress / self.ramp_end, min(self.ramp, target), target)
 
     @property
     def _latent(self) -> Latent | None:

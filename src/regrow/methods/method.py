@@ -136,8 +136,10 @@ def check_initial_sparsity(value: float) -> None:
         raise UserError(f"initial_sparsity is {value}, but must lie in [0, 1){percent(value)}")
 
 
-def check_ramp(value: float | None) -> None:
-    """Refuses what is neither None nor a sparsity from which to rise to the target."""
+def check_ramp(value: float | None, end: float) -> None:
+    """Refuses what is neither None nor a sparsity from which to rise to the target, and an end that is no share."""
+    if not 0 < end <= 1:
+        raise UserError(f"ramp_end is {end}, but must be a share of the updates{percent(end)}")
     if value is not None and not 0 <= value < 1:
         raise UserError(f"ramp is {value}, but must be a sparsity in [0, 1) to start with{percent(value)}")
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from regrow.actions import Action, How, Select, Start
 from regrow.criteria import Criterion
-from regrow.errors import UserError, percent
+from regrow.errors import UserError
 from regrow.latent import Latent
 from regrow.methods.method import Method, check_ramp, check_start, check_steps, register
 from regrow.patterns.pattern import Pattern
@@ -125,9 +125,7 @@ class STE(Straight):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ramp(self.ramp)
-        if not 0 < self.ramp_end <= 1:
-            raise UserError(f"ramp_end is {self.ramp_end}, but must be a share of the updates{percent(self.ramp_end)}")
+        check_ramp(self.ramp, self.ramp_end)
 
     @property
     def ranks_at_start(self) -> bool:

@@ -92,17 +92,20 @@ class Interrupted(BaseException):
 
 
 @contextmanager
-def interrupted_at(call: int) -> Iterator[list[int]]:
-    """Raises at the given call of a function of regrow; the list counts the calls."""
+def interrupted_at(n: int, event: str = "call", files: tuple[str, ...] = SOURCES) -> Iterator[list[int]]:
+    """Raises at the n-th (from 1) call of a function, or before the n-th line, of these files; the list counts them."""
     seen = [0]
 
-    def trace(frame: FrameType, event: str, arg: object) -> None:
-        if event == "call" and frame.f_code.co_filename.startswith(SOURCES):
+    def trace(frame: FrameType, happened: str, arg: object) -> Any:
+        if not frame.f_code.co_filename.startswith(files):
+            return None
+        if happened == event:
             if frame.f_code.co_name in UNDOING:  # a second Ctrl-C while the first is dealt with may do harm
-                return
+                return None
             seen[0] += 1
-            if seen[0] == call:
+            if seen[0] == n:
                 raise Interrupted
+        return trace if event == "line" else None
 
     before = sys.gettrace()
     sys.settrace(trace)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import sys
 
 import pytest
 import torch
@@ -14,8 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import regrow
+from attack_updates import Interrupted, interrupted_at
 from engine import attach, batches, loss_of, network, same, snapshot, train
-from regrow import SRSTE, STE, UserError
+from regrow import SRSTE, STE, UserError, latent_values
 from regrow.actions import counts_at
 from regrow.latent import Latent
 from regrow.state import EXPLORED, PRUNED, TRAINABLE, WeightState
@@ -23,6 +23,7 @@ from regrow.state import EXPLORED, PRUNED, TRAINABLE, WeightState
 PATTERN = regrow.Weights(0.7, "erk")
 METHODS = [STE(every=3), STE.st3(every=2), STE.topkast(), SRSTE(every=2), STE(p=math.inf, scale=0.0, update_end=0.5)]
 METHODS += [regrow.IEE(h=5, j=4), regrow.IEE(h=4, j=3, q=2, shadow_speed=0.3)]
+FILE = (latent_values.__file__,)
 OPTIMIZERS = {
     "sgd": lambda ps: torch.optim.SGD(ps, 0.05, momentum=0.9, weight_decay=0.01),
     "adamw": lambda ps: torch.optim.AdamW(ps, 0.01),
@@ -373,7 +374,7 @@ def test_a_step_that_is_interrupted_while_it_is_scaled_is_scaled_once(again, mon
         state.transition(torch.where(active, TRAINABLE, EXPLORED).to(torch.uint8), "mru", Latent(scale=0.3))
         state.show_latent()
         param.data.add_(1.0)
-        with pytest.raises(Interrupted) if at else contextlib.nullcontext(), interrupted_at(at) as lines:
+        with pytest.raises(Interrupted) if at else contextlib.nullcontext(), interrupted_at(at, "line", FILE) as lines:
             state.latents.hide(project=False)
         if again == "show":
             state.show_latent()
@@ -384,32 +385,6 @@ def test_a_step_that_is_interrupted_while_it_is_scaled_is_scaled_once(again, mon
         assert torch.equal(param.detach(), expected.masked_fill(~active, 0)), at
         at += 1
     assert tried > 20
-
-
-@contextlib.contextmanager
-def interrupted_at(line: int):
-    """Raises before this line (from 1) that is executed of `latent_values`; the list counts them."""
-    seen = [0]
-
-    def trace(frame, event, arg):
-        if not frame.f_code.co_filename.endswith("latent_values.py"):
-            return None
-        if event == "line":
-            seen[0] += 1
-            if seen[0] == line:
-                raise Interrupted
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        yield seen
-    finally:
-        sys.settrace(before)
-
-
-class Interrupted(BaseException):
-    """Ctrl-C, as it were."""
 
 
 def test_gradients_that_are_not_finite_are_not_hidden() -> None:

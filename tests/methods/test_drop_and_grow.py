@@ -139,12 +139,10 @@ def test_mest_drops_by_magnitude_and_gradient_what_has_trained_beside_the_new() 
     assert [w != 0 for w in a] == [True, True, new == 2, new == 3, False]
 
 
-@pytest.mark.parametrize("soft", [True, False])
-def test_mest_costs_what_it_holds(soft: bool) -> None:
-    """3·f_S a step, at the density with what has been grown beside it (MEST, section 3: EM&S and EM)."""
+def trained_to_a_tenth(method: DropAndGrow) -> regrow.Sparsifier:
+    """40 steps of one layer, half of them with updates."""
     model = nn.Sequential(nn.Linear(40, 25, bias=False))
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
-    method = MEST(interval=5, budget=regrow.Budget("constant", 0.5), update_end=0.5, soft=soft)
     sparsifier = regrow.Sparsifier(
         model, optimizer, pattern=regrow.Weights(0.9, "erk"), method=method, total_steps=40,
         example_inputs=torch.randn(2, 40),
@@ -153,22 +151,21 @@ def test_mest_costs_what_it_holds(soft: bool) -> None:
         optimizer.zero_grad()
         model(torch.randn(2, 40)).square().mean().backward()
         optimizer.step()
+    return sparsifier
+
+
+@pytest.mark.parametrize("soft", [True, False])
+def test_mest_costs_what_it_holds(soft: bool) -> None:
+    """3·f_S a step, at the density with what has been grown beside it (MEST, section 3: EM&S and EM)."""
+    method = MEST(interval=5, budget=regrow.Budget("constant", 0.5), update_end=0.5, soft=soft)
+    sparsifier = trained_to_a_tenth(method)
     assert sparsifier.training_cost()["total"] == pytest.approx(0.1 * (20 * (1.5 if soft else 1.0) + 20) / 40)
     assert sparsifier.density() == pytest.approx(0.1)
 
 
 def test_snfs_costs_a_dense_gradient_at_every_step_of_its_updates() -> None:
     """2·f_S + f_D, as in Evci et al. 2020, appendix on FLOPs."""
-    model = nn.Sequential(nn.Linear(40, 25, bias=False))
-    optimizer = torch.optim.SGD(model.parameters(), 0.01)
-    sparsifier = regrow.Sparsifier(
-        model, optimizer, pattern=regrow.Weights(0.9, "erk"), method=SNFS(interval=5, update_end=0.5), total_steps=40,
-        example_inputs=torch.randn(2, 40),
-    )  # fmt: skip
-    for _ in range(40):
-        optimizer.zero_grad()
-        model(torch.randn(2, 40)).square().mean().backward()
-        optimizer.step()
+    sparsifier = trained_to_a_tenth(SNFS(interval=5, update_end=0.5))
     assert sparsifier.training_cost()["total"] == pytest.approx((20 * (2 * 0.1 + 1) + 20 * 0.3) / (3 * 40))
 
 

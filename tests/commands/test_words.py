@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from regrow.cli import main
-from regrow.commands.words import seeds_of
+from regrow.commands.words import seeds_of, vary_of
 
 
 @pytest.mark.parametrize("value", ["", " "])
@@ -34,3 +34,12 @@ def test_seeds_are_told_apart_by_number(text: str) -> None:
 def test_a_table_is_for_latency(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "digits-cnn", "--channels", "--flops", "0.5", "--table", "file"]) == 2
     assert "--table prices latency: add --latency, or drop it" in capsys.readouterr().err
+
+
+def test_commas_inside_of_brackets_are_part_of_a_value() -> None:
+    found = vary_of(["schedule.milestones=[30, 60],[0.5]", "method.budget={shape: linear, start: 0.2}, x", "seed="])
+    assert found == {
+        "schedule.milestones": [[30, 60], [0.5]],
+        "method.budget": [{"shape": "linear", "start": 0.2}, "x"],
+        "seed": [],
+    }

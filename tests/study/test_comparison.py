@@ -19,9 +19,10 @@ from regrow.cli import main
 from regrow.plan import planned_cost
 from regrow.study import comparison as comparing
 from regrow.study import planning
+from regrow.study.grid import cells_of
 from regrow.study.printed import print_table
 from regrow.training import loop
-from regrow.training.recipe import load, shipped
+from regrow.training.recipe import load, shipped, with_method
 from regrow.training.statistics import summarise
 from regrow.training.typed import typed
 
@@ -155,8 +156,8 @@ def test_matched_cost(recipe_file, label):
     from regrow.training.run import Run
 
     recipe = load(recipe_file, ["--steps", "400", "--schedule.name", "multistep", "--schedule.milestones", "9,0.5"])
-    variants = {label: comparing.with_method(recipe, label)}
-    planned = planning.planned(recipe, variants, "cost", Path("none"), [0], True).variants[label]
+    cells = cells_of(recipe, {label: label}, {}, apart=True)
+    planned = planning.planned(cells, "cost", Path("none"), [0], True).variants[0].recipe
     example = Run(recipe, "x")
     counts, criterion = recipe.pattern.counts(example.model), Criterion.of("magnitude")
     budget = planned_cost(recipe.method, criterion, counts, example.flops, 400)
@@ -184,7 +185,7 @@ def test_matched_cost_is_what_the_runs_spend(tmp_path, recipe_file, capsys):
         last = json.loads((out / "runs" / f"{label}-seed0" / "metrics.jsonl").read_text().splitlines()[-1])
         assert last["cost"] == pytest.approx(run["training_cost"])
     # a static step costs its density's share of a dense one, and it has more of them
-    static = comparing.with_method(load(recipe_file, ["--steps", "60"]), "static")
+    static = with_method(load(recipe_file, ["--steps", "60"]), "static")
     found = loop.train(static, tmp_path / "equal", quiet=True)["runs"][0]
     assert costs["static"] == pytest.approx(found["training_cost"] * runs["static"]["steps"] / 60)
     said = capsys.readouterr().out
@@ -220,26 +221,26 @@ def test_seeds_have_the_bounds_of_a_recipe(tmp_path, recipe_file, capsys):
 def test_the_recipes_own_method_runs_with_its_own_options(name):
     recipe = load(name)
     label = recipe.method_name
-    assert comparing.with_method(recipe, label) == recipe
+    assert with_method(recipe, label) == recipe
     if label in recipe.compare:  # what the others of its family use is what it uses itself
         assert typed(type(recipe.method), recipe.compare[label], label) == recipe.method
     option = {"iee": "h", "rigl": "interval", "set": "interval", "gmp": "interval"}.get(label)
     if option is not None:
         changed = load(name, [f"--method.{option}", "7"])
-        assert getattr(comparing.with_method(changed, label).method, option) == 7
+        assert getattr(with_method(changed, label).method, option) == 7
 
 
 def test_a_variant_of_the_own_name_but_another_method_is_kept(tmp_path):
     recipe = load(tiny.write(tmp_path, "compare: {iee: {name: rigl, interval: 4}, rigl: {interval: 5}}\n"))
-    assert comparing.with_method(recipe, "iee").method == RigL(interval=4)
-    assert comparing.with_method(recipe, "rigl").method == RigL(interval=5)
+    assert with_method(recipe, "iee").method == RigL(interval=4)
+    assert with_method(recipe, "rigl").method == RigL(interval=5)
 
 
 def test_the_budget_is_that_of_the_method_that_runs(tmp_path):
     path = tiny.write(tmp_path, "compare: {iee: {h: 1, j: 1, q: 20}}\n")
     recipe = load(path, ["--steps", "100"])
-    variants = {"iee": comparing.with_method(recipe, "iee")}
-    planned = planning.planned(recipe, variants, "cost", Path("none"), [0], True).variants["iee"]
+    cells = cells_of(recipe, {"iee": "iee"}, {}, apart=True)
+    planned = planning.planned(cells, "cost", Path("none"), [0], True).variants[0].recipe
     assert (planned.top.steps, planned.method) == (100, recipe.method)
 
 

@@ -14,6 +14,7 @@ from regrow.cli import main
 from regrow.commands.compare import _default_methods
 from regrow.errors import UserError
 from regrow.study import planning
+from regrow.study.grid import cells_of
 from regrow.training import loop, own
 from regrow.training.recipe import load
 from regrow.training.trust import foreign
@@ -235,12 +236,13 @@ def test_a_pattern_that_is_none_of_single_entries(place):
     assert main(["train", "tiny.yaml", *words, "--quiet", "--no-report", "--out", "bound"]) == 0
     assert results(place / "bound")["runs"][0]["density"] == pytest.approx(0.25, abs=0.01)
     recipe = load("tiny.yaml", words)
-    settings = (recipe, {"static": recipe}, "steps", place / "latency.json", [0], True)
-    assert planning.planned(*settings).variants == {"static": recipe}
+    cells = cells_of(recipe, {"static": "static"}, {})
+    settings = (place / "latency.json", [0], True)
+    assert [variant.recipe for variant in planning.planned(cells, "steps", *settings).variants] == [recipe]
     with pytest.raises(
         UserError, match="--match cost cannot be planned for mine:Bound, as a step costs what the structures"
     ):
-        planning.planned(*settings[:2], "cost", *settings[3:])
+        planning.planned(cells, "cost", *settings)
 
 
 @pytest.mark.parametrize(

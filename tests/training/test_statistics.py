@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from regrow.training.statistics import Paired, paired, sample_std, summarise
+from regrow.training.statistics import Paired, paired, reference_of, sample_std, summarise
 
 
 def test_paired_by_hand() -> None:
@@ -17,6 +17,26 @@ def test_paired_by_hand() -> None:
     assert result.ci_low == pytest.approx(2 - 2.4841377118, abs=1e-9)
     assert result.ci_high == pytest.approx(2 + 2.4841377118, abs=1e-9)
     assert not result.clear
+
+
+def test_differences_of_a_grid_stay_in_their_cell() -> None:
+    runs = [
+        {"method": of, "variant_of": of, "cell": cell, "label": label, "seed": 0, "accuracy": accuracy}
+        for label, of, cell, accuracy in (
+            ("iee 1", "iee", {"lr": 1}, 0.5), ("rigl 1", "rigl", {"lr": 1}, 0.25), ("iee 2", "iee", {"lr": 2}, 1.0),
+            ("rigl 2", "rigl", {"lr": 2}, 0.5), ("dense", "dense", {}, 1.0),
+        )
+    ]  # fmt: skip
+    rows = summarise(runs)
+    paired = {row["label"]: row["paired"] and (row["paired"]["reference"], row["paired"]["difference"]) for row in rows}
+    assert paired == {
+        "iee 1": None, "rigl 1": ("iee 1", -0.25), "iee 2": None, "rigl 2": ("iee 2", -0.5), "dense": None,
+    }  # fmt: skip
+    assert reference_of(rows) == "iee"
+    assert [(row["variant_of"], row["cell"]) for row in rows][:2] == [("iee", {"lr": 1}), ("rigl", {"lr": 1})]
+    alone = summarise([run for run in runs if run["method"] != "rigl"])  # against the first cell
+    assert [row["paired"] and row["paired"]["reference"] for row in alone] == [None, "iee 1", "iee 1"]
+    assert reference_of(alone) == "iee 1"
 
 
 def test_paired_against_scipy() -> None:

@@ -117,3 +117,17 @@ def test_names_of_models_and_data_sets_are_no_code(tmp_path):
         assert foreign(load("digits-iee", words)) == {}
     entry = ["--compare.own.name", "rigl", "--compare.own.recipe.criterion", "theirs:score"]
     assert foreign(load("digits-iee", entry)) == {"compare.own.recipe.criterion": "theirs:score"}
+
+
+def test_what_a_study_names_is_code_too(place, capsys):
+    words = ["--study.methods", "static,theirs:Gentle"]
+    words += ["--study.vary={criterion: [magnitude, 'theirs:score'], model.name: ['timm:resnet18', 'theirs:net']}"]
+    assert foreign(load("digits-iee", words)) == {
+        "study.methods": "theirs:Gentle",
+        "study.vary.model.name": "theirs:net",
+        "study.vary.criterion": "theirs:score",
+    }
+    run_directory(place, words)
+    assert main(["compare", "run/recipe.yaml", "--out", "new"]) == 2
+    assert "names code that would be imported and called: theirs:Gentle (study.methods), " in capsys.readouterr().err
+    assert not (place / "imported").exists()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regrow.commands.recipes import add_recipe_arguments, load, require_recipe, show_help, stem
-from regrow.commands.words import Parser, command_parser, seeds_of, whole, words_of
+from regrow.commands.words import Parser, command_parser, seeds_of, vary_of, whole, words_of
+from regrow.errors import UserError
 
 if TYPE_CHECKING:
     from regrow.training.recipe import Recipe
+    from regrow.training.sections import StudySection
 
 # what is compared where nobody says, by pattern
 COMPARED = {"weights": "iee,rigl,set,static,dense", "channels": "iee,halp,uniform,oneshot,dense"}
@@ -21,20 +25,31 @@ def add(group: argparse._SubParsersAction[Parser]) -> Parser:
     examples = (
         "  regrow compare digits-iee --methods iee,rigl,set,static,dense --seeds 0,1,2\n"
         "  regrow compare cifar10-wrn22-2-iee --methods iee,rigl --match cost --out runs/matched\n"
+        "  regrow compare digits-iee --methods iee,rigl --vary pattern.sparsity=0.9,0.95,0.98\n"
+        "  regrow compare digits-iee --methods iee --vary method.h=10,20,40 --vary optimizer.lr=0.05,0.1\n"
+        "  regrow compare study.yaml --out runs/study      all that its section study says:\n"
+        "      base: digits-iee\n"
+        "      study: {methods: [iee, rigl], seeds: [0, 1, 2], vary: {pattern.sparsity: [0.9, 0.95]}, match: cost}\n"
         "The same command again continues a comparison that was interrupted."
     )
-    usage = "RECIPE [--key value ...] [--methods A,B,...] [--seeds 0,1,...] [--match steps|cost] [--out DIR] [--jobs N]"
+    usage = (
+        "RECIPE [--key value ...] [--methods A,B,...] [--seeds 0,1,...] [--vary KEY=A,B,...] [--match steps|cost] "
+        "[--out DIR] [--jobs N]"
+    )
     command = command_parser(group, "compare", "run a recipe with several methods and seeds", examples, usage)
     add_recipe_arguments(command)
     command.add_argument("--methods", metavar="A,B,...",
                          help="methods (yours are package.module:Class), or labels of the recipe's compare section "
                          f"(default: {COMPARED['weights']}, or for channels {COMPARED['channels']}); differences are "
                          "against the first")  # fmt: skip
-    command.add_argument("--seeds", metavar="0,1,...", default="0,1,2", help="seeds of each (default: %(default)s)")
-    command.add_argument("--match", choices=("steps", "cost"), default="steps",
-                         help="what all methods get the same of: training steps, or training FLOPs")  # fmt: skip
+    command.add_argument("--seeds", metavar="0,1,...", help="seeds of each (default: 0,1,2)")
+    command.add_argument("--vary", metavar="KEY=A,B,...", action="append",
+                         help="values of a key of the recipe, each compared with all methods; given several times, all "
+                         "combinations")  # fmt: skip
+    command.add_argument("--match", choices=("steps", "cost"),
+                         help="what all methods get the same of: training steps (the default), or FLOPs")  # fmt: skip
     command.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: runs/compare-NAME)")
-    command.add_argument("--jobs", type=whole, metavar="N", help="runs at a time (default: as many as there are cores)")
+    command.add_argument("--jobs", type=whole, metavar="N", help="runs at a time (default: one for each core)")
     command.add_argument("--quiet", action="store_true", help="show no progress")
     return command
 
@@ -48,10 +63,39 @@ def run(args: argparse.Namespace) -> int:
         print(recipe.to_yaml(), end="")
         return 0
     out = args.out or Path("runs") / f"compare-{stem(args.recipe)}"
-    methods = _default_methods(recipe) if args.methods is None else words_of(args.methods, "--methods")
+    given: dict[str, Any] = {
+        "methods": None if args.methods is None else tuple(words_of(args.methods, "--methods")),
+        "seeds": None if args.seeds is None else tuple(seeds_of(args.seeds)),
+        "vary": None if args.vary is None else vary_of(args.vary),
+        "match": args.match,
+    }
+    chosen = selection_of(recipe, **{key: value for key, value in given.items() if value is not None})
     return carry_out(
-        recipe, out, methods, seeds_of(args.seeds), match=args.match, jobs=args.jobs, quiet=args.quiet
+        recipe, out, list(chosen.methods), list(chosen.seeds), match=chosen.match, vary=chosen.vary, jobs=args.jobs,
+        quiet=args.quiet,
     )  # fmt: skip
+
+
+def selection_of(recipe: Recipe, **given: Any) -> StudySection:
+    """What is compared: what is given, otherwise what the recipe's section study says, with methods in any case.
+
+    Raises:
+        UserError: it says something twice, or has no seeds.
+    """
+    study = recipe.study
+    _said("methods", study.methods)
+    if not _said("seeds", study.seeds):
+        raise UserError("study.seeds is empty")
+    chosen = dataclasses.replace(study, **given)
+    return chosen if chosen.methods else dataclasses.replace(chosen, methods=tuple(_default_methods(recipe)))
+
+
+def _said(key: str, values: Sequence[Any]) -> list[Any]:
+    """What a study says, which must not say it twice."""
+    for value in values:
+        if list(values).count(value) > 1:
+            raise UserError(f"study.{key} names {value!r} twice")
+    return list(values)
 
 
 def _default_methods(recipe: Recipe) -> list[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from regrow.errors import UserError, percent
 
@@ -101,6 +102,38 @@ def seeds_of(text: str) -> list[int]:
     seeds = [int(word) for word in words]
     words_of(",".join(map(str, seeds)), "--seeds")  # 00 is 0
     return seeds
+
+
+def vary_of(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """``key=a,b,c``, each from a ``--vary``, as the values of each key. Commas inside of brackets are part of a value.
+
+    Raises:
+        UserError: it is something else, or names a key twice.
+    """
+    from regrow.training.recipe_layers import override_tree
+
+    found: dict[str, list[Any]] = {}
+    for text in texts:
+        key, equals, words = text.partition("=")
+        key = key.strip().removeprefix("--")
+        if not equals or not key:
+            raise UserError(f"--vary must be a key and its values such as pattern.sparsity=0.9,0.95, not {text[:40]!r}")
+        if key in found:
+            raise UserError(f"--vary gives {key} twice: write its values as one list")
+        found[key] = [override_tree([f"--value={word}"])["value"] for word in _split(words)] if words.strip() else []
+    return found
+
+
+def _split(text: str) -> list[str]:
+    """At the commas outside of brackets."""
+    words, depth = [""], 0
+    for sign in text:
+        depth += (sign in "[{") - (sign in "]}")
+        if sign == "," and depth <= 0:
+            words.append("")
+        else:
+            words[-1] += sign
+    return [word.strip() for word in words]
 
 
 def shape_of(text: str) -> tuple[int, ...]:

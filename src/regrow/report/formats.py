@@ -11,8 +11,12 @@ _NAMES |= {"halp": "HALP", "uniform": "Uniform"}
 
 
 def name(label: str) -> str:
-    """How a label is written: the methods as their papers write them, everything else as it is."""
-    return _NAMES.get(label, "Dense" if label == "dense" else label)
+    """How a label is written: the methods as their papers write them, everything else as it is.
+
+    iee → ``IEE``; iee, sparsity 0.95 → ``IEE, sparsity 0.95``
+    """
+    method, comma, cell = label.partition(", ")
+    return _NAMES.get(method, "Dense" if method == "dense" else method) + comma + cell
 
 
 def accuracy(fraction: float | None, digits: int = 1) -> str:

@@ -11,6 +11,7 @@ from regrow.report.outcome import Facts, Failure
 from regrow.report.panels import RunGroup
 from regrow.report.parts import Cell, Part, Table, method
 from regrow.report.runs import RunRecord
+from regrow.training.statistics import reference_of
 
 _Summary = Mapping[str, Any]
 
@@ -39,7 +40,7 @@ def _columns(summaries: Sequence[_Summary]) -> dict[str, Callable[[_Summary], st
 
     columns: dict[str, Callable[[_Summary], str | Cell]] = {"Accuracy": accuracy}
     if compared:
-        columns[f"Difference to {formats.name(summaries[0]['label'])}"] = lambda s: _difference(s["paired"])
+        columns[f"Difference to {formats.name(reference_of(summaries))}"] = lambda s: _difference(s["paired"])
     columns["Seeds"] = lambda s: str(s["n"])
     if not thin_only:
         columns["Weights kept"] = lambda s: formats.share(s["density"])

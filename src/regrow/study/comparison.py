@@ -1,10 +1,14 @@
-"""Methods × seeds of one recipe, as processes beside each other. Every run is a run directory of its own, so that a
-comparison that was interrupted goes on where it was: finished runs are kept, others continue, missing ones start."""
+"""Methods × seeds of one recipe, in all cells of a grid of its keys, as processes beside each other.
+
+Every run is a run directory of its own, so that a comparison that was interrupted goes on where it was: finished runs
+are kept, others continue, missing ones start.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from regrow import atomic
 from regrow.errors import UserError
+from regrow.study.grid import Variant, Vary, cells_of, check_size
 from regrow.study.planning import Match, planned
 from regrow.study.pool import Job, run_jobs
 from regrow.training import fields, own, rundir
-from regrow.training.recipe import Recipe, differences, with_method
+from regrow.training.recipe import Recipe, differences
 from regrow.training.results import result_of, results
 
 if TYPE_CHECKING:
@@ -46,8 +51,9 @@ def compare(
     match: Match = "steps",
     jobs: int | None = None,
     quiet: bool = False,
+    vary: Vary | None = None,
 ) -> Comparison:
-    """Train every method with every seed, and write ``results.json`` and ``report.html`` about all of them.
+    """Train every method with every seed, in every cell of a grid, and write ``results.json`` and ``report.html``.
 
     Args:
         recipe: what all runs share
@@ -59,36 +65,35 @@ def compare(
             costs are multiples of dense training for as many steps as the recipe has
         jobs: runs at a time; default: the cores (or GPUs) divided by what a run uses
         quiet: show no progress
+        vary: dotted key of the recipe → its values; all combinations of them are compared, with every method
 
     Raises:
-        UserError: for an unknown label, a method that cannot run, a seed out of bounds, or a directory that holds
-            anything but a comparison of this recipe.
+        UserError: for an unknown label, a method that cannot run, a key that cannot be varied, a seed out of bounds, or
+            a directory that holds anything but a comparison of this recipe.
         Interrupted: after SIGINT or SIGTERM, once all runs have written their checkpoints.
     """
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs must be at least 1, not {jobs}")
+    vary = vary or {}
     methods = own.labels(labels)
-    labels = list(methods)
     _check_target(out, recipe)
     for seed in seeds:
         fields.check("", dataclasses.replace(recipe.top, seed=seed))
-    threads = recipe.train.threads or 1
-    variants = {label: with_method(recipe, word) for label, word in methods.items()}
-    plan = planned(recipe, variants, match, out / rundir.LATENCY, seeds, quiet)
-    variants = plan.variants
-    for label, variant in variants.items():
-        _check_variant(out, label, variant)
+    check_size(vary, len(methods), len(seeds), _say)
+    cells = cells_of(recipe, methods, vary, apart=match == "cost")
+    plan = planned(cells, match, out / rundir.LATENCY, seeds, quiet)
+    for variant in plan.variants:
+        _check_variant(out, variant)
     rundir.create(out / "recipes")
     with rundir.locked(out):
-        _write_recipes(out, recipe, variants)
-        todo = [_job(out, label, seed) for seed in seeds for label in labels]
+        _write_recipes(out, recipe, plan.variants)
+        todo = [_job(out, variant, seed) for seed in seeds for variant in plan.variants]
         if plan.table is not None:
-            plan.table.save(out / rundir.LATENCY)
-            for job in todo:
-                _give(plan.table, job.directory)
+            _give(plan.table, out, todo)
+        threads = max(variant.recipe.train.threads or 1 for variant in plan.variants)
         run_jobs(todo, slots=_slots(jobs, threads), threads=threads, quiet=quiet)
-        runs, failures = _gather(out, labels, seeds, {job.name: job for job in todo})
-        found = results(recipe, runs, labels[0])
+        runs, failures = _gather(out, plan.variants, seeds, {job.name: job for job in todo})
+        found = results(recipe, runs, plan.variants[0].label)
         if failures:
             found["failures"] = [{"run": f"runs/{name}", "reason": said} for name, said in failures.items()]
         atomic.write_json(out / rundir.RESULTS, found)
@@ -98,10 +103,14 @@ def compare(
     return Comparison(found, list(failures.values()))
 
 
-def _write_recipes(out: Path, recipe: Recipe, variants: Mapping[str, Recipe]) -> None:
+def _say(sentence: str) -> None:
+    print(f"regrow: {sentence}", file=sys.stderr, flush=True)
+
+
+def _write_recipes(out: Path, recipe: Recipe, variants: Sequence[Variant]) -> None:
     atomic.write_text(out / rundir.RECIPE, recipe.to_yaml())
-    for label, variant in variants.items():
-        atomic.write_text(out / "recipes" / f"{label}.yaml", variant.to_yaml())
+    for variant in variants:
+        atomic.write_text(out / "recipes" / f"{variant.file}.yaml", variant.recipe.to_yaml())
 
 
 def is_unfinished(out: Path, recipe: Recipe) -> bool:
@@ -123,35 +132,45 @@ def _check_target(out: Path, recipe: Recipe) -> None:
     rundir.check_same_recipe(out, recipe)
 
 
-def _check_variant(out: Path, label: str, variant: Recipe) -> None:
-    """Refuse to mix runs of a label that were made with other options, or matched in another way."""
-    path = out / "recipes" / f"{label}.yaml"
+def _check_variant(out: Path, variant: Variant) -> None:
+    """Refuse to mix runs of a variant that were made with other options, or matched in another way."""
+    path = out / "recipes" / f"{variant.file}.yaml"
     if not path.exists():
         return
     old = rundir.read_recipe(path)
-    for key in differences(rundir.completed(old, variant), variant.resolved()):
-        what = "--match" if key == "train.cost_steps" else f"{key} of {label}"
+    for key in differences(rundir.completed(old, variant.recipe), variant.recipe.resolved()):
+        what = "--match" if key == "train.cost_steps" else f"{key} of {variant.label}"
         raise UserError(f"{what} differs from the runs that {out} already holds: choose another --out")
 
 
-def _job(out: Path, label: str, seed: int) -> Job:
-    directory = out / "runs" / f"{label}-seed{seed}"
-    words = ["train", str(out / "recipes" / f"{label}.yaml"), "--seed", str(seed), "--out", str(directory), "--trust"]
+def _job(out: Path, variant: Variant, seed: int) -> Job:
+    directory = out / "runs" / f"{variant.file}-seed{seed}"
+    words = [
+        "train",
+        str(out / "recipes" / f"{variant.file}.yaml"),
+        "--seed",
+        str(seed),
+        "--out",
+        str(directory),
+        "--trust",
+    ]
     if (directory / rundir.RECIPE).exists():
         words.append("--resume")
     return Job(
         name=directory.name,
-        words=[*words, "--label", label, "--quiet", "--no-report"],
+        words=[*words, "--label", variant.label, "--quiet", "--no-report"],
         directory=directory,
         log=out / "runs" / f"{directory.name}.log",
     )
 
 
-def _give(table: LatencyTable, directory: Path) -> None:
-    """Leave the table where a run takes it for its own."""
-    if not (directory / rundir.LATENCY).exists() and not rundir.is_finished(directory):
-        rundir.create(directory)
-        table.save(directory / rundir.LATENCY)
+def _give(table: LatencyTable, out: Path, jobs: Sequence[Job]) -> None:
+    """Leave the table where each run takes it for its own."""
+    table.save(out / rundir.LATENCY)
+    for directory in (job.directory for job in jobs):
+        if not (directory / rundir.LATENCY).exists() and not rundir.is_finished(directory):
+            rundir.create(directory)
+            table.save(directory / rundir.LATENCY)
 
 
 def _slots(jobs: int | None, threads: int) -> list[dict[str, str]]:
@@ -168,14 +187,15 @@ def _slots(jobs: int | None, threads: int) -> list[dict[str, str]]:
 
 
 def _gather(
-    out: Path, labels: Sequence[str], seeds: Sequence[int], jobs: Mapping[str, Job]
+    out: Path, variants: Sequence[Variant], seeds: Sequence[int], jobs: Mapping[str, Job]
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The results of all finished runs, and for each of the others by its name a sentence."""
     runs: list[dict[str, Any]] = []
     failures: dict[str, str] = {}
-    for label in labels:
+    for variant in variants:
+        grid = {"variant_of": variant.of, "cell": dict(variant.cell)} if variant.in_grid else {}
         for seed in seeds:
-            name = f"{label}-seed{seed}"
+            name = f"{variant.file}-seed{seed}"
             path = out / "runs" / name / rundir.RESULTS
             if not path.is_file():
                 failures[name] = f"the run {name} failed: {jobs[name].last_words()}"
@@ -185,5 +205,5 @@ def _gather(
             except UserError as error:
                 failures[name] = str(error)
                 continue
-            runs.append({**run, "run": f"runs/{name}"})
+            runs.append({**run, "run": f"runs/{name}", **grid})
     return runs, failures

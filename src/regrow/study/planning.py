@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,8 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from regrow.errors import UserError
+from regrow.study.grid import GridCell, Variant
+from regrow.training.cells import cell_name
 from regrow.training.optimizers import POINTS
 from regrow.training.recipe import Recipe, Tree, parse
+from regrow.training.recipe_layers import NAMED
 
 if TYPE_CHECKING:
     from regrow.latency.table import LatencyTable
@@ -25,52 +29,81 @@ class Plan:
     """What is known before anything is written.
 
     Attributes:
-        variants: the recipes of all labels, with their lengths
+        variants: all of them, with their lengths
         table: of latencies, which all runs share; None if they need none, or name one
     """
 
-    variants: dict[str, Recipe]
+    variants: Sequence[Variant]
     table: LatencyTable | None = None
 
 
 def planned(
-    recipe: Recipe, variants: Mapping[str, Recipe], match: Match, latency: Path, seeds: Sequence[int], quiet: bool
-) -> Plan:
-    """Checks that each of the variants can run.
+    cells: Sequence[GridCell], match: Match, latency: Path, seeds: Sequence[int], quiet: bool
+) -> Plan:  # fmt: skip
+    """Checks that each variant of a grid can run.
 
     Args:
-        recipe: what all runs share
-        variants: label → recipe
+        cells: of the grid; cells with the same model, data and length are planned with one model
         match: as in `compare`
         latency: where an earlier session has left the latency table
         seeds: of the runs
         quiet: show no progress
 
     Raises:
-        UserError: naming the label.
+        UserError: naming the variant.
     """
-    from regrow import lengths
     from regrow.methods import Dense
+    from regrow.training.run import Run
+    from regrow.training.speed import needs_table
+
+    settings = [_setting(cell.recipe) for cell in cells]
+    timed = {
+        what for what, cell in zip(settings, cells, strict=True) if any(needs_table(v.recipe) for v in cell.variants)
+    }
+    if len(timed) > 1:
+        raise UserError(
+            "a comparison measures one latency table, but this grid has several models, batches or lengths: give "
+            "pattern.table, or compare them one by one"
+        )
+    found: list[Variant] = []
+    table = None
+    for what in dict.fromkeys(settings):
+        own = [cell for cell, other in zip(cells, settings, strict=True) if other == what]
+        # dense, so that what is wrong with a method is found below, where its label is known
+        with _naming(cell_name(own[0].cell)):
+            example = Run(dataclasses.replace(own[0].recipe, method_name="dense", method=Dense()), "plan")
+        if match == "steps":  # which the cells have in common
+            own = [GridCell(own[0].recipe, own[0].cell, [variant for cell in own for variant in cell.variants])]
+        for cell in own:
+            variants = {variant.label: variant.recipe for variant in cell.variants}
+            lengths, needed = _planned(cell.recipe, variants, match, latency, seeds, quiet, example)
+            found += [dataclasses.replace(variant, recipe=lengths[variant.label]) for variant in cell.variants]
+            table = table or needed
+    order = {variant.label: place for place, variant in enumerate(v for cell in cells for v in cell.variants)}
+    return Plan(sorted(found, key=lambda variant: order[variant.label]), table)
+
+
+def _setting(recipe: Recipe) -> str:
+    """What a dense run depends on, beside its optimizer."""
+    apart = (*NAMED, "criterion", "compare", "study")
+    return json.dumps({key: value for key, value in recipe.resolved().items() if key not in apart}, sort_keys=True)
+
+
+def _planned(
+    recipe: Recipe, variants: Mapping[str, Recipe], match: Match, latency: Path, seeds: Sequence[int], quiet: bool,
+    example: Run,
+) -> tuple[dict[str, Recipe], LatencyTable | None]:  # fmt: skip
+    """The variants of a cell by their labels, with their lengths, and the latency table that they need."""
     from regrow.patterns import EntryPattern
     from regrow.study import preparation
-    from regrow.training.run import Run, method_of, model_of
     from regrow.training.speed import is_channels
 
-    # dense, so that what is wrong with a method is found below, where its label is known
-    example = Run(dataclasses.replace(recipe, method_name="dense", method=Dense()), "plan")
     for label, variant in variants.items():
         with _naming(label):
-            method, criterion = method_of(variant)
-            method.scorings(criterion)
-            if match == "steps":
-                lengths.timeline_of(method, example.total_steps)
-            if method.sparsifies:
-                method.check_pattern(variant.pattern)
-            for seed in seeds if variant.model.weights else ():
-                model_of(dataclasses.replace(variant, top=dataclasses.replace(variant.top, seed=seed)), example.data)
+            _check(variant, match, seeds, example)
     others = [one for one in (recipe, *variants.values()) if not isinstance(one.pattern, EntryPattern)]
     if not others:
-        return Plan(_of_weights(recipe, variants, example, match))
+        return _of_weights(recipe, variants, example, match), None
     if match == "cost":
         what, found = ("channels", "widths") if is_channels(others[0]) else (others[0].pattern_name, "structures")
         raise UserError(
@@ -81,7 +114,25 @@ def planned(
     for label, variant in variants.items():
         with _naming(label):
             preparation.attach(variant, example, table)
-    return Plan(dict(variants), table)
+    return dict(variants), table
+
+
+def _check(variant: Recipe, match: Match, seeds: Sequence[int], example: Run) -> None:
+    """Refuse a variant whose method does not fit the pattern or the length, or that starts from what is not there."""
+    from regrow import lengths
+    from regrow.training.run import method_of, model_of
+
+    method, criterion = method_of(variant)
+    method.scorings(criterion)
+    if match == "steps":
+        lengths.timeline_of(method, example.total_steps)
+    if method.sparsifies:
+        method.check_pattern(variant.pattern)
+    variant.schedule.check(example.total_steps, example.steps_per_epoch)
+    if variant.optimizer != example.recipe.optimizer:
+        variant.optimizer.build(example.model.named_parameters())
+    for seed in seeds if variant.model.weights else ():
+        model_of(dataclasses.replace(variant, top=dataclasses.replace(variant.top, seed=seed)), example.data)
 
 
 def _of_weights(
@@ -95,6 +146,9 @@ def _of_weights(
     check_weights(recipe.pattern.parameters(example.model, example.example))
     counts = recipe.pattern.counts(example.model, example.example)
     if match == "steps":
+        for label, variant in variants.items():
+            with _naming(label):
+                variant.pattern.counts(example.model, example.example)
         return dict(variants)
     with _naming(recipe.method_name):
         budget = planned_cost(*method_of(recipe), counts, example.flops, example.total_steps)
@@ -109,11 +163,11 @@ def _of_weights(
 
 @contextmanager
 def _naming(label: str) -> Iterator[None]:
-    """Errors inside it say which run of the comparison they are about."""
+    """Errors inside it say which variant or cell of the comparison they are about."""
     try:
         yield
     except UserError as error:
-        raise UserError(f"{label}: {error}") from error
+        raise UserError(f"{label}: {error}" if label else str(error)) from error
 
 
 def _of_length(variant: Recipe, steps: int, example: Run) -> Recipe:

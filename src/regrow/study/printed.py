@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from regrow.training.statistics import reference_of
+
 
 def print_table(summary: Sequence[Mapping[str, Any]], width: int | None = None) -> None:
     """Print a summary of results as a table, or below each other as several with some of the columns each.
@@ -20,7 +22,7 @@ def print_table(summary: Sequence[Mapping[str, Any]], width: int | None = None) 
     dense_steps = next((row["cost_steps"] for row in summary if row["cost_steps"] is not None), None)
     if dense_steps is not None:
         title += f"\nmatched by training FLOPs (1× is dense training for {dense_steps:,.0f} steps)"
-    reference = summary[0]["label"] if summary else ""
+    reference = reference_of(summary) if summary else ""
     columns = {
         heading: cells
         for heading, show in _columns(reference, summary, steps=dense_steps is not None).items()

@@ -27,7 +27,8 @@ def keys(recipe: Recipe) -> str:
         parser.add_class_arguments(type(getattr(recipe, section)), section)
     parser.add_class_arguments(TrainSection, "train")
     shown = recipe.resolved()
-    shown.pop("compare")
+    for section in ("compare", "study"):  # what `regrow compare` does with it, and nothing that a run has
+        shown.pop(section, None)
     for section in registries():
         shown[section] = {key: value for key, value in shown[section].items() if key != "name"}
     parser.set_defaults({key: value for key, value in _flat(shown) if value is not None})

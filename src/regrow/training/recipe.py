@@ -20,7 +20,7 @@ from regrow.hints import show
 from regrow.training import own
 from regrow.training.optimizers import OPTIMIZERS, SCHEDULES, Optimizer, Schedule
 from regrow.training.recipe_layers import NAMED, VARIANT, WHOLE, Tree, merge, override_tree, shipped, tree_of
-from regrow.training.sections import DataSection, ModelSection, TopSection, TrainSection
+from regrow.training.sections import DataSection, ModelSection, StudySection, TopSection, TrainSection
 from regrow.training.typed import join, leaves, plain, require_mapping, suggest, typed
 
 __all__ = [
@@ -35,7 +35,7 @@ _VARIABLE = ("model.options", "model.weights", "criterion", "pattern", "optimize
 # keys that may differ between a run and its continuation: they change what is seen, not what is computed
 HARMLESS = (
     "train.log_every", "train.eval_every", "train.checkpoint_minutes", "train.checkpoint_steps", "train.tensorboard",
-    "train.threads", "train.latency_seconds", "data.workers", "compare",
+    "train.threads", "train.latency_seconds", "data.workers", "compare", "study",
 )  # fmt: skip
 
 
@@ -56,6 +56,7 @@ class Recipe:
     schedule: Schedule
     train: TrainSection
     compare: Mapping[str, Mapping[str, Any]]
+    study: StudySection = dataclasses.field(default_factory=StudySection)
 
     @property
     def seed(self) -> int:
@@ -87,6 +88,7 @@ class Recipe:
             "schedule": {"name": self.schedule_name, **plain(self.schedule)},
             "train": plain(self.train),
             "compare": {label: dict(options) for label, options in self.compare.items()},
+            **({"study": plain(self.study)} if self.study != StudySection() else {}),
         }
 
     def to_yaml(self) -> str:
@@ -158,6 +160,7 @@ def parse(tree: Mapping[str, Any]) -> Recipe:
         train=typed(TrainSection, tree.get("train"), "train"),
         top=top,
         compare=_compared(tree.get("compare")),
+        study=typed(StudySection, tree.get("study"), "study"),
         **sections,
     )
 
@@ -206,7 +209,8 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
 
 
 def with_method(recipe: Recipe, label: str, **changes: Any) -> Recipe:
-    """The recipe with the method that ``label`` names (see `Recipe.variant`) and other top-level ``changes``.
+    """The recipe with the method that ``label`` names (see `Recipe.variant`) and other top-level ``changes``,
+    without its section ``study``.
 
     Raises:
         UserError: for an unknown label, or where what its entry of ``compare`` changes does not fit the recipe.
@@ -215,6 +219,7 @@ def with_method(recipe: Recipe, label: str, **changes: Any) -> Recipe:
     unchanged = label == name == recipe.method_name
     differing = {} if unchanged else require_mapping(recipe.compare.get(label, {}).get(VARIANT), label)
     tree = {**merge(recipe.resolved(), differing), "method": {"name": name, **options}}
+    tree.pop("study", None)  # of the comparison, not of its runs
     if {"epochs", "steps"} & changes.keys():
         tree = {key: value for key, value in tree.items() if key not in ("epochs", "steps")}
     try:
@@ -228,12 +233,12 @@ def _top_keys() -> list[str]:
 
 
 def _known_sections(tree: Mapping[str, Any]) -> None:
-    sections = ["model", "data", *NAMED, "train", "compare"]
+    sections = ["model", "data", *NAMED, "train", "compare", "study"]
     for key in tree:
         if key not in sections and key not in _top_keys():
             valid = [*_top_keys(), *sections]
             inner = [f"{name}.{leaf}" for name, cls in (("model", ModelSection), ("data", DataSection),
-                     ("train", TrainSection)) for leaf, _ in leaves(cls)]  # fmt: skip
+                     ("train", TrainSection), ("study", StudySection)) for leaf, _ in leaves(cls)]  # fmt: skip
             inner += [
                 f"{name}.{leaf}" for name in NAMED for cls in registries()[name].values() for leaf, _ in leaves(cls)
             ]
@@ -243,12 +248,12 @@ def _known_sections(tree: Mapping[str, Any]) -> None:
 
 def _check_sections(tree: Mapping[str, Any]) -> None:
     """Refuse a bare value in the place of a section, as ``--method rigl``."""
-    for section in ("model", "data", *NAMED, "train", "compare"):
+    for section in ("model", "data", *NAMED, "train", "compare", "study"):
         value = tree.get(section)
         if value is None or isinstance(value, Mapping):
             continue
         way_out = f"write --{section}.KEY VALUE (--help after a recipe lists all keys)"
-        if section not in ("train", "compare") and isinstance(value, str):
+        if section not in ("train", "compare", "study") and isinstance(value, str):
             word = _name_meant(section, value)
             way_out = f"write --{section}.name {word}, or in a file {section}: {{name: {word}}}"
         raise UserError(f"{section} is {show(value)}, but must be a mapping of keys to values: {way_out}")

@@ -25,7 +25,7 @@ Tree = dict[str, Any]
 
 NAMED = ("method", "pattern", "optimizer", "schedule")  # sections whose options depend on their name
 # mappings that a later layer replaces instead of merging
-WHOLE = ("pattern.distribution", "pattern.round_to", "model.options")
+WHOLE = ("pattern.distribution", "pattern.round_to", "model.options", "study.vary")
 VARIANT = "recipe"  # key of an entry of `compare`: what is different about its recipe, beside the method
 _MAX_BYTES = 250_000
 _MAX_VALUES = 50_000

@@ -5,7 +5,7 @@ What a run did not know is null or missing. Bounds are wide: they keep out what 
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
@@ -52,6 +52,8 @@ class RecordForm(OpenForm):
     steps: Count = None
     explore_steps: Count = None
     cost_steps: Count = None
+    variant_of: Word | None = None
+    cell: dict[Word, Any] = Field(default_factory=dict)
 
 
 class FailureForm(OpenForm):

@@ -46,7 +46,11 @@ def run_entry(run: Run, cost: Mapping[str, float], /, **measured: Any) -> dict[s
 
 
 def results(recipe: Recipe, runs: Sequence[Mapping[str, Any]], reference: str | None = None) -> dict[str, Any]:
-    """The content of ``results.json``; paired differences are against the label ``reference``, by default the first."""
+    """The content of ``results.json``; paired differences are against the label ``reference``, by default the first.
+
+    Of a grid it has ``ranks``, where there are any: ``cells`` with ``means`` (method → mean accuracy) and ``ranks``
+    (method → rank, or null where a method is missing), and ``methods`` with ``mean`` and ``std`` of their ranks."""
+    from regrow.training import ranks
     from regrow.training.statistics import summarise
     from regrow.version import __version__
 
@@ -55,6 +59,7 @@ def results(recipe: Recipe, runs: Sequence[Mapping[str, Any]], reference: str | 
         "recipe": recipe.resolved(),
         "runs": [dict(run) for run in runs],
         "summary": summarise(runs, reference),
+        **({"ranks": found} if (found := ranks.entry(runs)) is not None else {}),
     }
 
 

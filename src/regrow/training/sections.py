@@ -110,3 +110,20 @@ class TopSection:
     steps: int | None = number(None, 1, cap=10**12)
     seed: int = number(0, 0, 2**31 - 1)
     criterion: str = "magnitude"
+
+
+@dataclass(frozen=True)
+class StudySection:
+    """What `regrow compare` compares, where its options do not say.
+
+    Attributes:
+        methods: methods, or labels of the section compare; none means those for the pattern
+        seeds: of each
+        vary: dotted key of the recipe -> its values; all combinations are compared
+        match: what all methods get the same of: steps of training, or its cost in FLOPs
+    """
+
+    methods: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = number((0, 1, 2), 0, 2**31 - 1)
+    vary: Mapping[str, list[Any]] = dataclasses.field(default_factory=dict)
+    match: Literal["steps", "cost"] = "steps"

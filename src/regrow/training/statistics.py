@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
+from regrow.training.cells import within
+
 
 class Paired(NamedTuple):
     """Mean of a − b over the seeds that both have, with its 95% confidence interval (Student t).
@@ -76,6 +78,9 @@ def summarise(runs: Sequence[Mapping[str, Any]], reference: str | None = None) -
     "n"}`` against the label ``reference`` (default: the first one), or None for that label itself and where no
     seed is shared. What is not known is None (``mean`` without accuracies, ``std`` and interval of a single run).
 
+    Runs of a grid (``variant_of`` and ``cell``) have these in their summaries, too, and differences are against the
+    first method in the same cell; where there is only one method, against its first cell.
+
     Where the speed of a run was measured, there are also the means of ``latency``, ``latency_predicted`` and
     ``dense_latency`` (seconds per batch), ``latency_ratio`` and ``predicted_ratio`` (× dense), ``throughput`` (images a
     second), ``train_seconds`` (wall clock spent in training steps) and ``train_ratio`` (the same × the dense runs of
@@ -84,7 +89,8 @@ def summarise(runs: Sequence[Mapping[str, Any]], reference: str | None = None) -
     groups = by_label(runs)
     if reference not in groups:
         reference = next(iter(groups), None)
-    rows = [_summary(label, members, reference, groups) for label, members in groups.items()]
+    references = _references(groups, reference)
+    rows = [_summary(label, members, references[label], groups) for label, members in groups.items()]
     if any(run.get("latency") is not None for run in runs):
         dense = _mean_of((run for run in runs if run["method"] == "dense"), "train_seconds")
         for row, members in zip(rows, groups.values(), strict=True):
@@ -92,6 +98,28 @@ def summarise(runs: Sequence[Mapping[str, Any]], reference: str | None = None) -
             if row["method"] == "dense" and row["latency"] is None:
                 row |= _speed_of_dense(row, runs)
     return rows
+
+
+def _references(groups: Mapping[str, Sequence[Mapping[str, Any]]], first: str | None) -> dict[str, str | None]:
+    """Label → the label that its difference is against."""
+    of = {label: members[0].get("variant_of") for label, members in groups.items()}
+    places = {label: members[0].get("place") for label, members in groups.items()}
+    cells = {label: members[0].get("cell") or {} for label, members in groups.items()}
+    sparse = {of[label] for label, members in groups.items() if members[0]["method"] != "dense"}
+    if first is None or of[first] is None or len(sparse | {of[first]}) < 2:
+        return dict.fromkeys(groups, first)
+    own = [label for label in groups if of[label] == of[first]]
+    return {
+        label: next((one for one in own if places[one] == places[label] and within(cells[one], cells[label])), None)
+        for label in groups
+    }
+
+
+def reference_of(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """What differences are against: a label, or the method of a grid that is in all cells."""
+    against = {row["paired"]["reference"] for row in summaries if row["paired"] is not None}
+    first = summaries[0]
+    return str(first["variant_of"] if len(against) > 1 and "variant_of" in first else first["label"])
 
 
 def _summary(
@@ -108,9 +136,11 @@ def _summary(
         result = paired(own, accuracies(groups[reference]))
         if result.n:
             against = {"reference": reference, **result._asdict()}
+    grid = {key: members[0][key] for key in ("variant_of", "cell") if members[0].get(key) is not None}
     return {
         "label": label,
         "method": str(members[0]["method"]),
+        **grid,
         "mean": fmean(scores) if scores else None,
         "std": sample_std(scores),
         "n": len(scores),

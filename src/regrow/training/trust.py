@@ -29,6 +29,17 @@ def foreign(recipe: Recipe | Tree) -> dict[str, str]:
     compare = tree.get("compare")
     for label, entry in compare.items() if isinstance(compare, dict) else ():
         _add(found, f"compare.{label}.recipe.criterion", _at(entry, "recipe", "criterion"), ())
+    methods = _at(tree, "study", "methods")
+    for word in methods if isinstance(methods, list) else [methods]:
+        _add(found, "study.methods", word, ())
+    for key, known in {
+        "model.name": _LIBRARIES,
+        "data.name": tuple(NAMED),
+        "criterion": (),
+        "pattern.name": (),
+    }.items():
+        for value in _values(_at(tree, "study", "vary"), key):
+            _add(found, f"study.vary.{key}", value, known)
     return found | own.classes_in(tree)
 
 
@@ -72,7 +83,12 @@ def _of_a_run(directory: Path) -> bool:
 
 def _add(found: dict[str, str], key: str, spec: object, known: tuple[str, ...]) -> None:
     if isinstance(spec, str) and ":" in spec and spec.partition(":")[0] not in known:
-        found[key] = spec
+        found[key if found.get(key, spec) == spec else f"{key} {spec}"] = spec
+
+
+def _values(vary: object, key: str) -> list[object]:
+    values = vary.get(key) if isinstance(vary, dict) else None
+    return values if isinstance(values, list) else [values]
 
 
 def _at(tree: object, section: str, key: str) -> object:

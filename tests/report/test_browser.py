@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from fake_runs import facts, write_compare, write_run
 from PIL import Image
+from test_standing import write_grid
 from test_widths import write_channels
 
 from regrow.report.page import write
@@ -120,6 +121,15 @@ def test_every_figure_is_drawn_without_an_error(page: Path, proxy: Recorder, tmp
         assert marks in content, name
     assert console == []
     assert proxy.asked() == []
+
+
+def test_the_diagram_of_ranks_is_drawn(proxy: Recorder, tmp_path: Path) -> None:
+    grid = write_grid(tmp_path / "grid", ["iee", "rigl", "dense"], [0.8, 0.9])
+    dom, console = browse(write([grid], tmp_path / "report.html"), proxy, tmp_path / "profile", 500)
+    drawn = figures(dom)
+    assert next(iter(drawn)) == "ranks"
+    assert len(re.findall('class="point[ "]', drawn["ranks"])) == 4  # a ring and a mean for each of two methods
+    assert console == []
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,13 @@ from jinja2.utils import htmlsafe_json_dumps
 
 from regrow import atomic
 from regrow.errors import UserError
-from regrow.report import about, formats, headline, panels, tables, widths
+from regrow.report import about, formats, headline, panels, standing, tables, widths
 from regrow.report.panels import Drawing, Panel, RunGroup
 from regrow.report.parts import LegendEntry, Part, Plot
 from regrow.report.runs import Collection, RecipeText, RunRecord, read
 from regrow.training.statistics import summarise
+
+_BESIDE = 8  # labels, of which more make bars of training cost that are taller than what stands beside them
 
 
 def write(run_dirs: Sequence[Path], out: Path) -> Path:
@@ -50,6 +52,7 @@ def render(collection: Collection) -> str:
     parts = [
         tables.failures(collection.failures),
         tables.summary(summaries, groups),
+        *_standing(records, groups),
         *(_figures(groups) if runs else []),
         *_beside(tables.sizes(groups), about.machine(runs, collection.version)),
         tables.runs(groups, collection.failures),
@@ -77,7 +80,7 @@ def render(collection: Collection) -> str:
 def record(run: RunRecord) -> dict[str, Any]:
     """A finished run as an entry of ``results.json``; its accuracy falls back to that on the validation set."""
     keys = ["label", "method", "seed", "density", "training_cost", "inference_flops", "dense_flops", "seconds"]
-    keys += ["steps", "cost_steps"]
+    keys += ["steps", "cost_steps", "variant_of", "cell", "place"]
     if run.latency is not None:
         keys += ["latency", "latency_predicted", "dense_latency", "throughput", "train_seconds"]
     return {**{key: getattr(run, key) for key in keys}, "accuracy": panels.score(run)}
@@ -99,6 +102,14 @@ def _facts(collection: Collection, groups: Sequence[RunGroup]) -> list[str]:
     return facts + ([when] if (when := about.finished(collection.runs, "%Y-%m-%d")) else [])
 
 
+def _standing(records: Sequence[Mapping[str, Any]], groups: Sequence[RunGroup]) -> list[Part]:
+    """The diagram of ranks and its table, where there is anything to rank."""
+    drawing, table = standing.drawing(records), standing.table(records, groups)
+    if drawing is None or table is None:
+        return []
+    return [_figure(Panel("ranks", "Mean rank of each method", "", lambda _: drawing), drawing, wide=True), table]
+
+
 def _beside(*parts: Part | None) -> list[Part]:
     """Parts in one row, as far as there are any."""
     there = [part for part in parts if part is not None]
@@ -106,7 +117,10 @@ def _beside(*parts: Part | None) -> list[Part]:
 
 
 def _figures(groups: Sequence[RunGroup]) -> list[Part]:
-    drawn = [(panel, panel.draw(groups)) for panel in widths.panels_of(groups)]
+    shown = widths.panels_of(groups)
+    if len(groups) > _BESIDE:
+        shown = [replace(panel, wide=True) if panel.key in ("tradeoff", "phases") else panel for panel in shown]
+    drawn = [(panel, panel.draw(groups)) for panel in shown]
     parts: list[Part] = []
     while drawn:
         row, drawn = (drawn[:1], drawn[1:]) if drawn[0][0].wide else (drawn[:2], drawn[2:])

@@ -21,7 +21,11 @@ _FILES = ("results.json", "metrics.jsonl", "structure.json", "recipe.yaml")
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run. ``finished`` means that it has results; an unfinished run has curves, and perhaps its structure."""
+    """One run. ``finished`` means that it has results; an unfinished run has curves, and perhaps its structure.
+
+    In a grid, ``variant_of`` is what its method is called there, and ``cell`` the values of the varied keys. ``place``
+    names its comparison, where the page is of several that do not go together.
+    """
 
     directory: Path
     label: str
@@ -43,6 +47,9 @@ class RunRecord:
     steps: int | None = None
     explore_steps: int | None = None
     cost_steps: int | None = None
+    variant_of: str | None = None
+    cell: Mapping[str, Any] = field(default_factory=dict)
+    place: str = ""
     by_phase: Mapping[str, float] = field(default_factory=dict)
     metrics: tuple[MetricForm, ...] = ()
     layers: tuple[LayerForm, ...] = ()
@@ -93,6 +100,8 @@ def read(directories: Sequence[Path]) -> Collection:
         recipes += [r for r in found.recipes if r.text not in {known.text for known in recipes}]
         versions += [found.version] if found.version and found.version not in versions else []
         failures += found.failures
+    if len({run.place for run in runs}) == 1:
+        runs = [replace(run, place="") for run in runs]
     return Collection(tuple(runs), tuple(recipes), ", ".join(versions) or None, tuple(failures))
 
 
@@ -113,6 +122,11 @@ def _read_directory(directory: Path) -> Collection:
     parts = [_read_run_directory(child) for child in children]
     order = {(_label(r), r.seed): i for i, r in enumerate(results.runs)}
     runs = [run for part in parts for run in part.runs]
+    grid = {(_label(r), r.seed): r for r in results.runs if r.variant_of is not None}
+    runs = [
+        replace(run, variant_of=of.variant_of, cell=of.cell) if (of := grid.get((run.label, run.seed))) else run
+        for run in runs
+    ]
     known = {(run.label, run.seed) for run in runs}
     runs += [_from_record(directory, r) for r in results.runs if (_label(r), r.seed) not in known]
     runs.sort(key=lambda run: order.get((run.label, run.seed), len(order)))
@@ -208,16 +222,19 @@ def _settings(recipe: str | None) -> Mapping[str, Any]:
 
 
 def _distinct(found: Sequence[RunRecord], known: Sequence[RunRecord], directory: Path) -> list[RunRecord]:
-    """The runs of one more directory, with labels that none of another method has, nor of the same seed."""
+    """The runs of one more directory, with labels that none of another method has, nor of the same seed. Where none is
+    taken, they belong to the place of the first."""
     taken = {(run.label, run.seed) for run in known}
     methods = {run.label: run.method for run in known}
     if not any((run.label, run.seed) in taken or methods.get(run.label, run.method) != run.method for run in found):
-        return list(found)
+        place = known[0].place if known else directory.resolve().name
+        return [replace(run, place=place) for run in found]
     labels = {run.label for run in known}
     suffix, number = directory.resolve().name, 2
     while any(f"{run.label} ({suffix})" in labels for run in found):
         suffix, number = f"{directory.resolve().name} {number}", number + 1
-    return [replace(run, label=f"{run.label} ({suffix})") for run in found]
+    renamed = [(run, f"{run.label} ({suffix})") for run in found]
+    return [replace(run, label=label, variant_of=run.variant_of or run.label, place=suffix) for run, label in renamed]
 
 
 # ---- the files ----

@@ -1,5 +1,7 @@
 """The files in ``studies/``: each can be planned to its last variant, and the smallest can be begun."""
 
+from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,10 @@ from regrow.training.recipe import load
 
 STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))
 # stands in for what is downloaded, or takes long to read
+LONG = (
+    "imagenet-latency",
+    "imagenet-mobilenet-latency",
+)  # of which two variants are planned, as each attaches
 DATA = {"imagenet:imagenet": "generated:3x32x32:1000:200", "cifar10": "generated:3x32x32:10:512"}
 
 
@@ -36,14 +42,16 @@ def cells(path, *words):
 def test_a_study_can_be_planned(path, monkeypatch, tmp_path):
     monkeypatch.setattr("regrow.profiling.profile", fixed_latency.profile)
     chosen, grid = cells(path)
+    number = len(grid)
+    assert number == prod(len(values) for values in chosen.vary.values())
+    if path.stem in LONG:
+        grid, number = [replace(grid[0], variants=grid[0].variants[:2])], 1
     plan = planning.planned(grid, chosen.match, tmp_path / "latency.json", chosen.seeds, True)
     of = [variant.of for variant in plan.variants]
-    assert list(dict.fromkeys(of)) == list(chosen.methods)
+    methods = chosen.methods[:2] if path.stem in LONG else chosen.methods
+    assert list(dict.fromkeys(of)) == list(methods)
     shared = chosen.match == "steps" and "dense" in of
-    number = 1
-    for values in chosen.vary.values():
-        number *= len(values)
-    assert len(of) == number * len(chosen.methods) - (number - 1) * shared
+    assert len(of) == number * len(methods) - (number - 1) * shared
 
 
 def test_all_have_a_sibling_for_a_cpu():

@@ -417,6 +417,7 @@ class Straight:
                 for i in range(p.numel()):
                     if i not in self.active[k]:
                         self.latent[k].view(-1)[i] = 0.0
+                self.choose_candidates(k)
             self.project()
         elif self.started:
             self.select(0.0, {k: v.abs() for k, v in self.latent.items()})
@@ -485,6 +486,8 @@ class Straight:
                 missing = count - len(self.active[k]) // self.rule.unit
                 outside = set(range(size)) - self.active[k]
                 self.active[k] = self.active[k] | self.best(k, scores[k], outside, missing, self.active[k])
+            if position in (self.o["h"], self.cycle()):
+                self.choose_candidates(k)
 
     def project(self):
         for k, p in self.params.items():

@@ -114,6 +114,8 @@ def test_every_method_with_every_optimizer(method: str, optimizer: str, criterio
         {"q": 0, "shadow_speed": 0.1},
         {"q": 0, "shadow_speed": 0.3, "shadow_every": 3},
         {"q": 0, "shadow_speed": 0.5, "p": 3.0},
+        {"q": 0, "backward": 0.5},
+        {"q": 0, "backward": 0.4, "candidates": "largest", "p": 1.0},
         {"q": 0, "improve": False, "j": 0, "h": 1, "update_end": 1.0},
         {"ramp": 0.0},
         {"ramp": 0.0, "ramp_end": 0.6, "update_end": 1.0},

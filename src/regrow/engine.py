@@ -70,6 +70,7 @@ class Engine:
         with units.full_width():
             if timeline.start == 0:
                 self._carry_out(method.at_start(units.target))
+                self.units.enter(self.span)
             units.mark()
         self.loads = attach.LoadListener()
         self.watch = Watch(model, units.parameters, optimizers)
@@ -181,6 +182,8 @@ class Engine:
                 self.step_count += 1
                 for boundary in ended:
                     self._cross(boundary)
+                if ended:
+                    self.units.enter(self.span)
                 for state in self.states.values():
                     state.hide_latent()
 
@@ -203,7 +206,6 @@ class Engine:
         span = self.span
         for action in actions:
             self.units.carry_out(action, self.step_count, span)
-        self.units.enter(span)
 
     def _cross(self, boundary: Boundary) -> None:
         self.account()

@@ -20,7 +20,7 @@ MAGNITUDE, TAYLOR = Criterion.of("magnitude"), Criterion.of("taylor")
 def test_single_weights_are_previewed_in_memory_at_no_step() -> None:
     method = IEE().resolve(Weights(0.9), MAGNITUDE)
     assert method == IEE()
-    assert {phase.latent for phase in method.timeline(1000).cycle if phase.steps} == {Latent(0.2)}
+    assert {phase.latent for phase in method.timeline(1000).cycle if phase.steps} == {Latent(0.2, candidates="random")}
     assert {span.phase for span in method.timeline(1000).spans()} == {"estimate", "fixed"}
 
 
@@ -42,16 +42,22 @@ def test_what_cannot_be_previewed_in_memory_is_explored(
 
 
 def test_a_projection_is_of_a_preview() -> None:
-    with pytest.raises(UserError, match=r"p=3.0 is of the preview's projection, but nothing is previewed"):
+    with pytest.raises(
+        UserError, match=r"p=3.0 is of a preview, but nothing is previewed in memory at shadow_speed=0; leave"
+    ):
         IEE(q=5, p=3.0)
     model = nn.Linear(4, 4)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with pytest.raises(
-        UserError, match=r"p=3.0 is of a preview in memory, which channels and criteria that use gradients"
+        UserError, match=r"p=3.0 is of a preview, but channels, and criteria that use gradients, have no preview"
     ):
         regrow.Sparsifier(
             model, optimizer, pattern=Weights(0.5), method=IEE(p=3.0), criterion="taylor", total_steps=2000
         )
+    with pytest.raises(UserError, match=r"backward=0.4 is of a preview, but nothing is previewed"):
+        IEE(shadow_speed=0.0, backward=0.4)
+    with pytest.raises(UserError, match=r"backward=0.5 .* must be below the pattern's 0.5"):
+        regrow.Sparsifier(model, optimizer, pattern=Weights(0.5), method=IEE(backward=0.5), total_steps=2000)
     with pytest.raises(UserError, match=r"p is 0.5"):
         IEE(p=0.5)
 

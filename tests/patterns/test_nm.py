@@ -17,11 +17,12 @@ from torch.sparse._semi_structured_conversions import (
 import regrow
 from engine import batches, train
 from regrow import NM, UserError
-from regrow.methods import ACDC, GMP, IEE, METHODS, SET, SRSTE, STE, GraNet, OneShot, RigL, Static
+from regrow.methods import ACDC, GMP, IEE, MEST, METHODS, SET, SRSTE, STE, GraNet, OneShot, RigL, Static
 
 METHODS_SHORT = [
     IEE(h=3, j=2, q=2), IEE(h=3, ramp=0.0), RigL(interval=5), SET(interval=5), GMP(interval=5), Static(), OneShot(),
     ACDC(sparse=4, dense=3), GraNet(interval=5), STE(every=2), SRSTE(), STE.topkast(),
+    MEST(interval=5),
 ]  # fmt: skip
 
 
@@ -133,4 +134,6 @@ def test_bad_options(options, said) -> None:
 
 
 def test_every_method_but_those_for_channels_is_walked() -> None:
-    assert {m.name for m in METHODS_SHORT} == {n for n, k in METHODS.items() if k.sparsifies and not k.channels_only}
+    assert {m.name for m in METHODS_SHORT} == {
+        name for name, kind in METHODS.items() if kind.sparsifies and not (kind.channels_only or kind.shares_out)
+    }

@@ -13,7 +13,7 @@ from regrow.actions import Action, Explore, Grow, How, Prune, Start
 from regrow.criteria import Criterion
 from regrow.errors import UserError
 from regrow.latent import Latent
-from regrow.methods.method import Method, check_ramp, check_start, check_steps, register
+from regrow.methods.method import Method, check_backward, check_ramp, check_start, check_steps, register
 from regrow.patterns.pattern import Pattern
 from regrow.saliency import Scoring
 from regrow.schedule import Boundary, Budget, Phase, Timeline, Trains, cubic, repeat, steps_of
@@ -57,6 +57,11 @@ class IEE(Method):
             `j`, with its momentum, second moments and decay; 0 leaves them at rest. None takes 0.2 with q=0, and 0
             where units are explored for real.
         shadow_every: use the dense gradient of every n-th step only, at √n times the speed.
+        backward: sparsity of the weights that train during a preview, below the pattern's: so many removed ones are
+            previewed at a time that this is left, and the others rest; 0 previews all of them. A step costs 2·f_S +
+            f_B.
+        candidates: which removed weights are previewed, where not all are: the ``"largest"`` or ``"random"`` ones,
+            chosen anew at every update.
         p: of the projection that the network computes with during a preview (`regrow.latent`): 3 shrinks active
             weights by what was removed, as Feather does, and needs a criterion that goes by magnitude; None leaves
             them as they are.
@@ -84,6 +89,8 @@ class IEE(Method):
     shadow_speed: float | None = None
     shadow_every: int = 1
     p: float | None = None
+    backward: float = 0.0
+    candidates: Literal["largest", "random"] = "random"
 
     @classmethod
     def paper(cls, steps: int = 150, **options: Any) -> IEE:
@@ -109,8 +116,8 @@ class IEE(Method):
         check_steps("shadow_every", self.shadow_every, 1)
         if self.q == 0:
             self._check_nothing_explored()
-        if self.p is not None and not self.speed:
-            raise UserError(f"p={self.p} is of the preview's projection, but nothing is previewed; leave it out")
+        if not self.speed:
+            self._check_nothing_previewed("nothing is previewed in memory at shadow_speed=0")
         _ = self._latent  # which checks p
 
     @property
@@ -126,16 +133,14 @@ class IEE(Method):
         return self.shadow_speed
 
     def resolve(self, pattern: Pattern, criterion: Criterion) -> Method:
+        check_backward(self.backward, pattern)
         if not (pattern.blind or criterion.uses_grad):
             self._check_nothing_explored()
             return super().resolve(pattern, criterion)
         q = max(1, (self.h + self.j) // 10) if self.q is None else self.q
         speed = 0.0 if self.shadow_speed is None else self.shadow_speed
-        if self.p is not None and not speed:
-            raise UserError(
-                f"p={self.p} is of a preview in memory, which channels and criteria that use gradients have none of; "
-                "leave it out"
-            )
+        if not speed:
+            self._check_nothing_previewed("channels, and criteria that use gradients, have no preview in memory")
         return super(IEE, dataclasses.replace(self, q=q, shadow_speed=speed)).resolve(pattern, criterion)
 
     @property
@@ -145,6 +150,11 @@ class IEE(Method):
     def _check_nothing_explored(self) -> None:
         if not self.explored and self.reactivate == "zero":
             raise UserError("reactivate='zero' needs steps that explore from there; use q ≥ 1, or reactivate='mru'")
+
+    def _check_nothing_previewed(self, why: str) -> None:
+        for option, value in {"p": self.p, "backward": self.backward}.items():
+            if value:
+                raise UserError(f"{option}={value} is of a preview, but {why}; leave it out")
 
     def timeline(self, total_steps: int) -> Timeline:
         latent = self._latent
@@ -168,8 +178,10 @@ class IEE(Method):
 
     @property
     def _latent(self) -> Latent | None:
+        if not self.speed:
+            return None
         p = math.inf if self.p is None else self.p
-        return Latent(self.speed, p, self.shadow_every) if self.speed else None
+        return Latent(self.speed, p, self.shadow_every, backward=self.backward, candidates=self.candidates)
 
     def at_start(self, target: float) -> Sequence[Action]:
         start = Start(self._sparsity(0.0, target), self.start)

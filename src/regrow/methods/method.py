@@ -144,6 +144,16 @@ def check_ramp(value: float | None, end: float) -> None:
         raise UserError(f"ramp is {value}, but must be a sparsity in [0, 1) to start with{percent(value)}")
 
 
+def check_backward(value: float, pattern: Pattern) -> None:
+    """Refuses a set of weights to train that is no larger than the structure."""
+    sparsity = getattr(pattern, "sparsity", 1.0)
+    if value >= sparsity:
+        raise UserError(
+            f"backward={value} is the sparsity of the weights that train, which must be below the pattern's "
+            f"{sparsity:g}; 0 trains all of them"
+        )
+
+
 def check_steps(name: str, value: int, least: int) -> None:
     """Refuses too small a number of steps."""
     if value < least:

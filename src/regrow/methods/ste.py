@@ -9,9 +9,8 @@ from typing import Any, ClassVar, Literal
 
 from regrow.actions import Action, How, Select, Start
 from regrow.criteria import Criterion
-from regrow.errors import UserError
 from regrow.latent import Latent
-from regrow.methods.method import Method, check_ramp, check_start, check_steps, register
+from regrow.methods.method import Method, check_backward, check_ramp, check_start, check_steps, register
 from regrow.patterns.pattern import Pattern
 from regrow.saliency import Scoring
 from regrow.schedule import Boundary, Phase, Timeline, cubic, repeat, steps_of
@@ -136,12 +135,7 @@ class STE(Straight):
         return Latent(scale=self.scale, p=p, backward=self.backward, candidates=self.candidates)
 
     def resolve(self, pattern: Pattern, criterion: Criterion) -> Method:
-        sparsity = getattr(pattern, "sparsity", 1.0)
-        if self.backward >= sparsity:
-            raise UserError(
-                f"backward={self.backward} is the sparsity of the weights that train, which must be below the "
-                f"pattern's {sparsity:g}; 0 trains all of them"
-            )
+        check_backward(self.backward, pattern)
         return super().resolve(pattern, criterion)
 
     def _sparsity(self, progress: float, target: float) -> float:

@@ -186,14 +186,22 @@ class EntryUnits(Units):
             code = torch.full_like(state.flags, codes.EXPLORED)
             code[state.active] = codes.FROZEN if span.trains == "removed" else codes.TRAINABLE
             state.transition(code, action.value, span.latent)
-        if span.latent is not None and span.latent.backward:
-            self._become({name: state.active for name, state in self.states.items()}, "mru", span.latent)
 
     def enter(self, span: Span) -> None:
         if span.latent is not None and not self._are_latent():
             self._explore(Explore("mru"), span)
         elif span.latent is None and self._are_latent():
             self._become({name: state.active for name, state in self.states.items()}, "mru")
+        if span.latent is not None and span.latent.backward:
+            self._rest(span.latent)
+
+    def _rest(self, latent: Latent) -> None:
+        """Lets what is no candidate rest."""
+        active = {name: state.active for name, state in self.states.items()}
+        candidates = self._candidates(active, latent)
+        for name, state in self.states.items():
+            code = active[name].to(torch.uint8).mul_(codes.TRAINABLE).masked_fill_(candidates[name], codes.EXPLORED)
+            state.transition(self._agree(torch.empty_like(state.flags).copy_(code)), "mru", latent)
 
     def _are_latent(self) -> bool:
         return any(state.latent is not None for state in self.states.values())
@@ -287,14 +295,13 @@ class EntryUnits(Units):
         return of_units.contiguous(), thresholds.contiguous()  # powers of strided tensors take three times as long
 
     def _become(self, masks: Mapping[str, Tensor], init: Init = "zero", latent: Latent | None = None) -> None:
-        """Puts a structure in force, the same on all ranks; latent values of what it leaves out train on."""
-        candidates = self._candidates(masks, latent) if latent is not None and latent.backward else None
-        out_of_use = codes.PRUNED if latent is None or candidates is not None else codes.EXPLORED
+        """Puts a structure in force, the same on all ranks. Latent values of what it leaves out train on, and those
+        that rest still do."""
         for name, state in self.states.items():
             code = torch.empty_like(state.flags).copy_(masks[name])  # as the parameter lies in memory
-            code.mul_(out_of_use ^ codes.TRAINABLE).bitwise_xor_(out_of_use)
-            if candidates is not None:
-                code.masked_fill_(candidates[name], codes.EXPLORED)
+            if latent is not None:
+                rests = state.code == codes.PRUNED if state.latent is not None else torch.zeros_like(state.active)
+                code.masked_fill_(~masks[name] & ~rests, codes.EXPLORED)
             state.transition(self._agree(code), init, latent)
 
     def _candidates(self, active: Masks, latent: Latent) -> Masks:

@@ -252,6 +252,7 @@ def test_the_set_that_trains_is_larger_than_the_structure() -> None:
     chosen = torch.optim.SGD(model.parameters(), 0.05)
     with pytest.raises(UserError, match=r"backward=0.7 is the sparsity of the weights that train, .* pattern's 0.7"):
         attach(model, chosen, pattern=PATTERN, method=STE(backward=0.7), total_steps=20)
+    attach(model, chosen, pattern=regrow.Weights(0.0), method=STE(), total_steps=20)  # nothing to remove, all trains
 
 
 @pytest.mark.parametrize("scale", [0.25, 0.5])

@@ -147,7 +147,7 @@ def check_ramp(value: float | None, end: float) -> None:
 def check_backward(value: float, pattern: Pattern) -> None:
     """Refuses a set of weights to train that is no larger than the structure."""
     sparsity = getattr(pattern, "sparsity", 1.0)
-    if value >= sparsity:
+    if value and value >= sparsity:
         raise UserError(
             f"backward={value} is the sparsity of the weights that train, which must be below the pattern's "
             f"{sparsity:g}; 0 trains all of them"

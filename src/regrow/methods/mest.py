@@ -43,7 +43,8 @@ class MEST(SoftBound):
 
     Args:
         gradient: λ, of the gradient of the step at which it updates; the paper gives no value that all of its code
-        shares. soft: whether growing comes first; False replaces at the target's size (EM).
+            shares.
+        soft: whether growing comes first; False replaces at the target's size (EM).
     """
 
     name: ClassVar[str] = "mest"

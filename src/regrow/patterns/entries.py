@@ -170,7 +170,7 @@ class EntryUnits(Units):
 
     def _prune(self, action: Prune, span: Span) -> None:
         if action.layers == "all":
-            active = {name: state.active for name, state in self.states.items()}
+            active = self._active()
             scores = {name: self._by("prune")(name) for name in active}
             self._drop(
                 active, top_k_of_all(scores, sum(self._counts(action).values()), active, floor=1), self._latent(span)
@@ -191,17 +191,20 @@ class EntryUnits(Units):
         if span.latent is not None and not self._are_latent():
             self._explore(Explore("mru"), span)
         elif span.latent is None and self._are_latent():
-            self._become({name: state.active for name, state in self.states.items()}, "mru")
+            self._become(self._active(), "mru")
         if span.latent is not None and span.latent.backward:
             self._rest(span.latent)
 
     def _rest(self, latent: Latent) -> None:
         """Lets what is no candidate rest."""
-        active = {name: state.active for name, state in self.states.items()}
+        active = self._active()
         candidates = self._candidates(active, latent)
         for name, state in self.states.items():
             code = active[name].to(torch.uint8).mul_(codes.TRAINABLE).masked_fill_(candidates[name], codes.EXPLORED)
             state.transition(self._agree(torch.empty_like(state.flags).copy_(code)), "mru", latent)
+
+    def _active(self) -> dict[str, Tensor]:
+        return {name: state.active for name, state in self.states.items()}
 
     def _are_latent(self) -> bool:
         return any(state.latent is not None for state in self.states.values())
@@ -212,7 +215,7 @@ class EntryUnits(Units):
         return span.latent or next((state.latent for state in self.states.values()), None)
 
     def _grow(self, action: Grow, span: Span) -> None:
-        active = {name: state.active for name, state in self.states.items()}
+        active = self._active()
         outside = {name: ~mask for name, mask in active.items()}
         chosen = self._to_grow(action, active, outside)
         self._become({name: active[name] | chosen[name] for name in self.states}, action.init, self._latent(span))
@@ -239,7 +242,7 @@ class EntryUnits(Units):
         return self._choose(scores, missing, outside, active)
 
     def _select(self, action: Select, span: Span) -> None:
-        before = {name: state.active for name, state in self.states.items()}
+        before = self._active()
         nothing = {name: torch.zeros_like(mask) for name, mask in before.items()}
         everything = {name: ~mask for name, mask in nothing.items()}
         chosen = self._choose(self._by("prune"), self._counts(action), everything, nothing)
@@ -263,7 +266,7 @@ class EntryUnits(Units):
 
     def _keep(self, action: Action, scores: Callable[[str], Tensor], latent: Latent | None = None) -> None:
         """The best of what is active, to the counts of an action."""
-        active = {name: state.active for name, state in self.states.items()}
+        active = self._active()
         nothing = {name: torch.zeros_like(mask) for name, mask in active.items()}
         self._drop(active, self._choose(scores, self._counts(action), active, nothing), latent)
 

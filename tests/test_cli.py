@@ -151,7 +151,7 @@ def test_inspect(capsys):
     assert "65,440" in text  # all sparsified weights
     assert "10.00%" in text
     said = " ".join(text.split())
-    assert "head, features.0.0 stay dense: at sparsity 0.9, 'erk' removes nothing here (1.4% of the param" in said
+    assert "head, features.0.0 stay dense: too small for any of it to be removed (1.4% of the param" in said
     assert "a multiply-add counts as 2 FLOPs" in text
     assert main(["inspect", "digits-cnn", "--data-shape", "3,16,16", "--classes", "7", "--exclude", "head"]) == 0
     text = capsys.readouterr().out
@@ -161,6 +161,24 @@ def test_inspect(capsys):
         r"FLOPs features\.0\.0 stays dense: the first layer, which [^:]* \(\d\.\d% of the parameters\) head", said
     )
     assert re.search(r" head stays dense: excluded \(\d\.\d% of the parameters\)$", said)
+
+
+def test_inspect_groups_and_blocks(capsys):
+    assert main(["inspect", "digits-cnn", "--nm", "1:4", "--exclude", "head"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "│ features.1.0.weight │ 32×32×3×3 │ 9,216 │ 2,304 │ 25.00% │" in said
+    assert "features.0.0 stays dense: its 1 inputs are no multiple of 4" in said
+    assert main(["inspect", "digits-cnn", "--blocks", "16:2", "--sparsity", "0.75"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "│ layer │ shape │ blocks │ kept │" in said.replace("┃", "│")
+    assert "│ features.1.0.weight │ 32×32×3×3 │ 288 │ 72 │ 25.00% │" in said
+    assert "head stays dense: its 10 outputs and 64 inputs are no multiples of 16 and 2" in said
+    assert main(["inspect", "digits-cnn", "--nm", "2:4", "--sparsity", "0.4"]) == 2
+    assert "drop --sparsity, or --nm" in capsys.readouterr().err
+    assert main(["inspect", "digits-cnn", "--nm", "2:4", "--channels"]) == 2
+    assert "--nm is not for channels: drop it, or drop --channels" in capsys.readouterr().err
+    assert main(["inspect", "digits-cnn", "--blocks", "24"]) == 2
+    assert "argument --blocks: '24' is not two whole numbers with a colon between" in capsys.readouterr().err
 
 
 def test_inspect_channels(capsys):

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from regrow.commands.subject import add_images, add_model, model_of, shape_in
-from regrow.commands.words import Parser, command_parser, share, whole, words_of
+from regrow.commands.words import Parser, command_parser, pair, share, whole, words_of
 from regrow.errors import UserError
 
 SHOWN = 8  # layers for each reason
@@ -18,21 +18,28 @@ if TYPE_CHECKING:
     from torch import nn
 
     from regrow.groups import Coupling
+    from regrow.patterns.entries import EntryPattern
 
 
 def add(group: argparse._SubParsersAction[Parser]) -> Parser:
     examples = (
         "  regrow inspect wrn22-2 --sparsity 0.9 --distribution erk\n"
         "  regrow inspect timm:resnet50 --sparsity 0.8 --data-shape 3,224,224\n"
+        "  regrow inspect torchvision:vit_b_16 --nm 2:4\n"
         "  regrow inspect torchvision:resnet50 --channels --flops 0.5"
     )
-    usage = "MODEL [--sparsity S] [--distribution D] | [--channels] [--data-shape C,H,W] [...]"
+    usage = (
+        "MODEL [--sparsity S] [--distribution D | --blocks R:C] | [--nm N:M] | [--channels] [--data-shape C,H,W] [...]"
+    )
     command = command_parser(
         group, "inspect", "show a model's layers, densities and FLOPs before any training", examples, usage
     )
     add_model(command)
     command.add_argument("--sparsity", type=share, metavar="S", help="share of the weights to remove (default: 0.9)")
     command.add_argument("--distribution", metavar="D", help="uniform, er, erk or global (default: uniform)")
+    command.add_argument("--nm", type=pair, metavar="N:M", help="n of every m weights in a row stay, as in 2:4")
+    command.add_argument("--blocks", type=pair, metavar="R:C",
+                         help="remove blocks of R outputs and C inputs, as in 16:1, not single weights")  # fmt: skip
     command.add_argument("--channels", action="store_true",
                          help="show which channels go together, and what stays dense and why")  # fmt: skip
     command.add_argument("--flops", metavar="F",
@@ -52,7 +59,10 @@ def run(args: argparse.Namespace) -> int:
     shape = shape_in(args)
     budgets = {kind: getattr(args, kind) for kind in ("latency", "flops", "params")}
     of_channels = {**budgets, "table": args.table, "round-to": args.round_to}
-    of_weights = {"sparsity": args.sparsity, "distribution": args.distribution, "include": args.include or None}
+    of_weights = {
+        "sparsity": args.sparsity, "distribution": args.distribution, "nm": args.nm, "blocks": args.blocks,
+        "include": args.include or None,
+    }  # fmt: skip
     for option, value in (of_weights if args.channels else of_channels).items():
         if value is not None:
             wrong, way_out = ("not ", "drop it, or drop") if args.channels else ("", "add")
@@ -66,40 +76,42 @@ def run(args: argparse.Namespace) -> int:
             exclude=words_of(args.exclude or ""), shape=shape, classes=args.classes,
         )  # fmt: skip
         return 0
-    show(
-        args.model, sparsity=0.9 if args.sparsity is None else args.sparsity,
-        distribution=args.distribution or "uniform", exclude=words_of(args.exclude or ""),
-        include=words_of(args.include or ""), shape=shape, classes=args.classes,
-    )  # fmt: skip
+    show(args.model, _pattern(args), shape=shape, classes=args.classes)
     return 0
 
 
-def show(
-    spec: str,
-    *,
-    sparsity: float,
-    distribution: str = "uniform",
-    exclude: Sequence[str] = (),
-    include: Sequence[str] = (),
-    shape: Sequence[int] | None = None,
-    classes: int | None = None,
-) -> None:
+def _pattern(args: argparse.Namespace) -> EntryPattern:
+    from regrow.patterns import NM, Blocks, Weights
+
+    exclude, include = words_of(args.exclude or ""), words_of(args.include or "")
+    given = [f"--{name}" for name in ("sparsity", "distribution", "blocks") if getattr(args, name) is not None]
+    if args.nm is not None:
+        if given:
+            raise UserError(f"--nm says how many weights stay, and which compete: drop {given[0]}, or --nm")
+        n, m = args.nm
+        return NM(n, m, exclude=exclude, include=include)
+    sparsity = 0.9 if args.sparsity is None else args.sparsity
+    distribution = args.distribution or "uniform"
+    if args.blocks is not None:
+        return Blocks(args.blocks, sparsity, distribution, exclude, include)
+    return Weights(sparsity, distribution, exclude=exclude, include=include)
+
+
+def show(spec: str, pattern: EntryPattern, *, shape: Sequence[int] | None = None, classes: int | None = None) -> None:
     """Print the layers of a model with their densities and FLOPs.
 
     Args:
         spec: name of the model
-        sparsity, distribution, exclude, include: as in `regrow.Weights`
+        pattern: of weights, groups or blocks of them
         shape: (channels, height, width) of an image; default: what the model is made for
         classes: outputs; default: 1000 for images of 200 pixels or more, else 10
 
     Raises:
         UserError: if the model cannot be built or does not take such images, or the pattern does not fit it.
     """
-    from regrow.patterns import Weights
     from regrow.tracing.flops import count_flops
     from regrow.zoo.models import example_input
 
-    pattern = Weights(sparsity, distribution, exclude=tuple(exclude), include=tuple(include))
     model, shape = model_of(spec, shape, classes)
     flops = count_flops(model, example_input(model, shape))
     found = pattern.select(model).dense
@@ -108,11 +120,14 @@ def show(
     rows = [(name, tuple(parameters[name].shape), *counts[name], flops.by_parameter[name]) for name in counts]
     densities = {name: active / total for name, (active, total) in counts.items()}
     dense = [name for name, p in parameters.items() if p.dim() > 1 and densities.get(name, 1.0) == 1.0]
-    _print(spec, shape, rows, flops.total, flops.inference(densities), sum(p.numel() for p in parameters.values()))
+    unit = "weights" if pattern.unit_size == 1 else "blocks"
+    _print(
+        spec, shape, unit, rows, flops.total, flops.inference(densities), sum(p.numel() for p in parameters.values())
+    )
     from rich import print as say
 
     for sentence in _left(
-        {name: found.get(name, f"at sparsity {sparsity:g}, {distribution!r} removes nothing here") for name in dense},
+        {name: found.get(name, "too small for any of it to be removed") for name in dense},
         {n: p.numel() for n, p in parameters.items()},
     ):
         say(sentence)
@@ -222,7 +237,7 @@ def _print_channels(
 
 
 def _print(
-    spec: str, shape: tuple[int, ...], rows: list[tuple[str, tuple[int, ...], int, int, float]],
+    spec: str, shape: tuple[int, ...], unit: str, rows: list[tuple[str, tuple[int, ...], int, int, float]],
     dense_flops: float, sparse_flops: float, parameters: int,
 ) -> None:  # fmt: skip
     from rich.console import Console
@@ -234,7 +249,7 @@ def _print(
     kept = 1.0 if total == 0 else active / total
     table.add_column("layer", footer="sparsified layers", overflow="fold")
     table.add_column("shape")
-    table.add_column("weights", footer=f"{total:,}", justify="right")
+    table.add_column(unit, footer=f"{total:,}", justify="right")
     table.add_column("kept", footer=f"{active:,}", justify="right")
     table.add_column("density", footer=f"{kept:.2%}", justify="right")
     table.add_column("MFLOPs dense", footer=f"{sum(row[4] for row in rows) / 1e6:,.2f}", justify="right")

@@ -74,6 +74,14 @@ def share(text: str) -> float:
         raise argparse.ArgumentTypeError(f"invalid float value: {text[:40]!r}{percent(text)}") from error
 
 
+def pair(text: str) -> tuple[int, int]:
+    """Two whole numbers, as in 2:4."""
+    parts = text.split(":")
+    if len(parts) != 2:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not two whole numbers with a colon between, as in 2:4")
+    return whole(parts[0]), whole(parts[1])
+
+
 def words_of(text: str, option: str = "") -> list[str]:
     """``a,b,c`` as a list of words; where an option is named, it must have some.
 

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from regrow.actions import Action, Grow, Prune
-from regrow.criteria import Criterion
+from regrow.criteria import CRITERIA, Criterion
 from regrow.errors import UserError
 from regrow.hints import LARGEST
 from regrow.methods.method import register
@@ -62,7 +62,7 @@ class MEST(SoftBound):
         return {"estimate": (Scoring("prune", criterion, window=1), Scoring("grow", Criterion.of(self.growth)))}
 
     def ranks_by(self, criterion: Criterion) -> Criterion:
-        if criterion.name != "magnitude":
+        if criterion != CRITERIA["magnitude"]:  # somebody's own choice
             return criterion
         score = partial(_magnitude_and_gradient, self.gradient)
         return Criterion("magnitude + gradient", score, uses_grad=True, uses_generator=False)

@@ -26,7 +26,10 @@ _POLL = 0.2  # seconds
 _PATIENCE = 120.0  # seconds that runs get to write their checkpoints
 _TAIL = 4096  # bytes at the end of a metrics file that hold its last line
 # what every run imports sooner or later; torch._dynamo comes with its first optimizer
-_PRELOAD = ["torch._dynamo", "regrow.training.loop", "regrow.study.pool", "accelerate", "sklearn.datasets"]
+_PRELOAD = [
+    "torch._dynamo", "regrow.training.loop", "regrow.study.pool", "regrow.commands.train", "regrow.report.page",
+    "accelerate", "sklearn.datasets",
+]  # fmt: skip
 _OURS = (signal.SIGINT, signal.SIGTERM)  # signals that the comparison answers for all of its processes
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 

@@ -8,7 +8,7 @@ from torch import nn
 
 import regrow
 from engine import attach, batches, network, train
-from regrow import IEE, Channels, UserError, Weights
+from regrow import IEE, Channels, UserError, Weights, codes
 from regrow.actions import Explore, Start
 from regrow.criteria import Criterion
 from regrow.latent import Latent
@@ -60,6 +60,41 @@ def test_a_projection_is_of_a_preview() -> None:
         regrow.Sparsifier(model, optimizer, pattern=Weights(0.5), method=IEE(backward=0.5), total_steps=2000)
     with pytest.raises(UserError, match=r"p is 0.5"):
         IEE(p=0.5)
+
+
+def test_previews_are_a_multiple_of_what_is_active() -> None:
+    method = IEE(previews=1.5).resolve(Weights(0.9), MAGNITUDE)
+    assert (method.previews, method.backward) == (None, 0.75)
+    assert IEE(previews=1.0).resolve(regrow.NM(1, 4), MAGNITUDE) == IEE(backward=0.5)
+    assert IEE(previews=20.0).resolve(Weights(0.9), MAGNITUDE).backward == 0.0  # all of them
+    for value in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="must be a multiple of the active weights, above 0"):
+            IEE(previews=value)
+    with pytest.raises(UserError, match="previews and backward both say how many weights train"):
+        IEE(previews=1.0, backward=0.5)
+    with pytest.raises(UserError, match=r"previews=1.0 is of a preview, but nothing is previewed"):
+        IEE(q=5, previews=1.0)
+    for pattern, criterion in ((Channels(flops=0.5), MAGNITUDE), (Weights(0.9), TAYLOR)):
+        with pytest.raises(UserError, match=r"previews=1.0 is of a preview, but channels, and criteria that use"):
+            IEE(previews=1.0).resolve(pattern, criterion)
+
+
+def test_as_many_are_previewed_as_are_active() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    sparsifier = attach(model, optimizer, pattern=Weights(0.75), method=IEE.sparse(h=5))
+    for _ in range(3):
+        train(model, optimizer, batches(5))
+        for name, state in sparsifier._states.items():
+            previewed, active = int((state.code == codes.EXPLORED).sum()), int(state.active.sum())
+            assert active == state.active.numel() / 4, name
+            assert previewed == active, name
+
+
+@pytest.mark.parametrize("method", [IEE.from_dense(h=3), IEE.sparse(h=3, previews=2.0)])
+def test_forms_take_options(method: IEE) -> None:
+    assert method.h == 3
+    assert method.shadow_speed == 0.5
 
 
 def test_a_real_exploration_needs_no_preview() -> None:

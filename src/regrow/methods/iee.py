@@ -57,9 +57,9 @@ class IEE(Method):
             `j`, with its momentum, second moments and decay; 0 leaves them at rest. None takes 0.2 with q=0, and 0
             where units are explored for real.
         shadow_every: use the dense gradient of every n-th step only, at √n times the speed.
-        backward: sparsity of the weights that train during a preview, below the pattern's: so many removed ones are
-            previewed at a time that this is left, and the others rest; 0 previews all of them. A step costs 2·f_S +
-            f_B.
+        previews: removed weights that are previewed at a time, as a multiple of those that are active at the target;
+            the others rest. A step costs 2·f_S + f_B, with f_B of all that trains. None previews all of them.
+        backward: the same as Top-KAST says it: the sparsity of the weights that train, below the pattern's.
         candidates: which removed weights are previewed, where not all are: the ``"largest"`` or ``"random"`` ones,
             chosen anew at every update.
         p: of the projection that the network computes with during a preview (`regrow.latent`): 3 shrinks active
@@ -89,8 +89,32 @@ class IEE(Method):
     shadow_speed: float | None = None
     shadow_every: int = 1
     p: float | None = None
+    previews: float | None = None
     backward: float = 0.0
     candidates: Literal["largest", "random"] = "random"
+
+    @classmethod
+    def from_dense(cls, **options: Any) -> IEE:
+        """The most accurate form at equal steps (docs/studies.md): begins dense, ramps up for three quarters of the
+        training, and goes on exchanging to its end, by weights that are all previewed at half the speed through
+        Feather's projection. A step costs up to 1 × dense at first, and 2·f_S + f_D later.
+
+        Args:
+            options: others of `IEE`.
+        """
+        strong = {"h": 10, "update_end": 1.0, "ramp": 0.0, "ramp_end": 0.75, "shadow_speed": 0.5, "p": 3.0}
+        return cls(**{**strong, **options})
+
+    @classmethod
+    def sparse(cls, previews: float = 1.0, **options: Any) -> IEE:
+        """The form for the fewest training FLOPs (docs/studies.md): sparse from the first step, previewing at half the
+        speed only a part of what is removed, others at every update.
+
+        Args:
+            previews: how many at a time, as a multiple of the active weights.
+            options: others of `IEE`.
+        """
+        return cls(**{"previews": previews, "shadow_speed": 0.5, **options})
 
     @classmethod
     def paper(cls, steps: int = 150, **options: Any) -> IEE:
@@ -114,6 +138,11 @@ class IEE(Method):
         if not 0 <= self.speed <= hints.LARGEST:
             raise UserError(f"shadow_speed is {self.speed}, but must be a share of the optimizer's speed, at least 0")
         check_steps("shadow_every", self.shadow_every, 1)
+        if self.previews is not None:
+            if not 0 < self.previews <= hints.LARGEST:
+                raise UserError(f"previews is {self.previews}, but must be a multiple of the active weights, above 0")
+            if self.backward:
+                raise UserError("previews and backward both say how many weights train: give one of them")
         if self.q == 0:
             self._check_nothing_explored()
         if not self.speed:
@@ -136,12 +165,19 @@ class IEE(Method):
         check_backward(self.backward, pattern)
         if not (pattern.blind or criterion.uses_grad):
             self._check_nothing_explored()
-            return super().resolve(pattern, criterion)
+            return super(IEE, self._of_target(getattr(pattern, "sparsity", 0.0))).resolve(pattern, criterion)
         q = max(1, (self.h + self.j) // 10) if self.q is None else self.q
         speed = 0.0 if self.shadow_speed is None else self.shadow_speed
         if not speed:
             self._check_nothing_previewed("channels, and criteria that use gradients, have no preview in memory")
         return super(IEE, dataclasses.replace(self, q=q, shadow_speed=speed)).resolve(pattern, criterion)
+
+    def _of_target(self, sparsity: float) -> IEE:
+        """With `previews` said as the sparsity of all that trains."""
+        if self.previews is None:
+            return self
+        backward = max(0.0, 1 - (1 + self.previews) * (1 - sparsity))
+        return dataclasses.replace(self, previews=None, backward=backward)
 
     @property
     def ranks_at_start(self) -> bool:
@@ -152,7 +188,7 @@ class IEE(Method):
             raise UserError("reactivate='zero' needs steps that explore from there; use q ≥ 1, or reactivate='mru'")
 
     def _check_nothing_previewed(self, why: str) -> None:
-        for option, value in {"p": self.p, "backward": self.backward}.items():
+        for option, value in {"p": self.p, "previews": self.previews, "backward": self.backward}.items():
             if value:
                 raise UserError(f"{option}={value} is of a preview, but {why}; leave it out")
 

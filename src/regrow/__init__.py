@@ -18,6 +18,8 @@ from regrow.version import __version__ as __version__
 if TYPE_CHECKING:
     from regrow.batchnorm import recalibrate
     from regrow.errors import UserError
+    from regrow.exporting.exports import export
+    from regrow.exporting.semi_structured import to_semi_structured
     from regrow.methods import (
         ACDC,
         DSR,
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from regrow.patterns import NM, Blocks, Channels, Weights
     from regrow.schedule import Budget
     from regrow.sparsifier import Sparsifier
-    from regrow.storage import load, save
+    from regrow.storage import load, load_tensors, save
 
 
 # Public names by the module that has them, imported when they are first asked for: `regrow --help` answers at once.
@@ -67,15 +69,17 @@ _HOMES = {
     ],  # fmt: skip,
     "patterns": ["NM", "Blocks", "Channels", "Weights"],
     "batchnorm": ["recalibrate"],
+    "exporting.exports": ["export"],
+    "exporting.semi_structured": ["to_semi_structured"],
     "schedule": ["Budget"],
     "sparsifier": ["Sparsifier"],
-    "storage": ["load", "save"],
+    "storage": ["load", "load_tensors", "save"],
 }
 
 __all__ = [
     "ACDC", "DSR", "GMP", "HALP", "IEE", "MEST", "NM", "SET", "SNFS", "SRSTE", "STE", "Blocks", "Budget", "Channels",
-    "Chase", "Dense", "GraNet", "OneShot", "RigL", "Sparsifier", "Static", "Uniform", "UserError", "Weights", "load",
-    "recalibrate", "save",
+    "Chase", "Dense", "GraNet", "OneShot", "RigL", "Sparsifier", "Static", "Uniform", "UserError", "Weights", "export",
+    "load", "load_tensors", "recalibrate", "save", "to_semi_structured",
 ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from regrow import extras
-from regrow.commands import compare, demo, inspect, profile, report, train
+from regrow.commands import compare, demo, export, inspect, profile, report, train
 from regrow.commands.recipes import split_overrides
 from regrow.commands.words import AS_WRITTEN, Parser, refuse_empty
 from regrow.errors import UserError, is_out_of_memory, nearest
@@ -27,7 +27,8 @@ _EXAMPLES = """examples:
 `regrow COMMAND --help` says more about each command."""
 
 COMMANDS = {
-    "demo": demo, "train": train, "compare": compare, "inspect": inspect, "profile": profile, "report": report,
+    "demo": demo, "train": train, "compare": compare, "inspect": inspect, "profile": profile,
+    "export": export, "report": report,
 }  # fmt: skip
 
 

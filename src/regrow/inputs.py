@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,6 +74,14 @@ class Inputs:
     def __call__(self, model: nn.Module) -> Any:
         """What the model returns for them."""
         return model(*self.args, **self.kwargs)
+
+    def in_order(self, model: nn.Module) -> Inputs:
+        """The same call, positional where it can be: exported programs take their inputs in this order."""
+        try:
+            bound = inspect.signature(model.forward).bind(*self.args, **self.kwargs)
+        except (TypeError, ValueError):  # whoever runs it says what is wrong
+            return self
+        return Inputs(bound.args, bound.kwargs, self.hint)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Inputs:
         """The same call with other tensors."""

@@ -59,6 +59,18 @@ def read(directory: Path) -> tuple[dict[str, Any], bytes]:
         text = path.read_bytes()
     except OSError as error:
         raise UserError(f"{directory} holds no saved model: {NAME} cannot be read ({error.strerror})") from error
+    return parse(text, path), text
+
+
+def parse(text: str | bytes, path: Path) -> dict[str, Any]:
+    """The manifest in a JSON text.
+
+    Args:
+        path: where it stands, for messages
+
+    Raises:
+        UserError: if it is none, damaged, or of a newer version of the format.
+    """
     content = schema.parse_json(text, path, WAY_OUT)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is not the manifest of a model saved by regrow")
@@ -69,4 +81,4 @@ def read(directory: Path) -> tuple[dict[str, Any], bytes]:
         )
     schema.check(Manifest, content, path, WAY_OUT)
     schema.check_seal(content, path, WAY_OUT)
-    return content, text
+    return content

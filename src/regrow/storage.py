@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from regrow import names, saved
+from regrow import bitmask, names, saved
 from regrow.errors import UserError
 from regrow.surgery import refit, resize
 
 MANIFEST = saved.MANIFEST
 WEIGHTS = saved.WEIGHTS
 _ATTEMPTS = 20  # to read what others replace meanwhile
-_BITS = "::bits"
-_VALUES = "::values"
-_INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -46,18 +44,37 @@ def save(model: nn.Module, directory: str | os.PathLike[str], extra: Mapping[str
         UserError: if the model has state that is no tensor, ``directory`` holds something else than a saved model, or
             it cannot be written; an earlier save stays as it is then.
     """
-    from regrow import manifest
-    from regrow.version import __version__
-
     target = Path(directory)
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / MANIFEST).is_file())):
         raise UserError(f"{target} holds something else than a saved model: choose another directory")
+    stored, content = contents(model, extra)
+    try:
+        saved.write(target, stored, content)
+    except OSError as error:
+        raise UserError(f"the model cannot be saved in {target}: {error.strerror or error}") from error
+
+
+def contents(
+    model: nn.Module, extra: Mapping[str, Any] | None = None, dense: bool = False
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What is stored of a model, and its manifest.
+
+    Args:
+        extra: as in `save`
+        dense: store all tensors whole, under their own names
+
+    Raises:
+        UserError: as `save`.
+    """
+    from regrow import manifest
+    from regrow.version import __version__
+
     note = resize.noted(model)
     state, tied = _state(model, _unsaved_buffers(model, note))
     stored: dict[str, Tensor] = {}
     entries: dict[str, Any] = {}
     for name, tensor in state.items():
-        entries[name], parts = _encode(name, tensor)
+        entries[name], parts = bitmask.encode(name, tensor, dense)
         stored.update(parts)
     content = {
         "format": manifest.FORMAT,
@@ -68,10 +85,7 @@ def save(model: nn.Module, directory: str | os.PathLike[str], extra: Mapping[str
         **({} if note is None else {"thin": refit.to_manifest(note)}),
         "extra": _plain(extra or {}),
     }
-    try:
-        saved.write(target, stored, content)
-    except OSError as error:
-        raise UserError(f"the model cannot be saved in {target}: {error.strerror or error}") from error
+    return stored, content
 
 
 def _plain(extra: Mapping[str, Any]) -> Any:
@@ -83,7 +97,7 @@ def _plain(extra: Mapping[str, Any]) -> Any:
 
 
 def load(model: M, directory: str | os.PathLike[str]) -> M:
-    """Load what `save` wrote into a freshly built model of the same architecture, exactly.
+    """Load what `save` or `regrow.export` wrote into a freshly built model of the same architecture, exactly.
 
     If a thin model was saved, the dense one is made thin in place: its `Parameter` objects stay and get smaller data,
     and attributes such as ``out_channels`` follow. Make the optimizer afterwards, as its state would not follow.
@@ -91,6 +105,7 @@ def load(model: M, directory: str | os.PathLike[str]) -> M:
     Args:
         model: its parameters and buffers must have the saved names, dtypes and shapes, or of a thin model no smaller
             shapes; it may be on any device
+        directory: what `save` wrote, or a file that `regrow.export` wrote as ``safetensors`` or ``compressed``
 
     Returns:
         ``model`` itself, now with the saved values.
@@ -101,18 +116,55 @@ def load(model: M, directory: str | os.PathLike[str]) -> M:
     from regrow import manifest
 
     source = Path(directory)
+    if source.is_file():
+        from regrow import packed
+
+        content, stored = packed.read(source)
+        return _load(model, content, source, source, lambda: stored)
     for _ in range(_ATTEMPTS):
         content, before = manifest.read(source)
         try:
-            return _load(model, content, source)
+            tensors = partial(saved.read_tensors, source, content.get("weights"))
+            return _load(model, content, source, source / WEIGHTS, tensors)
         except UserError:
             if manifest.read(source)[1] == before:
                 raise
     raise UserError(f"{source} is replaced again and again while it is read: try again when it is not")
 
 
-def _load(model: M, manifest: Mapping[str, Any], source: Path) -> M:
-    note = refit.from_manifest(manifest.get("thin"), source / MANIFEST)
+def load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of a model that `save` or `regrow.export` wrote, all of them dense and exact, without the model.
+
+    Of a thin model they have their thin shapes. ``model.load_state_dict`` takes them.
+
+    Args:
+        path: a directory that `save` wrote, or a file that `regrow.export` wrote as ``safetensors`` or ``compressed``
+
+    Raises:
+        UserError: if it is neither, or damaged.
+    """
+    from regrow import manifest, packed
+
+    source = Path(path)
+    if source.is_file():
+        file = source
+        content, stored = packed.read(source)
+    else:
+        file = source / WEIGHTS
+        content, _ = manifest.read(source)
+        stored = saved.read_tensors(source, content.get("weights"))
+    found = {name: bitmask.decode(name, entry, stored, file) for name, entry in content["tensors"].items()}
+    for alias, name in content["tied"].items():
+        if name not in found:
+            raise UserError(f"{file} is damaged: {alias!r} is tied to {name!r}, which is not there")
+        found[alias] = found[name]
+    return found
+
+
+def _load(
+    model: M, manifest: Mapping[str, Any], source: Path, file: Path, tensors: Callable[[], dict[str, Tensor]]
+) -> M:
+    note = refit.from_manifest(manifest.get("thin"), file if file == source else source / MANIFEST)
     change = None if note is None else refit.plan(model, note, source)
     state, tied = _state(model, () if change is None else change.buffers)
     _check_fit(manifest, state, tied, source, thin=change is not None)
@@ -120,8 +172,8 @@ def _load(model: M, manifest: Mapping[str, Any], source: Path) -> M:
         shapes = {name: entry["shape"] for name, entry in manifest["tensors"].items()}
         shapes |= {alias: shapes[name] for alias, name in tied.items()}
         refit.check_shapes(model, change, shapes, source)
-    stored = saved.read_tensors(source, manifest.get("weights"))
-    values = {name: _decode(name, manifest["tensors"][name], stored, source) for name in state}
+    stored = tensors()
+    values = {name: bitmask.decode(name, manifest["tensors"][name], stored, file) for name in state}
     with torch.no_grad():
         if change is not None:
             smaller = {name: value for name, value in values.items() if value.shape != state[name].shape}
@@ -182,59 +234,6 @@ def _state(model: nn.Module, further: Iterable[str] = ()) -> tuple[dict[str, Ten
     return state, tied
 
 
-def _encode(name: str, tensor: Tensor) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A tensor's entry in the manifest and what is stored of it."""
-    tensor = tensor.detach().cpu().contiguous()
-    entry: dict[str, Any] = {"shape": list(tensor.shape), "dtype": _dtype_name(tensor.dtype), "encoding": "dense"}
-    if not tensor.is_floating_point() or tensor.dim() < 2:
-        return entry, {name: tensor.clone()}
-    flat = tensor.flatten()
-    present = flat.view(_INTEGER_OF_SIZE[flat.element_size()]) != 0
-    kept = int(present.sum())
-    entry["density"] = kept / max(flat.numel(), 1)
-    if kept * flat.element_size() + flat.numel() // 8 + 1 >= flat.numel() * flat.element_size():
-        return entry, {name: tensor.clone()}
-    entry["encoding"] = "bitmask"
-    return entry, {name + _BITS: _pack(present), name + _VALUES: flat[present]}
-
-
-def _decode(name: str, entry: Mapping[str, Any], stored: Mapping[str, Tensor], source: Path) -> Tensor:
-    damaged = UserError(f"{source / WEIGHTS} is damaged: the tensor {name!r} does not match the manifest")
-    shape, encoding = entry["shape"], entry["encoding"]
-    if encoding == "dense":
-        if name not in stored or list(stored[name].shape) != shape or _dtype_name(stored[name].dtype) != entry["dtype"]:
-            raise damaged
-        return stored[name]
-    size = torch.Size(shape).numel()
-    bits, values = stored.get(name + _BITS), stored.get(name + _VALUES)
-    if encoding != "bitmask" or bits is None or values is None or _dtype_name(values.dtype) != entry["dtype"]:
-        raise damaged
-    if bits.dtype != torch.uint8 or bits.shape != ((size + 7) // 8,):
-        raise damaged
-    present = _unpack(bits, size)
-    if int(present.sum()) != values.numel():
-        raise damaged
-    flat = torch.zeros(size, dtype=values.dtype)
-    flat[present] = values
-    return flat.view(shape)
-
-
-def _pack(mask: Tensor) -> Tensor:
-    import numpy as np
-
-    return torch.from_numpy(np.packbits(mask.numpy(), bitorder="little"))
-
-
-def _unpack(bits: Tensor, size: int) -> Tensor:
-    import numpy as np
-
-    return torch.from_numpy(np.unpackbits(bits.numpy(), count=size, bitorder="little")).bool()
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _check_fit(
     manifest: Mapping[str, Any], state: Mapping[str, Tensor], tied: Mapping[str, str], source: Path, thin: bool
 ) -> None:
@@ -260,8 +259,8 @@ def _check_fit(
             )
         if not thin and own_shape != shape:
             raise UserError(f"the tensor {name!r} has shape {shape} in {source}, but {own_shape} in the model")
-        if _dtype_name(tensor.dtype) != dtype:
-            own = _dtype_name(tensor.dtype)
+        if bitmask.dtype_name(tensor.dtype) != dtype:
+            own = bitmask.dtype_name(tensor.dtype)
             raise UserError(
                 f"the tensor {name!r} is {dtype} in {source}, but {own} in the model: convert the model first"
             )

@@ -7,14 +7,9 @@ the runtime's own times of the unit's nodes count.
 
 from __future__ import annotations
 
-import inspect
-import io
 import json
-import logging
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -28,6 +23,7 @@ from regrow.errors import UserError
 from regrow.inputs import Inputs, first_line
 from regrow.latency.clock import Clock
 from regrow.latency.network import Key
+from regrow.quiet import silent
 
 Array = NDArray[np.float32]
 
@@ -102,9 +98,9 @@ class OnnxRuntime:
         import torch
 
         model.eval()
-        call = _in_order(model, inputs)
+        call = inputs.in_order(model)
         try:
-            with _silence(), torch.no_grad():
+            with silent(), torch.no_grad():
                 program = torch.onnx.export(model, call.args, kwargs=dict(call.kwargs), dynamo=True, verbose=False)
                 assert program is not None
             session = self._session(program.model_proto.SerializeToString())
@@ -132,15 +128,6 @@ class OnnxRuntime:
         return self._random.standard_normal(shape, dtype=np.float32)
 
 
-def _in_order(model: Any, inputs: Inputs) -> Inputs:
-    """The same call, positional where it can be: graphs have their inputs in this order."""
-    try:
-        bound = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
-    except (TypeError, ValueError):  # the exporter says what is wrong
-        return inputs
-    return Inputs(bound.args, bound.kwargs)
-
-
 def _feeds(wanted: Sequence[Any], tensors: Sequence[Tensor]) -> dict[str, Any]:
     """What the inputs of a graph are, by their names; shapes say whether tensors are taken for one another."""
     found = {one.name: tensor.numpy() for one, tensor in zip(wanted, tensors, strict=False)}
@@ -151,22 +138,6 @@ def _feeds(wanted: Sequence[Any], tensors: Sequence[Tensor]) -> dict[str, Any]:
             f"{len(tensors)} of shapes {', '.join(map(str, shapes))}; runtime='eager' takes any model"
         )
     return found
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Keeps what the exporter writes, warns of and logs from the user."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            for logger in loggers:
-                logger.setLevel(logging.ERROR)
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _seconds_by_run(events: list[dict[str, Any]]) -> tuple[list[float], list[list[tuple[str, float]]]]:

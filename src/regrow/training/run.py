@@ -58,7 +58,7 @@ class Run:
             summary_writer()
         self.accelerator = _accelerator(recipe)
         self.device: torch.device = self.accelerator.device
-        self.data = _data(recipe, self.accelerator.process_index, self.accelerator.num_processes)
+        self.data = data_of(recipe, self.accelerator.process_index, self.accelerator.num_processes)
         self.stream = Stream(self.data.train)
         self.steps_per_epoch = self.stream.batches_per_epoch / settings.accumulate
         self.total_steps = recipe.total_steps(self.steps_per_epoch)
@@ -324,7 +324,8 @@ def method_of(recipe: Recipe) -> tuple[Method, Criterion]:
     return attach.method(recipe.method, recipe.pattern, criterion_of(recipe))
 
 
-def _data(recipe: Recipe, rank: int, world: int) -> DataSet:
+def data_of(recipe: Recipe, rank: int = 0, world: int = 1) -> DataSet:
+    """The recipe's data set: the share of one of ``world`` processes."""
     options = dataclasses.asdict(recipe.data)
     return load_data(options.pop("name"), seed=recipe.seed, rank=rank, world=world, **options)
 

@@ -1,0 +1,68 @@
+"""A model as a file of tensors: plain ones, or compressed to bits and values."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from regrow import names, packed, storage
+from regrow.errors import UserError
+from regrow.exporting.proof import Proof, Subject, prove, run
+from regrow.inputs import Inputs
+
+_WAY_OUT = "the model depends on more than its tensors"
+
+
+def write_dense(subject: Subject, path: Path) -> Proof:
+    """Writes every tensor whole under its own name, as readers of safetensors expect it, reads the file and compares.
+
+    Raises:
+        UserError: if the model has state that is no tensor, or a copy with what was read computes something else.
+    """
+    return _write(subject, path, dense=True)
+
+
+def write_compressed(subject: Subject, path: Path) -> Proof:
+    """Writes what has enough zeros as one bit an entry and the values that are not, all else whole; reads and compares.
+
+    A sparse tensor takes (number of values) × (bytes of a value + 1/8 / density) bytes, rounded up.
+
+    Raises:
+        UserError: as `write_dense`.
+    """
+    return _write(subject, path, dense=False)
+
+
+def _write(subject: Subject, path: Path, dense: bool) -> Proof:
+    stored, content = storage.contents(subject.model, dense=dense)
+    packed.write(path, stored, content)
+    subject.advance()
+    read = storage.load_tensors(path)
+    own = names.tensors(subject.model, every_name=True)
+    for name, tensor in read.items():
+        if not _same_bits(tensor, own[name].detach().cpu()):
+            raise UserError(f"the tensor {name!r} is not what was written when it is read back: try again")
+    subject.advance()
+    if subject.inputs is None:
+        return Proof(0.0)
+    again = copy.deepcopy(subject.model)
+    with torch.no_grad():
+        targets = names.tensors(again, every_name=True)
+        for name in read:
+            targets[name].fill_(0)
+        for name, tensor in read.items():
+            targets[name].copy_(tensor)
+
+    def loaded(inputs: Inputs) -> list[Tensor]:
+        return run(again, inputs)
+
+    return prove(subject, loaded, "the model with the tensors of the file", _WAY_OUT)
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return torch.equal(*(t.contiguous().flatten().view(torch.uint8) for t in (one, other)))

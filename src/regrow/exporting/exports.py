@@ -150,7 +150,7 @@ def dense_bytes(model: nn.Module) -> int:
 
 def _on_cpu(model: nn.Module) -> nn.Module:
     """The model, or a copy of it where it is on another device: kernels of others round otherwise."""
-    if all(t.device.type == "cpu" for t in names.tensors(model).values()):
+    if all(t.device.type in ("cpu", "meta") for t in names.tensors(model).values()):
         return model
     return copy.deepcopy(model).cpu()
 

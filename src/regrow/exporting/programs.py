@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from regrow.exporting.proof import Proof, Subject, flat, has_batch, prove
 from regrow.inputs import Inputs, first_line
 from regrow.quiet import evaluating, quiet, silent
 
+_BATCH = Dim("batch")
 _WAY_OUT = "tolerance= (--tolerance) allows more, where that is enough"
 
 
@@ -56,11 +58,13 @@ def write_onnx(subject: Subject, path: Path) -> Proof:
     inputs = _inputs(subject)
     count = len(subject.outputs(inputs))
     outputs = ["output"] if count == 1 else [f"output_{number}" for number in range(count)]
+    # of a program, all that is taken from these shapes is the names of dimensions, by its tensors in a row
+    named = [_shape(inputs, t) for t in inputs.tensors] if subject.dynamic else None
     try:
         with silent(), quiet():
             torch.onnx.export(
                 program, inputs.args, path, kwargs=dict(inputs.kwargs), dynamo=True, verbose=False,
-                external_data=False, dynamic_shapes=_shapes(subject), output_names=outputs,
+                external_data=False, dynamic_shapes=named, output_names=outputs,
             )  # fmt: skip
     except Exception as error:
         reason = first_line(error.__cause__ or error)
@@ -111,19 +115,18 @@ def _traced(subject: Subject) -> ExportedProgram:
 
 
 def _shapes(subject: Subject) -> Any:
-    """For each tensor which of its dimensions are dynamic, as `torch.export.export` takes it."""
+    """For each argument which dimensions are dynamic, as `torch.export.export` takes it."""
     if not subject.dynamic:
         return None
     inputs = _inputs(subject)
-    batch = Dim("batch")
-
-    def shape(value: Any) -> Any:
-        return {0: batch} if isinstance(value, Tensor) and has_batch(inputs, value) else None
-
     if not inputs.kwargs:
-        return tree_map(shape, inputs.args)
+        return tree_map(partial(_shape, inputs), inputs.args)
     bound = inspect.signature(subject.model.forward).bind(*inputs.args, **inputs.kwargs)
-    return tree_map(shape, dict(bound.arguments))
+    return tree_map(partial(_shape, inputs), dict(bound.arguments))
+
+
+def _shape(inputs: Inputs, value: Any) -> dict[int, Any] | None:
+    return {0: _BATCH} if isinstance(value, Tensor) and has_batch(inputs, value) else None
 
 
 def _inputs(subject: Subject) -> Inputs:

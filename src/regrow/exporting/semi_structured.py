@@ -31,30 +31,38 @@ def to_semi_structured(model: nn.Module) -> list[str]:
     Raises:
         UserError: if it is not on a CUDA device, of another type, or no layer fits; nothing is changed then.
     """
-    found = {name: m for name, m in names.modules(model).items() if type(m) is nn.Linear}
-    sparse = {name: layer for name, layer in found.items() if _is_two_of_four(layer.weight)}
-    if not sparse:
-        raise UserError("no linear layer of the model is 2:4-sparse: train it with pattern=regrow.NM(2, 4)")
-    device, dtype = next((layer.weight.device, layer.weight.dtype) for layer in sparse.values())
+    fitting = fitting_layers(model)
+    device, dtype = next((layer.weight.device, layer.weight.dtype) for layer in fitting.values())
     if device.type != "cuda":
         raise UserError(
             f"semi-structured kernels run on CUDA alone, and the model is on {device.type}: move it with model.cuda(), "
             "or keep it dense, which computes the same"
         )
     if dtype not in _DTYPES:
-        raise UserError(
-            f"semi-structured kernels take float16 or bfloat16, and the model is {dtype}: call model.half()"
-        )
-    fitting = {name: layer for name, layer in sparse.items() if not _shared(model, layer.weight) and _fits(layer)}
-    if not fitting:
-        raise UserError(
-            f"no 2:4-sparse linear layer has outputs in multiples of {_ROWS} and inputs in multiples of {_COLUMNS}, as "
-            "semi-structured kernels need them: keep the model dense"
-        )
+        raise UserError(f"semi-structured kernels take float16 or bfloat16, not {dtype}: call model.half()")
     converted = {name: torch.sparse.to_sparse_semi_structured(layer.weight.detach()) for name, layer in fitting.items()}
     for name, weight in converted.items():
         fitting[name].weight = nn.Parameter(weight, requires_grad=False)
     return list(converted)
+
+
+def fitting_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers of a model that `to_semi_structured` converts, by name.
+
+    Raises:
+        UserError: if there are none.
+    """
+    found = {name: m for name, m in names.modules(model).items() if type(m) is nn.Linear}
+    sparse = {name: layer for name, layer in found.items() if _is_two_of_four(layer.weight)}
+    if not sparse:
+        raise UserError("no linear layer of the model is 2:4-sparse: train it with pattern=regrow.NM(2, 4)")
+    fitting = {name: layer for name, layer in sparse.items() if not _shared(model, layer.weight) and _fits(layer)}
+    if not fitting:
+        raise UserError(
+            f"no 2:4-sparse linear layer has a weight of its own with outputs in multiples of {_ROWS} and inputs in "
+            f"multiples of {_COLUMNS}, as semi-structured kernels need it: keep the model dense"
+        )
+    return fitting
 
 
 def _is_two_of_four(weight: Tensor) -> bool:

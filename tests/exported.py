@@ -69,6 +69,11 @@ def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     )
 
 
+def unsigned(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same with 0.0 in the place of -0.0."""
+    return {name: torch.where(t == 0, torch.zeros_like(t), t) for name, t in state.items()}
+
+
 def in_onnx_runtime(path: Path, *tensors: Tensor) -> list[Tensor]:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     feeds = {one.name: t.numpy() for one, t in zip(session.get_inputs(), tensors, strict=True)}

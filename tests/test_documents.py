@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import pkgutil
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,12 @@ def test_the_tables_of_the_studies_are_made_of_the_committed_results() -> None:
     spec.loader.exec_module(tables)
     text = tables.STUDIES.read_text(encoding="utf-8")
     assert tables.filled(text) == text
+
+
+def test_the_tables_of_exports_are_made_of_the_committed_results() -> None:
+    made = runpy.run_path(str(ROOT / "benchmarks" / "export.py"))
+    text = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    assert made["filled"](text) == text
 
 
 def test_dotted_names_work_after_import_regrow() -> None:

@@ -17,21 +17,27 @@ from regrow.errors import UserError
 
 BITS = "::bits"
 VALUES = "::values"
+_WITH_SIGNED_ZEROS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def encode(name: str, tensor: Tensor, dense: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def encode(
+    name: str, tensor: Tensor, dense: bool = False, signed_zeros: bool = True
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A tensor's entry in a manifest (`regrow.manifest.TensorForm`) and what is stored of it.
 
     Args:
         dense: store all of it, whatever it holds
+        signed_zeros: keep -0.0, which ``weight * mask`` leaves for each negative weight; False: it becomes 0.0 where a
+            bitmask is used
     """
     tensor = tensor.detach().cpu().contiguous()
     entry: dict[str, Any] = {"shape": list(tensor.shape), "dtype": dtype_name(tensor.dtype), "encoding": "dense"}
     if not tensor.is_floating_point() or tensor.dim() < 2:
         return entry, {name: tensor.clone()}
     flat = tensor.flatten()
-    present = flat.view(_INTEGER_OF_SIZE[flat.element_size()]) != 0
+    exact = signed_zeros or flat.dtype not in _WITH_SIGNED_ZEROS
+    present = (flat.view(_INTEGER_OF_SIZE[flat.element_size()]) if exact else flat) != 0
     kept = int(present.sum())
     entry["density"] = kept / max(flat.numel(), 1)
     if dense or kept * flat.element_size() + flat.numel() // 8 + 1 >= flat.numel() * flat.element_size():

@@ -55,13 +55,14 @@ def save(model: nn.Module, directory: str | os.PathLike[str], extra: Mapping[str
 
 
 def contents(
-    model: nn.Module, extra: Mapping[str, Any] | None = None, dense: bool = False
+    model: nn.Module, extra: Mapping[str, Any] | None = None, dense: bool = False, signed_zeros: bool = True
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What is stored of a model, and its manifest.
 
     Args:
         extra: as in `save`
         dense: store all tensors whole, under their own names
+        signed_zeros: as in `regrow.bitmask.encode`
 
     Raises:
         UserError: as `save`.
@@ -74,7 +75,7 @@ def contents(
     stored: dict[str, Tensor] = {}
     entries: dict[str, Any] = {}
     for name, tensor in state.items():
-        entries[name], parts = bitmask.encode(name, tensor, dense)
+        entries[name], parts = bitmask.encode(name, tensor, dense, signed_zeros)
         stored.update(parts)
     content = {
         "format": manifest.FORMAT,

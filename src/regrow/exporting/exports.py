@@ -81,10 +81,11 @@ def export(
         model: on any device; it is left as it is
         path: of the file to write, or to replace; for ``"hub"`` of a directory that is not there yet
         format: ``"safetensors"``: plain dense tensors under their own names. ``"compressed"``: a safetensors file with
-            one bit an entry and the values that are not zero, where that is smaller (single weights, N:M groups); both
-            are read by `regrow.load` and `regrow.load_tensors`. ``"onnx"``: by PyTorch's dynamo exporter, compared in
-            ONNX Runtime; needs the extra ``export``. ``"pt2"``: a ``torch.export`` program. ``"hub"``: a directory with
-            ``model.safetensors``, ``config.json`` and a model card, ``README.md``
+            one bit an entry and the values that are not zero, where that is smaller (single weights, N:M groups); all
+            is kept bit for bit but the sign of zeros. `regrow.load` and `regrow.load_tensors` read both. ``"onnx"``: by
+            PyTorch's dynamo exporter, compared in ONNX Runtime; needs the extra ``export``. ``"pt2"``: a
+            ``torch.export`` program. ``"hub"``: a directory with ``model.safetensors``, ``config.json`` and a model
+            card, ``README.md``
         example_inputs: one batch as the model takes it: a tensor, a tuple of arguments, a dict of keyword arguments, or
             ``(args, kwargs)``. Needed for ``"onnx"`` and ``"pt2"``; without it tensors are compared bit by bit alone
         dynamic_batch: the first dimension of every input may have any length; False: that of the example alone

@@ -95,6 +95,25 @@ def test_commands_say_what_to_install(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+INTEGRATIONS = """
+import importlib
+for host in ("lightning", "transformers"):
+    try:
+        importlib.import_module(f"regrow.integrations.{host}")
+    except regrow.UserError as error:
+        print(error)
+"""
+
+
+def test_integrations_say_what_to_install(tmp_path: Path) -> None:
+    done = without_extras(INTEGRATIONS, tmp_path)
+    assert done.stdout.splitlines() == [
+        f"regrow.integrations.{host} needs packages that are not installed ({absent}): "
+        "pip install 'regrow[integrations]'"
+        for host, absent in (("lightning", "lightning"), ("transformers", "transformers, accelerate"))
+    ]
+
+
 BAR = """
 from regrow.latency.whole import bar
 sys.stderr.isatty = lambda: True

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MODULE_LINES, FUNCTION_LINES = 400, 60
+HOSTS = {"RegrowCallback"}  # each host of regrow/integrations has one, and its users know no other
 
 
 def faults(root: Path) -> Iterator[str]:
@@ -28,9 +29,9 @@ def faults(root: Path) -> Iterator[str]:
         if (lines := text.count("\n")) > MODULE_LINES:
             yield f"{where} has {lines} lines, more than {MODULE_LINES}"
         for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.ClassDef):
+            if isinstance(node, ast.ClassDef) and node.name not in HOSTS:
                 classes[node.name].append(where)
-            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 length = (node.end_lineno or node.lineno) - node.lineno + 1
                 if length > FUNCTION_LINES:
                     yield f"{where}: {node.name} has {length} lines, more than {FUNCTION_LINES}"

@@ -21,20 +21,22 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         "jinja2",
     ),
     "export": ("onnx", "onnxscript", "onnxruntime"),
+    "integrations": ("lightning", "transformers", "accelerate"),
 }
 
 
-def require(extra: str, what: str) -> None:
+def require(extra: str, what: str, *packages: str) -> None:
     """Refuses what cannot be done without an extra, before any of it is done.
 
     Args:
-        extra: ``"train"`` or ``"export"``
+        extra: one of `EXTRAS`
         what: needs it, in messages
+        packages: those of its packages that are needed; default: all
 
     Raises:
         UserError: if any of its packages is not installed.
     """
-    missing = [package for package in EXTRAS[extra] if not _is_installed(package)]
+    missing = [package for package in packages or EXTRAS[extra] if not _is_installed(package)]
     if missing:
         named = ", ".join(missing)
         raise UserError(f"{what} needs packages that are not installed ({named}): pip install 'regrow[{extra}]'")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow import attach, fingerprint, lengths, names, processes, restoring
+from regrow import attach, fingerprint, lengths, metrics, names, processes, restoring
 from regrow import summary as summaries
 from regrow.batchnorm import norm_buffers, write
 from regrow.cost import PhaseSteps
@@ -152,6 +152,16 @@ class Sparsifier:
     def layer_density(self) -> dict[str, float]:
         """The same, for each sparsified parameter."""
         return self._engine.densities()
+
+    def metrics(self) -> dict[str, float]:
+        """Where the run is, as numbers for any logger, by names that begin with "regrow/".
+
+        ``density``; ``updates`` done; ``phase_NAME``, 1.0 for the phase of the coming step and 0.0 for the others;
+        ``budget``, the share of the active units that an update at this step replaces; ``iou`` of the last update with
+        the structure before it and ``survival`` of what was grown before it, once there are; of channels, each kind of
+        cost that is bounded (``flops``, ``latency``, ``params``) as a share of the dense model's.
+        """
+        return metrics.of(self._engine)
 
     def widths(self) -> dict[str, tuple[int, int]]:
         """Group of channels → (how many are active, how many there are); empty for other patterns."""

@@ -65,6 +65,7 @@ def test_the_card_has_the_numbers_of_the_run(tmp_path: Path, monkeypatch: pytest
     ):  # fmt: skip
         assert f"| {row} |\n" in text
     assert "batch norms" not in text
+    assert "It takes images of 1 × 8 × 8 (channels, height, width) as float32, as the data set of the run gives" in text
     loaded = run_code(tmp_path / "hub", monkeypatch)
     with torch.no_grad():
         assert torch.equal(loaded(IMAGES), model(IMAGES))
@@ -89,6 +90,12 @@ def test_a_model_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 COUNTS = {"parameters": 2, "nonzero": 1}
+
+
+def test_a_card_says_how_images_are_normalised() -> None:
+    built = {**RUN["model"], "mean": [123.675, 4.0], "std": [58.395, 1.5]}
+    said = "for each channel: (pixel value - mean) / std, with mean 123.675, 4 and std 58.395, 1.5."
+    assert said in card({**RUN, "model": built}, COUNTS)
 
 
 def test_a_card_says_that_statistics_are_newer_than_the_accuracy() -> None:

@@ -83,6 +83,10 @@ def test_where_and_when(tmp_path: Path) -> None:
     assert re.fullmatch(r"3\.\d+\.\d+\S*", where["python"])
     assert where["cpu"]
     data = loop.Run(load(tiny.write(tmp_path)), "x").data
+    mean, std = data.train.normalisation()
+    assert (entry["model"]["mean"], entry["model"]["std"]) == (mean.tolist(), std.tolist())
+    raw = data.train.images[data.train.indices].double()
+    assert mean.tolist() == pytest.approx(raw.mean((0, 2, 3)).tolist(), rel=1e-5)
     assert entry["test_images"] == sum(len(labels) for _, labels in data.test.epoch(0))
 
 

@@ -44,6 +44,10 @@ class BatchSource(ABC):
     def epoch(self, k: int, start: int = 0) -> Iterator[Labelled]:
         """The batches of epoch ``k`` (0-based), from batch ``start`` on."""
 
+    def normalisation(self) -> Labelled | None:
+        """Mean and standard deviation of each channel that pixel values are normalised by; None: by nothing known."""
+        return None
+
     def __len__(self) -> int:
         """Batches in an epoch of this process."""
         full, rest = divmod(self.examples, self.batch_size * self.world)
@@ -90,6 +94,9 @@ class TensorSource(BatchSource):
     @property
     def examples(self) -> int:
         return len(self.indices)
+
+    def normalisation(self) -> Labelled:
+        return self.mean, self.std
 
     def epoch(self, k: int, start: int = 0) -> Iterator[Labelled]:
         for positions, mine, randomness in self._batches(k, start):

@@ -44,6 +44,9 @@ class StreamSource(BatchSource):
     def examples(self) -> int:
         return len(self.indices)
 
+    def normalisation(self) -> Labelled | None:
+        return self.statistics
+
     def epoch(self, k: int, start: int = 0) -> Iterator[Labelled]:
         loader: DataLoader[Any] = DataLoader(
             _Seeded(self.dataset),

@@ -132,12 +132,20 @@ def _loading(built: Any) -> str:
     call = ", ".join(
         [repr(built.get("name")), repr(built.get("classes")), repr(shape[0]), *([f"**{options!r}"] if options else [])]
     )
+    sides = " × ".join(map(str, shape))
     return (
         f"```python\nimport regrow\nfrom regrow.zoo.models import build\n\ndense = build({call})\n"
         f'model = regrow.load(dense, "{WEIGHTS}").eval()  # thin, where channels were removed\n```\n\n'
-        f"It takes images of {' × '.join(map(str, shape))} (channels, height, width) as the run did: float32, "
-        "normalised by the mean and the standard deviation of each channel of its training images.\n"
+        f"It takes images of {sides} (channels, height, width) as float32, {_normalised(built)}.\n"
     )
+
+
+def _normalised(built: Mapping[str, Any]) -> str:
+    mean, std = built.get("mean"), built.get("std")
+    if not isinstance(mean, list) or not isinstance(std, list):
+        return "as the data set of the run gives them"
+    numbers = (", ".join(f"{n:.6g}" for n in values if isinstance(n, int | float)) for values in (mean, std))
+    return "for each channel: (pixel value - mean) / std, with mean {} and std {}".format(*numbers)
 
 
 def _words(value: Any) -> str:

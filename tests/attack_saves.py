@@ -107,7 +107,7 @@ def damaged(directory: Path, random_: random.Random) -> str:
         if how == "directory":
             path.mkdir()
         elif how != "missing":
-            path.write_text("" if how == "empty" else '{"format": "regrow-latency", "version": 2}')
+            path.write_text("" if how == "empty" else '{"format": "regrow-latency", "version": 3}')
         return f"{path.name} {how}"
     value, what = changed(json.loads(manifest.read_text()), random_)
     text = json.dumps(value if kind == "manifest" else schema.seal(value))

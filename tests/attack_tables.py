@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from attack import changed, flip, garble
 from regrow import Channels, Sparsifier, UserError, schema
 from regrow.latency.network import network_of
+from regrow.latency.spread import Spread
 from regrow.latency.table import Grid, LatencyTable, Machine
 
 IMAGE = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -44,14 +45,16 @@ def table() -> LatencyTable:
         c_in = tuple(int(c) for c in np.unique([1, 3, unit.c_in]))
         c_out = tuple(int(c) for c in np.unique([1, 2, unit.c_out])) if unit.key.two_sided else (0,)
         seconds = rng.uniform(0.5, 2.0, (len(c_in), len(c_out))).cumsum(0).cumsum(1)
-        grids[unit.key] = Grid(c_in, c_out, seconds * 1e-3, step=4, stairs=(0.5, 0.25))
-    return LatencyTable(Machine.here("eager"), len(IMAGE), 1, network, grids, 1.1, 2e-3, 0.1)
+        grids[unit.key] = Grid(c_in, c_out, seconds * 1e-3, step=4, stairs=(0.5, 0.25), error=0.03)
+    return LatencyTable(
+        Machine.here("eager"), len(IMAGE), 1, network, grids, 1.1, 2e-3, 0.1, Spread(0.02, 0.1, 0.01, 0.03, 3)
+    )
 
 
 def used(path: Path) -> dict[str, object]:
     """What comes of a table: prices, and the widths of a model under half the latency."""
     read = LatencyTable.load(path)
-    prices = [read.model(), read.model({"stem": (3, 5)}), read.predict(network_of(Small(), IMAGE))]
+    prices = [read.model(), read.model({"stem": (3, 5)}), read.predict(network_of(Small(), IMAGE)), read.interval()]
     model = Small()
     sparsifier = Sparsifier(
         model, torch.optim.SGD(model.parameters(), 0.1), pattern=Channels(latency=0.8, table=read, round_to=1),

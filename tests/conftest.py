@@ -16,6 +16,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def _no_machine_is_too_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test depends on how steady the machine is; when a busy one is refused is seen in latency/test_busy.py."""
+    from regrow.latency import busy
+
+    monkeypatch.setattr(busy, "LIMITS", busy.Limits(*[float("inf")] * 4))
+
+
 @pytest.fixture(scope="session")
 def one_server() -> Iterator[None]:
     """What is forked in this process comes from one server, which imports torch once; that a comparison ends its own

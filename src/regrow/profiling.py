@@ -37,11 +37,13 @@ class Check:
 
     Attributes:
         kept: share of its channels in the dense model's
+        interval: of the prediction, as `LatencyTable.interval` has it
     """
 
     kept: float
     predicted: float
     measured: float
+    interval: tuple[float, float] | None = None
 
     @property
     def error(self) -> float:
@@ -79,6 +81,7 @@ def profile(
     check: int = 3,
     progress: bool = True,
     seed: int = 0,
+    allow_busy: bool = False,
 ) -> tuple[LatencyTable, list[tuple[float, float]]]:
     """Measures the latency table of a model on this machine's CPU, and checks it with thin models.
 
@@ -94,18 +97,19 @@ def profile(
         check: number of thin models to check the table with; none of them is used for fitting
         progress: show progress on a terminal
         seed: of the thin models and the order of measurements
+        allow_busy: take what was measured on a machine that is too busy for a table that can be trusted
 
     Returns:
         The table, and of each check the predicted and the measured seconds per batch. Where no thin copies can be made
         a warning says why, and the only check is the dense model.
 
     Raises:
-        UserError: for an unknown runtime, one that is not installed, numbers that are not positive, or a model that
-            cannot be run.
+        UserError: for an unknown runtime, one that is not installed, numbers that are not positive, a model that
+            cannot be run, or a machine that is too busy.
     """
     found = run(
         model, example, runtime=runtime, threads=threads, time_limit=time_limit, check=check, progress=progress,
-        seed=seed,
+        seed=seed, allow_busy=allow_busy,
     )  # fmt: skip
     if found.note:
         warnings.warn(found.note, stacklevel=2)
@@ -114,7 +118,7 @@ def profile(
 
 def run(
     model: nn.Module, example: Any, *, runtime: str, threads: int, time_limit: float, check: int,
-    progress: bool, seed: int,
+    progress: bool, seed: int, allow_busy: bool = False,
 ) -> Profile:  # fmt: skip
     """As `profile`, with all that there is to tell."""
     start = time.monotonic()
@@ -134,15 +138,19 @@ def run(
         fitted, checked = copies[: len(_FITTED)], copies[len(_FITTED) :]
         table = measure(
             dense, x, runtime=runtime, threads=threads, thin=fitted, progress=progress, seed=seed,
-            time_limit=_MEASURING * (time_limit - (time.monotonic() - start)),
+            time_limit=_MEASURING * (time_limit - (time.monotonic() - start)), allow_busy=allow_busy,
         )  # fmt: skip
         models = checked or [dense]
+        networks = [network_of(copy, x) for copy in models]
         left = time_limit - (time.monotonic() - start)
         rounds = min(9, max(3, int(left / (len(models) * max(table.measured, 1e-9)))))
         pairs = verify(table, models, x, rounds=rounds, progress=progress)
         whole = _channels(network_of(dense, x))
-        kept = [_channels(network_of(copy, x)) / whole for copy in models]
-    return Profile(table, tuple(Check(k, *pair) for k, pair in zip(kept, pairs, strict=True)), note)
+    checks = [
+        Check(_channels(network) / whole, *pair, table.interval(network))
+        for network, pair in zip(networks, pairs, strict=True)
+    ]
+    return Profile(table, tuple(checks), note)
 
 
 def thin_copies(

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from regrow import cli, profiling
 from regrow.commands import profile as command
 from regrow.errors import UserError
+from regrow.latency import busy
 from regrow.latency.network import network_of
+from regrow.latency.spread import Spread
 from regrow.latency.table import LatencyTable
 from regrow.profiling import Check, Profile, profile, thin_copies
 
@@ -191,7 +193,28 @@ def test_the_command_saves_a_table_and_closes_with_checks(runtime, tmp_path, cap
     assert "thin model 2" in printed
     assert "thin model 3" not in printed
     assert "median error" in printed
+    assert printed.count(" ± ") == 2  # one a thin model
+    assert "± holds in nine of ten cases" in printed
     assert f"saved to {out}" in printed
+
+
+def test_the_command_refuses_a_busy_machine_unless_it_may_not(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(busy, "LIMITS", busy.Limits(dense=-1.0, units=-1.0))
+    words = ["profile", "test_profile:Small", *TINY, "--out", str(tmp_path / "table.json")]
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert "this machine is too busy to measure latency: " in error
+    assert "(--allow-busy) accepts it all the same" in error
+    assert not list(tmp_path.iterdir())
+    assert cli.main([*words, "--allow-busy"]) == 0
+    assert LatencyTable.load(tmp_path / "table.json").interval() is not None
+
+
+def test_a_prediction_has_its_margin_and_the_machine_a_sentence():
+    assert command.with_margin(0.012, (0.0112, 0.0128)) == "12.00 ± 0.800"
+    assert command.with_margin(0.012, None) == "12.00"
+    assert command.steadiness(Spread(reference=0.02)).endswith("how steady the machine was, spread by 2.0%")
+    assert command.steadiness(Spread(0.02, 0.3)).endswith("2.0%, after a drift of 30% that was divided out")
 
 
 def test_the_command_says_why_there_are_no_thin_models(tmp_path, capsys):

@@ -13,6 +13,7 @@ from torch import nn
 import attack_tables
 from regrow.errors import UserError
 from regrow.latency.network import Key, Network, Unit, network_of
+from regrow.latency.spread import Spread
 from regrow.latency.table import Grid, LatencyTable, Machine
 from regrow.schema import seal
 
@@ -76,7 +77,8 @@ def test_unknown_units_and_layers_are_named():
 
 
 def test_save_and_load_are_exact(tmp_path):
-    made = replace(table(), correction=1.25, other=0.5, measured=3.0)
+    made = replace(table(), correction=1.25, other=0.5, measured=3.0, spread=Spread(0.01, 0.2, 0.03, 0.04, 3))
+    made.grids[CONV] = replace(made.grids[CONV], error=0.05)
     made.save(tmp_path / "deep" / "table.json")
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["table.json"]
     read = LatencyTable.load(tmp_path / "deep" / "table.json")
@@ -86,7 +88,40 @@ def test_save_and_load_are_exact(tmp_path):
     for key, grid in made.grids.items():
         assert (read.grids[key].c_in, read.grids[key].c_out) == (grid.c_in, grid.c_out)
         assert np.array_equal(read.grids[key].seconds, grid.seconds)
+        assert read.grids[key].error == grid.error
     assert read.model() == made.model()
+    assert read.spread == made.spread
+    assert read.interval() == made.interval()
+
+
+def test_an_interval_is_around_the_prediction(monkeypatch):
+    made = replace(table(), correction=2.0, other=5.0)
+    assert made.interval() is None  # made up: nobody knows
+    made = replace(made, spread=Spread(wholes=0.1, freedom=4))
+    thin = {"a": (3, 16), "b": (16, 16)}
+    for middle, pair in ((made.model(), made.interval()), (made.model(thin), made.interval(thin))):
+        assert pair == pytest.approx((middle * (1 - 0.2132), middle * (1 + 0.2132)), rel=1e-4)
+    assert made.interval(made.network) == made.interval()
+    seen = []
+    monkeypatch.setattr(Spread, "margin", lambda _, units: seen.append(units) or 3.0)
+    made.grids[CONV], made.grids[POOL] = replace(made.grids[CONV], error=0.1), replace(made.grids[POOL], error=0.5)
+    assert made.interval() == (0.0, 4 * made.model())
+    convs, pool = (2 * (made.grids[CONV].at(3, 32) + made.grids[CONV].at(32, 64)), 2 * made.grids[POOL].at(64, 64))
+    assert seen == pytest.approx([np.hypot(0.1 * convs, 0.5 * pool) / made.model()])
+    with pytest.raises(UserError, match="has no layer c"):
+        made.interval({"c": (1, 1)})
+
+
+def test_a_table_of_version_1_is_read_and_knows_no_interval(tmp_path):
+    content = replace(table(), spread=Spread()).to_json() | {"version": 1}
+    del content["spread"]
+    for grid in content["grids"]:
+        del grid["error"]
+    (tmp_path / "old.json").write_text(json.dumps(seal(content)))
+    read = LatencyTable.load(tmp_path / "old.json")
+    assert read.model() == table().model()
+    assert (read.spread, read.interval()) == (None, None)
+    assert read.to_json()["version"] == 2
 
 
 def test_every_truncation_is_refused_in_one_sentence(tmp_path):
@@ -103,7 +138,14 @@ def test_every_truncation_is_refused_in_one_sentence(tmp_path):
     ("change", "message"),
     [
         (lambda c: c.update(format="other"), "is not a latency table: make one with `regrow profile`"),
-        (lambda c: c.update(version=99), "has format version 99, this regrow reads 1"),
+        (lambda c: c.update(version=99), "has format version 99, this regrow reads 1 and 2: measure it again"),
+        (lambda c: c.update(version=True), "has format version True, this regrow reads 1 and 2"),
+        (lambda c: c.update(spread={}), r"is damaged: spread\.reference is missing"),
+        (
+            lambda c: c.update(spread={"reference": 0.1, "drift": 0.0, "dense": 0.1, "wholes": 0.1, "freedom": 0}),
+            "is damaged: spread has an error of whole models without degrees of freedom",
+        ),
+        (lambda c: c["grids"][0].update(error=-0.5), r"grids\.0\.error should be greater than or equal to 0"),
         (lambda c: c.pop("grids"), "is damaged: grids is missing: measure it again"),
         (
             lambda c: c["grids"][0]["seconds"].pop(),

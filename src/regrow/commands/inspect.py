@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from regrow.groups import Coupling
+    from regrow.latency.table import LatencyTable
     from regrow.patterns.entries import EntryPattern
 
 
@@ -169,6 +170,7 @@ def show_channels(
     example = example_input(model, shape)
     kept: dict[str, int] = {}
     shares: dict[str, float] = {}
+    latency = ""
     if budgets:
         from regrow.budgets.allocation import uniform
         from regrow.patterns import Channels
@@ -178,12 +180,14 @@ def show_channels(
         coupling, prices = units.coupling, units.prices
         floor = {group.id: pattern.floor_of(group.id, group.size) for group in coupling.groups}
         kept = uniform(prices, floor, dict.fromkeys(floor, round_to), units.budgets.amounts)
-        shares = {kind: cost / prices.dense[kind] for kind, cost in prices.cost(kept).items()}
+        costs = prices.cost(kept)
+        shares = {kind: cost / prices.dense[kind] for kind, cost in costs.items()}
+        latency = _latency(units.table, costs.get("latency"))
         for sentence in units.doubts:
             warnings.warn(sentence, stacklevel=2)
     else:
         coupling = couple(model, example, forbid=tuple(exclude))
-    _print_channels(spec, shape, model, coupling, kept, shares)
+    _print_channels(spec, shape, model, coupling, kept, shares, latency)
 
 
 def _left(dense: Mapping[str, str], sizes: Mapping[str, int]) -> list[str]:
@@ -199,9 +203,21 @@ def _left(dense: Mapping[str, str], sizes: Mapping[str, int]) -> list[str]:
     return lines
 
 
+def _latency(table: LatencyTable | None, seconds: float | None) -> str:
+    """What a latency is in ms, with the margin that the dense model's has, relative to it."""
+    from regrow.commands.profile import with_margin
+
+    if table is None or seconds is None:
+        return ""
+    interval, dense = table.interval(), table.model()
+    if interval is not None:
+        interval = (interval[0] * seconds / dense, interval[1] * seconds / dense)
+    return f"; predicted latency {with_margin(seconds, interval)} ms"
+
+
 def _print_channels(
     spec: str, shape: tuple[int, ...], model: nn.Module, coupling: Coupling, kept: Mapping[str, int],
-    shares: Mapping[str, float],
+    shares: Mapping[str, float], latency: str,
 ) -> None:  # fmt: skip
     from rich.console import Console
     from rich.table import Table
@@ -228,7 +244,7 @@ def _print_channels(
     say = [f"{total:,} channels in {len(coupling.groups)} groups; a parameter counts in every group that it has"]
     if kept:
         costs = ", ".join(f"{share:.1%} of the {kind}" for kind, share in shares.items())
-        say.append(f"kept: the same share of every group, {sum(kept.values()):,} channels in all, {costs}")
+        say.append(f"kept: the same share of every group, {sum(kept.values()):,} channels in all, {costs}{latency}")
     say += _left(coupling.dense, {name: p.numel() for name, p in parameters.items()})
     if coupling.untrained:
         say.append(f"not tried in training mode: {coupling.untrained}")

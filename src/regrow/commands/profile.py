@@ -12,6 +12,7 @@ from regrow.commands.subject import add_images, add_model, check_classes, model_
 from regrow.commands.words import Parser, command_parser, whole
 
 if TYPE_CHECKING:
+    from regrow.latency.spread import Spread
     from regrow.profiling import Profile
 
 
@@ -39,6 +40,8 @@ def add(group: argparse._SubParsersAction[Parser]) -> Parser:
     command.add_argument("--seed", type=whole, default=0, metavar="N", help="of the thin models (default: %(default)s)")
     command.add_argument("--check", type=whole, default=3, metavar="N",
                          help="thin models that the finished table is checked with (default: %(default)s)")  # fmt: skip
+    command.add_argument("--allow-busy", action="store_true",
+                         help="write a table even if the machine is too busy for one that can be trusted")  # fmt: skip
     return command
 
 
@@ -46,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     shape = shape_in(args)
     show(
         args.model, args.out, runtime=args.runtime, batch=args.batch, threads=args.threads, shape=shape,
-        classes=args.classes, time_limit=args.time_limit, check=args.check, seed=args.seed,
+        classes=args.classes, time_limit=args.time_limit, check=args.check, seed=args.seed, allow_busy=args.allow_busy,
     )  # fmt: skip
     return 0
 
@@ -54,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 def show(
     spec: str, out: Path, *, runtime: str = "eager", batch: int = 8, threads: int = 1,
     shape: Sequence[int] | None = None, classes: int | None = None, time_limit: float = 120.0,
-    check: int = 3, seed: int = 0,
+    check: int = 3, seed: int = 0, allow_busy: bool = False,
 ) -> None:  # fmt: skip
     """Measure a table, save it and print how well it predicts.
 
@@ -63,10 +66,10 @@ def show(
         out: the file; written at the end, so that an interruption leaves nothing
         batch: images at a time
         shape, classes: as in `regrow.commands.subject.model_of`
-        runtime, threads, time_limit, check, seed: as in `regrow.profiling.profile`
+        runtime, threads, time_limit, check, seed, allow_busy: as in `regrow.profiling.profile`
 
     Raises:
-        UserError: for bad input, before anything is measured.
+        UserError: for bad input, before anything is measured, or for a machine that is too busy, after that.
     """
     from regrow import profiling
     from regrow.latency.measure import make_runtime
@@ -79,7 +82,7 @@ def show(
     model, shape = model_of(spec, shape, classes, seed)
     found = profiling.run(
         model, example_input(model, shape, batch), runtime=runtime, threads=threads, time_limit=time_limit,
-        check=check, progress=True, seed=seed,
+        check=check, progress=True, seed=seed, allow_busy=allow_busy,
     )  # fmt: skip
     found.table.save(out)
     _print(spec, shape, found)
@@ -103,7 +106,7 @@ def _print(spec: str, shape: Sequence[int], found: Profile) -> None:
     for number, one in enumerate(found.checks, 1):
         table.add_row(
             "the dense model" if found.note else f"thin model {number}", f"{one.kept:.0%}",
-            _ms(one.predicted), _ms(one.measured), f"{one.error:+.1%}",
+            with_margin(one.predicted, one.interval), _ms(one.measured), f"{one.error:+.1%}",
         )  # fmt: skip
     console = Console()
     if not console.is_terminal:  # a pipe or a file has no width to fit into
@@ -111,11 +114,27 @@ def _print(spec: str, shape: Sequence[int], found: Profile) -> None:
     console.print(table)
     fitted = "the table was fitted to it" if found.note else "none of these was used for fitting"
     say = [f"times are for a whole batch; {fitted}; the dense model takes {_ms(made.measured)} ms"]
+    if made.spread is not None:
+        say.append(steadiness(made.spread))
     if made.network.unpriced:
         ops = ", ".join(f"{name} ({calls}×)" for name, calls in sorted(made.network.unpriced.items()))
         say.append(f"counted at any width as in the dense model, as they are not measured by themselves: {ops}")
     for sentence in (*say, *([found.note] if found.note else [])):
         console.print(sentence, highlight=False, soft_wrap=True, markup=False)
+
+
+def with_margin(seconds: float, interval: tuple[float, float] | None) -> str:
+    """A predicted latency in ms, with half of its interval where there is one."""
+    return _ms(seconds) if interval is None else f"{_ms(seconds)} ± {_ms((interval[1] - interval[0]) / 2)}"
+
+
+def steadiness(spread: Spread) -> str:
+    """A sentence on ± and on the machine."""
+    drift = f", after a drift of {spread.drift:.0%} that was divided out" if spread.drift else ""
+    return (
+        f"± holds in nine of ten cases; a fixed piece of work in between, which shows how steady the machine was, "
+        f"spread by {spread.reference:.1%}{drift}"
+    )
 
 
 def _ms(seconds: float) -> str:

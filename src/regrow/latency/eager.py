@@ -50,14 +50,16 @@ class Eager:
         The input has just been written, as in a network.
         """
         shape = (self.batch, *key.size, c_in) if key.kind == "linear" else (self.batch, c_in, *key.size)
-        samples = []
+        x, other = torch.empty(shape), None
+
+        def make() -> Work:
+            nonlocal other
+            x.copy_(self._take(shape))
+            work, other = self._work(key, x, c_in, c_out, other)
+            return work
+
         with torch.no_grad():
-            x, other = torch.empty(shape), None
-            for _ in range(repeats + 1):
-                x.copy_(self._take(shape))
-                work, other = self._work(key, x, c_in, c_out, other)
-                samples.append(self.clock.seconds(work))
-        return samples[1:]
+            return self.clock.samples(make, repeats, (key, c_in, c_out))
 
     def whole(self, model: nn.Module, inputs: Inputs) -> Work:
         """One forward pass of a model in eval mode, to be called within `torch_threads`."""
@@ -66,6 +68,17 @@ class Eager:
         def run() -> None:
             with torch.no_grad():
                 inputs(model)
+
+        return run
+
+    def reference(self) -> Work:
+        """A convolution and a matrix product of tenths of a millisecond."""
+        x, weight = torch.ones(1, 32, 24, 24), torch.ones(32, 32, 3, 3)
+
+        def run() -> None:
+            with torch.no_grad():
+                y = F.conv2d(x, weight).flatten(2)[0]
+                torch.mm(y, y.T)
 
         return run
 

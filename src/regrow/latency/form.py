@@ -11,6 +11,7 @@ from regrow.schema import Form
 Count = Annotated[int, Field(ge=0, le=2**31)]
 Positive = Annotated[int, Field(ge=1, le=2**31)]
 Seconds = Annotated[float, Field(ge=0, le=1e9)]
+Share = Annotated[float, Field(ge=0, le=1e3)]
 Numbers = Annotated[list[Count], Field(max_length=8)]
 Word = Annotated[str, Field(max_length=150)]
 Name = Annotated[str, Field(min_length=1)]
@@ -54,6 +55,7 @@ class GridForm(Form):
     seconds: list[list[Seconds]]
     step: Positive
     stairs: Annotated[list[Annotated[float, Field(ge=0, le=10)]], Field(min_length=2, max_length=2)]
+    error: Share = 0.0
 
     @model_validator(mode="after")
     def _fits(self) -> GridForm:
@@ -65,17 +67,32 @@ class GridForm(Form):
         return self
 
 
+class SpreadForm(Form):
+    reference: Share
+    drift: Share
+    dense: Share
+    wholes: Share | None
+    freedom: Count
+
+    @model_validator(mode="after")
+    def _free(self) -> SpreadForm:
+        if (self.wholes is None) != (self.freedom == 0):
+            raise ValueError("has an error of whole models without degrees of freedom, or these without it")
+        return self
+
+
 class TableForm(Form):
-    """``checksum`` is there in tables that are files of their own."""
+    """``checksum`` is there in tables that are files of their own; version 1 says nothing of errors."""
 
     format: Literal["regrow-latency"]
-    version: Literal[1]
+    version: Literal[1, 2]
     machine: MachineForm
     batch: Positive
     threads: Positive
     measured: Seconds
     correction: Annotated[float, Field(gt=0, le=1e9)]
     other: Seconds
+    spread: SpreadForm | None = None
     unpriced: dict[str, Positive]
     units: list[UnitForm]
     grids: list[GridForm]

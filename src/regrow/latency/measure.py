@@ -6,7 +6,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,47 +14,25 @@ from torch import nn
 
 from regrow.errors import UserError, nearest
 from regrow.inputs import Inputs
-from regrow.latency.clock import torch_threads, typical
+from regrow.latency.busy import refuse_if_busy
+from regrow.latency.clock import torch_threads
 from regrow.latency.eager import Eager
-from regrow.latency.network import Key, Network, Unit, network_of
+from regrow.latency.network import Key, network_of
 from regrow.latency.onnxruntime import OnnxRuntime
+from regrow.latency.points import PASSES, REPEATS, Point, Points, points_of
+from regrow.latency.reference import Reference
 from regrow.latency.runtime import Runtime
+from regrow.latency.spread import Spread, fit_error, typical, typical_error
 from regrow.latency.table import Grid, LatencyTable, Machine
 from regrow.latency.whole import bar, in_turns, prepared, settled
 from regrow.quiet import evaluating
 
 RUNTIMES: dict[str, type[Eager] | type[OnnxRuntime]] = {"eager": Eager, "onnxruntime": OnnxRuntime}
 
-_DENSITIES = (8, 6, 4, 3, 2)  # points along each axis of a grid, the finest that the time allows is taken
-_PASSES = 3
-_REPEATS = 2
 _BETWEEN = 5  # measurements of the whole models in each pass
-_PLACES = (0.15, 0.3, 0.5, 0.7)  # of probes, along an axis
-
-
-@dataclass(frozen=True)
-class Axes:
-    """Where a kind of unit is measured: ``c_out`` is (0,) where it is as wide as the input; ``step`` as in `Grid`."""
-
-    c_in: tuple[int, ...]
-    c_out: tuple[int, ...]
-    step: int
-
-    def points(self) -> list[tuple[int, int]]:
-        return [(a, b or a) for a in self.c_in for b in self.c_out]
-
-
-@dataclass
-class _Plan:
-    """All points to measure, with their samples in seconds."""
-
-    axes: dict[Key, Axes]
-    probes: dict[Key, list[tuple[int, int]]]
-    samples: dict[tuple[Key, int, int], list[float]] = field(default_factory=dict)
-
-    def points(self) -> list[tuple[Key, int, int]]:
-        grids = [(key, a, b) for key, axes in self.axes.items() for a, b in axes.points()]
-        return grids + [(key, a, b) for key, pairs in self.probes.items() for a, b in pairs]
+_TICKS = 40  # of the reference in each pass, at most
+_MORE = 6  # passes over points whose time is not known to within _UNSURE
+_UNSURE = 0.05
 
 
 def measure(
@@ -67,11 +45,13 @@ def measure(
     time_limit: float = 300.0,
     progress: bool = True,
     seed: int = 0,
+    allow_busy: bool = False,
 ) -> LatencyTable:
     """Measures every kind of unit of a model over a grid of its input and output channels.
 
     All points are visited several times over, in a new random order each time, so that a machine whose speed drifts
-    slows all of them alike. The dense model itself is measured in between.
+    slows all of them alike. The dense model itself is measured in between, and a reference kernel, whose drift is
+    divided out.
 
     Args:
         model: takes tensors; measured in eval mode, left as it was
@@ -84,9 +64,10 @@ def measure(
         time_limit: seconds that it should take; grids become coarser and visits fewer to meet it
         progress: show a progress bar on a terminal
         seed: of the order
+        allow_busy: take what was measured on a machine that is too busy for a table that can be trusted
 
     Raises:
-        UserError: for an unknown runtime, one that is not installed, or a model that cannot be run.
+        UserError: for an unknown runtime, one that is not installed, a model that cannot be run, or a busy machine.
     """
     start = time.monotonic()
     inputs = Inputs.of(example)
@@ -103,13 +84,17 @@ def measure(
             whole()
         now = time.monotonic()
         left = start + time_limit - now
-        plan = _plan(network, runner, max(left - (now - warming) * _PASSES * _BETWEEN, 0.3 * left))
-        shuffle = random.Random(seed)
-        measured = [typical(times) for times in _run(plan, runner, wholes, start + time_limit, shuffle, progress)]
-    grids = {key: _grid(plan, key) for key in plan.axes}
+        plan = points_of(network, runner, max(left - (now - warming) * PASSES * _BETWEEN, 0.3 * left))
+        taken = _run(plan, runner, wholes, start + time_limit, random.Random(seed), progress)
+    samples, whole_samples = taken.evened()
+    grids = {key: _grid(plan, samples, key) for key in plan.axes}
+    measured = [typical(times) for times in whole_samples]
     table = LatencyTable(Machine.here(runtime), inputs.batch, threads, network, grids, measured=measured[0])
+    if not allow_busy:
+        refuse_if_busy(whole_samples[0], table.error(), taken.reference, threads)
     summed = [table.model(), *(table.predict(network_of(net, inputs)) for net in thin)]
-    return _fitted(table, summed, measured)
+    spread = Spread(taken.reference.spread, taken.reference.drift, typical_error(whole_samples[0]))
+    return _fitted(replace(table, spread=spread), summed, measured)
 
 
 def make_runtime(name: str, batch: int, threads: int) -> Runtime:
@@ -152,138 +137,94 @@ def _fitted(table: LatencyTable, summed: Sequence[float], measured: Sequence[flo
     """Sets correction and constant by whole models, the dense one first.
 
     With three or more, both follow from least squares of the relative errors. With fewer one has to be chosen: the
-    factor, or where operations are not priced the constant.
+    factor, or where operations are not priced the constant. What remains of the errors goes into the spread.
     """
+    fitted, numbers = _closest(table, summed, measured)
+    predicted = [fitted.correction * seconds + fitted.other for seconds in summed]
+    wholes, freedom = fit_error(predicted, measured, numbers)
+    return replace(fitted, spread=replace(fitted.spread or Spread(), wholes=wholes, freedom=freedom))
+
+
+def _closest(table: LatencyTable, summed: Sequence[float], measured: Sequence[float]) -> tuple[LatencyTable, int]:
+    """The table with correction and constant, and how many of the two were fitted."""
     ratio, inverse = np.array(summed) / np.array(measured), 1.0 / np.array(measured)
     if len(summed) > 2:
         factor, constant = np.linalg.lstsq(np.stack([ratio, inverse], axis=1), np.ones(len(summed)), rcond=None)[0]
         if 0.0 <= constant <= min(measured) and factor > 0.0:
-            return replace(table, correction=float(factor), other=float(constant))
+            return replace(table, correction=float(factor), other=float(constant)), 2
     if summed[0] <= 0.0 or (table.network.unpriced and measured[0] > summed[0]):
-        return replace(table, other=measured[0] - summed[0])
-    return replace(table, correction=float(ratio.sum() / (ratio**2).sum()))
+        return replace(table, other=measured[0] - summed[0]), 1
+    return replace(table, correction=float(ratio.sum() / (ratio**2).sum())), 1
 
 
-def axes(units: Sequence[Unit], density: int) -> Axes:
-    """Where to measure a kind of unit that has these instances: multiples of a step, and all dense widths.
+@dataclass
+class _Samples:
+    """What was measured: each sample with the number of the reference's last tick before it.
 
-    Args:
-        density: how many points up to the largest width; widths that no layer sets are only measured as they are
+    Attributes:
+        points: of each point
+        wholes: of each whole model
     """
-    key = units[0].key
-    groups = max(1, key.groups, key.per_group)
-    free_in = {unit.c_in for unit in units if not unit.own}
-    free_out = {unit.c_out for unit in units if not unit.fixed}
-    step = 16 if max(u.c_in for u in units) >= 48 or max(u.c_out for u in units) >= 48 else 4
-    step = step * groups // math.gcd(step, groups)
-    c_in = _axis(free_in, {u.c_in for u in units}, density, step)
-    c_out = _axis(free_out, {u.c_out for u in units}, density, step) if key.two_sided else (0,)
-    return Axes(c_in, c_out, step)
 
+    reference: Reference
+    points: dict[Point, list[tuple[int, float]]]
+    wholes: list[list[tuple[int, float]]]
 
-def _axis(free: set[int], widths: set[int], density: int, step: int) -> tuple[int, ...]:
-    points = set(widths)
-    if free and max(free) > step:
-        top = max(free)
-        points |= {step} | {max(step, round(top * i / density / step) * step) for i in range(1, density)}
-    return tuple(sorted(points))
+    def evened(self) -> tuple[dict[Point, list[float]], list[list[float]]]:
+        """Seconds of the points and the whole models, without the drift of the machine."""
+        slowness = self.reference.slowness()
 
+        def even(samples: list[tuple[int, float]]) -> list[float]:
+            return [seconds / float(slowness[tick]) for tick, seconds in samples]
 
-def _plan(network: Network, runner: Runtime, time_limit: float) -> _Plan:
-    """The finest grids that can be visited `_PASSES` times within the time limit."""
-    kinds: dict[Key, list[Unit]] = {}
-    for unit in network.units:
-        kinds.setdefault(unit.key, []).append(unit)
-    pilot: dict[Key, tuple[float, float]] = {}  # seconds of a visit at the largest and the smallest widths
-    for key, units in kinds.items():
-        coarse = axes(units, 2)
-        large, small = coarse.points()[-1], coarse.points()[0]
-        pilot[key] = tuple(_visit_seconds(runner, key, *point) for point in (large, small))  # type: ignore[assignment]
-    for density in _DENSITIES:
-        made = {key: axes(units, density) for key, units in kinds.items()}
-        seconds = sum(_estimate(pilot[key], a) for key, a in made.items()) * _PASSES
-        if seconds <= 0.9 * time_limit or density == _DENSITIES[-1]:
-            break
-    return _Plan(made, {key: _probes(key, a) for key, a in made.items()})
-
-
-def _visit_seconds(runner: Runtime, key: Key, c_in: int, c_out: int) -> float:
-    start = time.perf_counter()
-    runner.sample(key, c_in, c_out, _REPEATS)
-    return time.perf_counter() - start
-
-
-def _estimate(pilot: tuple[float, float], axes: Axes) -> float:
-    """Seconds of visiting a grid once: between the smallest and the largest point with the product of the widths."""
-    large, small = pilot
-    top = axes.c_in[-1] * max(axes.c_out[-1], 1)
-    shares = [a * max(b, 1) / top for a in axes.c_in for b in axes.c_out]
-    return sum(small + share * max(0.0, large - small) for share in shares)
-
-
-def _probes(key: Key, axes: Axes) -> list[tuple[int, int]]:
-    """Points in the middle of a step, which show whether a started step costs as much as a whole one."""
-    if axes.step % 2 or axes.step < 8 or key.groups > 1 or key.per_group > 1:
-        return []
-    half = axes.step // 2
-
-    def middle(points: tuple[int, ...], place: float) -> int:
-        target = points[0] + place * (points[-1] - points[0])
-        return max(int(target // axes.step) * axes.step + half, points[0])
-
-    wide_in, wide_out = len(axes.c_in) > 1, len(axes.c_out) > 1
-    found: list[tuple[int, int]] = []
-    for number in range(2 * len(_PLACES)):
-        place = _PLACES[number // 2]
-        on = axes.c_out if number % 2 == 0 else axes.c_in
-        nearest_point = on[min(range(len(on)), key=lambda i: abs(on[i] - place * on[-1]))]
-        if number % 2 == 0 and wide_in:
-            c = middle(axes.c_in, place)
-            found.append((c, nearest_point or c))
-        elif number % 2 == 1 and wide_out:
-            found.append((nearest_point, middle(axes.c_out, place)))
-    return found
+        return {point: even(samples) for point, samples in self.points.items()}, [even(s) for s in self.wholes]
 
 
 def _run(
-    plan: _Plan,
+    plan: Points,
     runner: Runtime,
     wholes: Sequence[Callable[[], object]],
     deadline: float,
     shuffle: random.Random,
     progress: bool,
-) -> list[list[float]]:
-    """Fills in the samples, for all passes or, after the first, until the deadline; gives those of whole models."""
-    points = plan.points()
-    measured: list[list[float]] = [[] for _ in wholes]
-    every = max(1, math.ceil(len(points) / _BETWEEN))
-    with bar(progress, len(points) * _PASSES, "measuring") as advance:
-        for turn in range(_PASSES):
+) -> _Samples:
+    """Visits all points in all passes, then those again whose repeats differ; after the first, until the deadline."""
+    points = plan.all()
+    reference = Reference(runner.clock, runner.reference())
+    taken = _Samples(reference, {}, [[] for _ in wholes])
+    every, tick_every = (max(1, math.ceil(len(points) / times)) for times in (_BETWEEN, _TICKS))
+    with bar(progress, len(points) * PASSES, "measuring") as advance:
+        for turn in range(PASSES + _MORE):
+            if turn >= PASSES:
+                points = [p for p in points if typical_error([seconds for _, seconds in taken.points[p]]) > _UNSURE]
             shuffle.shuffle(points)
-            for number, (key, c_in, c_out) in enumerate(points):
+            for number, point in enumerate(points):
                 if turn and time.monotonic() > deadline:
-                    return measured
+                    return taken
+                if number % tick_every == 0:
+                    reference.tick()
                 if number % every == 0:
-                    for whole, times in zip(wholes, measured, strict=True):
-                        times.append(settled(runner.clock, whole))
-                plan.samples.setdefault((key, c_in, c_out), []).extend(runner.sample(key, c_in, c_out, _REPEATS))
+                    for whole, times in zip(wholes, taken.wholes, strict=True):
+                        times.append((reference.now, settled(runner.clock, whole)))
+                samples = runner.sample(*point, REPEATS)
+                taken.points.setdefault(point, []).extend((reference.now, seconds) for seconds in samples)
                 advance()
-    return measured
+    return taken
 
 
-def _grid(plan: _Plan, key: Key) -> Grid:
+def _grid(plan: Points, samples: Mapping[Point, Sequence[float]], key: Key) -> Grid:
     axes = plan.axes[key]
-    measured: Mapping[tuple[int, int], float] = {
-        (a, b): typical(times) for (k, a, b), times in plan.samples.items() if k == key
-    }
+    of_key = {(a, b): times for (k, a, b), times in samples.items() if k == key}
+    measured = {place: typical(times) for place, times in of_key.items()}
     seconds = np.array([[measured[a, b or a] for b in axes.c_out] for a in axes.c_in])
+    error = float(np.mean([typical_error(of_key[point]) for point in axes.points()]))
     best, least = (0.0, 0.0), np.inf
     for first in np.linspace(0, 2, 11) if len(axes.c_in) > 1 else (0.0,):
         for second in np.linspace(0, 2, 11) if len(axes.c_out) > 1 else (0.0,):
             grid = Grid(axes.c_in, axes.c_out, seconds, axes.step, (float(first), float(second)))
             # bounded, as a single disturbed probe should not decide
-            off = [abs(np.log(grid.at(a, b) / measured[a, b])) for a, b in plan.probes[key]]
-            error = float(np.mean(np.minimum(off, 0.3))) if off else 0.0
-            if error < least - 1e-9:
-                best, least = grid.stairs, error
-    return Grid(axes.c_in, axes.c_out, seconds, axes.step, best)
+            wrong = [abs(np.log(grid.at(a, b) / measured[a, b])) for a, b in plan.probes[key]]
+            loss = float(np.mean(np.minimum(wrong, 0.3))) if wrong else 0.0
+            if loss < least - 1e-9:
+                best, least = grid.stairs, loss
+    return Grid(axes.c_in, axes.c_out, seconds, axes.step, best, error)

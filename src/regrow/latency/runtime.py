@@ -26,3 +26,6 @@ class Runtime(Protocol):
 
     def whole(self, model: nn.Module, inputs: Inputs) -> Callable[[], object]:
         """A forward pass of a model."""
+
+    def reference(self) -> Callable[[], object]:
+        """A small piece of work that never changes, to follow the machine's speed by."""

@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import warnings
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from regrow import atomic
 from regrow.errors import UserError
 from regrow.latency.network import LAYERS, Key, Network, Unit
+from regrow.latency.spread import Spread
 
 if TYPE_CHECKING:
     from regrow.latency.form import KeyForm, TableForm
 
 FORMAT = "regrow-latency"
-VERSION = 1
+VERSION = 2
+READS = (1, 2)
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class Grid:
         seconds: (len(c_in), len(c_out)), for a whole batch
         step: kernels handle so many channels at a time
         stairs: for input and output how much of a started step is paid: 0 as many channels as there are, 1 all of it
+        error: relative standard error of the seconds, by their repeats
     """
 
     c_in: tuple[int, ...]
@@ -104,6 +107,7 @@ class Grid:
     seconds: NDArray[np.float64]
     step: int = 16
     stairs: tuple[float, float] = (0.0, 0.0)
+    error: float = 0.0
 
     def at(self, c_in: int, c_out: int) -> float:
         """Seconds by bilinear interpolation: exact at measured points, held constant below the smallest one."""
@@ -140,6 +144,7 @@ class LatencyTable:
         correction: factor on the units' own times, as they run a little differently among others than by themselves
         other: seconds of the whole that do not depend on widths
         measured: seconds of the whole dense model
+        spread: how far predictions may be off; None in tables that do not say (of version 1, or made up)
     """
 
     machine: Machine
@@ -150,6 +155,7 @@ class LatencyTable:
     correction: float = 1.0
     other: float = 0.0
     measured: float = 0.0
+    spread: Spread | None = None
     _units: dict[str, Unit] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -180,13 +186,14 @@ class LatencyTable:
         Raises:
             UserError: if a name is not a layer of the model.
         """
+        return self.other + sum(self.latency(*place) for place in self._at(widths))
+
+    def _at(self, widths: Mapping[str, tuple[int, int]] | None) -> list[tuple[Key, int, int]]:
+        """The kind and the widths of each unit."""
         widths = dict(widths or {})
         if unknown := [name for name in widths if name not in self._units]:
             raise UserError(f"the latency table has no layer {unknown[0]}: it was measured for another model")
-        total = self.other
-        for unit in self.network.units:
-            total += self.latency(unit.key, *self._widths(unit, widths))
-        return total
+        return [(unit.key, *self._widths(unit, widths)) for unit in self.network.units]
 
     def _widths(self, unit: Unit, widths: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
         if unit.name in widths:
@@ -205,9 +212,43 @@ class LatencyTable:
         Raises:
             UserError: if it has a unit that the table does not know.
         """
-        return self.other + sum(
-            self.latency(known_key(unit, self._units, self.grids), unit.c_in, unit.c_out) for unit in network.units
-        )
+        return self.other + sum(self.latency(*place) for place in self._of(network))
+
+    def _of(self, network: Network) -> list[tuple[Key, int, int]]:
+        return [(known_key(unit, self._units, self.grids), unit.c_in, unit.c_out) for unit in network.units]
+
+    def interval(self, of: Network | Mapping[str, tuple[int, int]] | None = None) -> tuple[float, float] | None:
+        """Between which seconds per batch the latency lies in nine of ten cases; `model` or `predict` is the middle.
+
+        It has in it how far the repeats of the units lay apart, what the reference kernel and the dense model say of
+        the machine, and how far the whole models that the table was fitted to lay from it.
+
+        Args:
+            of: widths as for `model`, or a network as for `predict`
+
+        Returns:
+            (low, high), or None where the table does not say how it was measured.
+
+        Raises:
+            UserError: as `model` and `predict`.
+        """
+        if self.spread is None:
+            return None
+        places = self._of(of) if isinstance(of, Network) else self._at(of)
+        middle = self.other + sum(self.latency(*place) for place in places)
+        half = middle * self.spread.margin(self._error(places, middle))
+        return max(0.0, middle - half), middle + half
+
+    def error(self) -> float:
+        """Relative standard error of the sum of the dense model's units, by their repeats."""
+        return self._error(self._at(None), self.model())
+
+    def _error(self, places: Sequence[tuple[Key, int, int]], total: float) -> float:
+        """Units of a kind are off alike, those of different kinds independently."""
+        off: dict[Key, float] = {}
+        for key, c_in, c_out in places:
+            off[key] = off.get(key, 0.0) + self.grids[key].error * self.latency(key, c_in, c_out)
+        return math.hypot(*off.values()) / total if total > 0 else 0.0
 
     def to_json(self) -> dict[str, Any]:
         """All of it as numbers, strings, lists and dicts, to be stored inside something else; see `from_json`."""
@@ -232,8 +273,9 @@ class LatencyTable:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise UserError(f"{name or 'this'} is not a latency table: make one with `regrow profile`")
         version = schema.shown(str(content.get("version")))
-        if content.get("version") != VERSION:
-            raise UserError(f"{table} has format version {version}, this regrow reads {VERSION}: measure it again")
+        if content.get("version") not in READS or isinstance(content["version"], bool):
+            reads = " and ".join(map(str, READS))
+            raise UserError(f"{table} has format version {version}, this regrow reads {reads}: measure it again")
         form = schema.check(TableForm, content, table, "measure it again")
         schema.check_seal(content, table, f'measure it again, or delete its key "{schema.CHECKSUM}" if you edited it')
         return _of_form(form)
@@ -315,12 +357,13 @@ def _as_json(table: LatencyTable) -> dict[str, Any]:
         "measured": table.measured,
         "correction": table.correction,
         "other": table.other,
+        "spread": None if table.spread is None else asdict(table.spread),
         "unpriced": table.network.unpriced,
         "units": [{**asdict(unit), "key": asdict(unit.key)} for unit in table.network.units],
         "grids": [
             {
                 "key": asdict(key), "c_in": grid.c_in, "c_out": grid.c_out, "step": grid.step, "stairs": grid.stairs,
-                "seconds": grid.seconds.tolist(),
+                "seconds": grid.seconds.tolist(), "error": grid.error,
             }
             for key, grid in table.grids.items()
         ],
@@ -340,11 +383,11 @@ def _of_form(form: TableForm) -> LatencyTable:
     grids = {
         key(grid.key): Grid(
             tuple(grid.c_in), tuple(grid.c_out), np.array(grid.seconds, dtype=np.float64), grid.step,
-            (grid.stairs[0], grid.stairs[1]),
+            (grid.stairs[0], grid.stairs[1]), grid.error,
         )
         for grid in form.grids
     }  # fmt: skip
     return LatencyTable(
         Machine(**form.machine.model_dump()), form.batch, form.threads, Network(tuple(units), form.unpriced), grids,
-        form.correction, form.other, form.measured,
+        form.correction, form.other, form.measured, None if form.spread is None else Spread(**form.spread.model_dump()),
     )  # fmt: skip

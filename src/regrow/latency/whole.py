@@ -12,8 +12,9 @@ from typing import Any
 from torch import nn
 
 from regrow.inputs import Inputs
-from regrow.latency.clock import Clock, torch_threads, typical
+from regrow.latency.clock import Clock, torch_threads
 from regrow.latency.runtime import Runtime
+from regrow.latency.spread import typical
 from regrow.quiet import evaluating
 
 _SMALL = 0.02  # seconds of a model that may fit into the caches

@@ -204,6 +204,9 @@ def test_nothing_is_written_for_a_method_that_does_not_fit(tmp_path, recipe_file
     impossible = load(recipe_file, ["--compare.late.q", "0", "--criterion", "taylor"])
     with pytest.raises(UserError, match=r"^late: criterion 'taylor' needs steps"):
         comparing.compare(impossible, tmp_path / "out", ["iee", "late"], [0], quiet=True)
+    soft = load(recipe_file, ["--criterion", "taylor", "--method.q", "1"])
+    with pytest.raises(UserError, match=r"^ste: ste computes with what weights are above the largest removed one"):
+        comparing.compare(soft, tmp_path / "out", ["iee", "ste"], [0], quiet=True)
     never = load(recipe_file, ["--compare.late.update_end", "0.0"])
     with pytest.raises(UserError, match=r"^late: total_steps=4294967296 is too short for one update"):
         comparing.compare(never, tmp_path / "out", ["iee", "late"], [0], quiet=True, match="cost")

@@ -119,15 +119,14 @@ def _planned(
 
 def _check(variant: Recipe, match: Match, seeds: Sequence[int], example: Run) -> None:
     """Refuse a variant whose method does not fit the pattern or the length, or that starts from what is not there."""
-    from regrow import lengths
+    from regrow import attach, lengths
     from regrow.training.run import method_of, model_of
 
     method, criterion = method_of(variant)
-    method.scorings(criterion)
+    scorings = method.scorings(criterion)
     if match == "steps":
         lengths.timeline_of(method, example.total_steps)
-    if method.sparsifies:
-        method.check_pattern(variant.pattern)
+    attach.check_together(variant.pattern, method, scorings, example.total_steps, example.example)
     variant.schedule.check(example.total_steps, example.steps_per_epoch)
     if variant.optimizer != example.recipe.optimizer:
         variant.optimizer.build(example.model.named_parameters())

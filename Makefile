@@ -16,6 +16,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup  ## train dense, static, RigL and IEE networks on handwritten digits, and compare them
 	$(BIN)/regrow demo
 
+# tests start many processes, which need not compile what one of them has compiled
+test: export PYTHONDONTWRITEBYTECODE =
 test: setup  ## the whole test suite
 	$(BIN)/python -m pytest -n auto --dist worksteal
 

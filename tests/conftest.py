@@ -41,6 +41,11 @@ def one_server() -> Iterator[None]:
             leave(server)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores, as tests also wait: for processes of their own, and for files."""
+    return (os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count() or 1) + 1
+
+
 # what takes longest comes first, so that no worker is left with it at the end
 LONG = (
     "study/test_comparison.py::test_demo", "study/test_comparison.py::test_interrupted_and_continued",

@@ -100,6 +100,7 @@ def test_sparse_mends_weights_that_somebody_else_wrote() -> None:
             assert (model.get_parameter(name)[~mask] == 0).all()
 
 
+LENGTH = 36  # steps: two updates of each, and some after the last
 RESUMED = [
     IEE,
     regrow.IEE(h=5, j=4, q=3, start="criterion", start_steps=8),
@@ -116,7 +117,7 @@ def for_resuming(method, criterion, state=None) -> Made:
     optimizer = torch.optim.AdamW(model.parameters(), 0.01)
     if state is not None:
         model.load_state_dict(state)
-    return model, optimizer, attach(model, optimizer, method=method, criterion=criterion, total_steps=50)
+    return model, optimizer, attach(model, optimizer, method=method, criterion=criterion, total_steps=LENGTH)
 
 
 @functools.cache
@@ -125,7 +126,7 @@ def uninterrupted(number: int, criterion: str) -> tuple[list[bytes], list[list],
     spent until then."""
     made = for_resuming(RESUMED[number], criterion)
     states, written, costs = [], [], []
-    for batch in (*batches(50), None):
+    for batch in (*batches(LENGTH), None):
         states.append(copy.deepcopy([one.state_dict() for one in made]))
         file = io.BytesIO()
         torch.save(states[-1], file)
@@ -156,10 +157,10 @@ def resumed(method, criterion, load_first, written: bytes) -> Made:
 def test_resumed_at_every_step_equals_uninterrupted(number) -> None:
     """Longer than a cycle, after which all that there is must be the same; the next test goes on to the end."""
     written, states, costs = uninterrupted(number, "taylor")
-    for step in range(50):
+    for step in range(LENGTH):
         made = resumed(RESUMED[number], "taylor", "model", written[step])
-        then = min(step + 13, 50)
-        train(*made[:2], batches(50)[step:then])
+        then = min(step + 13, LENGTH)
+        train(*made[:2], batches(LENGTH)[step:then])
         # what was spent is added up anew where a run is saved: the same but for rounding
         found, expected = (
             [for_model, for_optimizer, {**for_sparsifier, "ledger": None}]
@@ -181,12 +182,12 @@ def test_resumed_at_every_step_equals_uninterrupted(number) -> None:
 )
 def test_resumed_in_any_order_equals_uninterrupted(number, criterion, load_first) -> None:
     written, states, costs = uninterrupted(number, criterion)
-    for step in range(0, 50, 6):
+    for step in range(0, LENGTH, 6):
         model, optimizer, sparsifier = resumed(RESUMED[number], criterion, load_first, written[step])
-        train(model, optimizer, batches(50)[step:])
-        assert same(states[50][0], snapshot(model)), step
-        assert sparsifier.history == states[50][2]["history"]
-        assert sparsifier.training_cost() == pytest.approx(costs[50])
+        train(model, optimizer, batches(LENGTH)[step:])
+        assert same(states[LENGTH][0], snapshot(model)), step
+        assert sparsifier.history == states[LENGTH][2]["history"]
+        assert sparsifier.training_cost() == pytest.approx(costs[LENGTH])
 
 
 @pytest.mark.parametrize(

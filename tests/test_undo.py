@@ -14,7 +14,7 @@ from regrow.undo import Scope, all_or_nothing
 @pytest.mark.filterwarnings("ignore:.*updates fit")
 @pytest.mark.parametrize("kind", attack.KINDS)
 def test_interrupted_updates(kind: str) -> None:
-    assert attack.attack(kind, 12) == []
+    assert attack.attack(kind, 8) == []
 
 
 @pytest.mark.filterwarnings("ignore:.*updates fit")

@@ -21,8 +21,12 @@ ROOT = Path(__file__).parent.parent
 STEPS = 700  # of the reader's run: enough for an update of the longest cycle that a page names
 
 
-def blocks(page: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+def blocks(page: str, heading: str = "") -> list[str]:
+    """The Python of a page, or of one section of it."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    if heading:
+        text = text[text.index(f"\n## {heading}\n") + 1 :].split("\n## ")[0]
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
 def network() -> nn.Module:
@@ -79,7 +83,10 @@ PAGES = [
 ]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
+HOSTS = "docs/integrations.md"  # whose sections run where the host is imported anyway: tests/integrations
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page) and page != HOSTS])
 def test_python_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = {} if page == "README.md" else readers_own()
@@ -116,6 +123,14 @@ def test_a_method_and_a_pattern_of_ones_own() -> None:
         assert (model.get_parameter(name)[~mask] == 0).all()
         assert not torch.equal(mask, first[name])
     assert [record["pruned"] > 0 for record in sparsifier.history] == [True] * 5
+
+
+def test_each_section_about_a_host_runs_in_its_own_test() -> None:
+    text = (ROOT / HOSTS).read_text(encoding="utf-8")
+    sections = [heading for heading in re.findall(r"^## (.*)$", text, re.MULTILINE) if blocks(HOSTS, heading)]
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "integrations").glob("*.py"))
+    assert len(sections) == 4
+    assert [heading for heading in sections if f'"{heading}"' not in tests] == []
 
 
 def test_pages_with_python_are_found() -> None:

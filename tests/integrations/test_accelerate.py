@@ -20,6 +20,7 @@ import host_job
 import regrow
 from engine import loss_of, network
 from host_job import CLIP, CRITERIA, DATA, EXPLORING, OPTIONS, STEPS, State
+from test_code_in_documents import blocks, readers_own
 
 BUFFER = re.compile(r"running|tracked")  # which see every batch
 
@@ -148,4 +149,51 @@ def test_what_timms_script_is_made_of(step: int | None, tmp_path: Path) -> None:
         resume_checkpoint(model, str(tmp_path / "checkpoint-0.pth.tar"), optimizer, scaler)
         sparsifier.load_state_dict(torch.load(tmp_path / "regrow.pt", weights_only=True))
         states += go(step, STEPS)
+    assert host_job.same_states(states, host_job.plain("taylor"))
+
+
+def test_the_pages_about_accelerate_and_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = readers_own() | {"trackers": Kept()}
+    for heading in ("Accelerate", "timm's training script"):
+        for block in blocks("docs/integrations.md", heading):
+            exec(block, names)
+    assert names["sparsifier"].step_count == len(names["loader"]) + 1
+    assert [line["step"] for line in names["trackers"].lines] == [*range(100, 701, 100)]
+    assert (tmp_path / "checkpoint" / "custom_checkpoint_0.pkl").exists()
+
+
+@pytest.mark.parametrize("step", [None, EXPLORING])
+def test_what_torchvisions_script_does(step: int | None, tmp_path: Path) -> None:
+    """Its loop and its checkpoint, with the three lines of the page."""
+
+    def begin() -> tuple[nn.Module, torch.optim.Optimizer, regrow.Sparsifier]:
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.0, nesterov=False)
+        return model, optimizer, regrow.Sparsifier(model, optimizer, **OPTIONS, criterion="taylor", total_steps=STEPS)
+
+    def train_one_epoch(first: int, last: int) -> list[State]:
+        seen = []
+        model.train()
+        for batch in DATA[first:last]:
+            loss = loss_of(model, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            sparsifier.prepare_step()
+            nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+            optimizer.step()
+            seen.append(host_job.state_of(model, sparsifier))
+        return seen
+
+    model, optimizer, sparsifier = begin()
+    states = train_one_epoch(0, step or STEPS)
+    if step is not None:
+        parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 0}
+        torch.save(parts | {"sparsifier": sparsifier.state_dict()}, tmp_path / "checkpoint.pth")
+        model, optimizer, sparsifier = begin()
+        checkpoint = torch.load(tmp_path / "checkpoint.pth", map_location="cpu", weights_only=True)
+        model.load_state_dict(checkpoint["model"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        sparsifier.load_state_dict(checkpoint["sparsifier"])
+        states += train_one_epoch(step, STEPS)
     assert host_job.same_states(states, host_job.plain("taylor"))

@@ -21,6 +21,7 @@ from engine import network
 from host_job import CLIP, CRITERIA, EXAMPLE, EXPLORING, OPTIONS, STEPS, State, Stop
 from regrow.errors import UserError
 from regrow.integrations.lightning import RegrowCallback
+from test_code_in_documents import blocks, readers_own
 
 
 class Module(LightningModule):
@@ -202,3 +203,12 @@ def test_what_cannot_be_is_refused_when_the_fit_starts(tmp_path: Path, monkeypat
     monkeypatch.setattr("lightning.pytorch.strategies.SingleDeviceStrategy.restore_checkpoint_after_setup", True)
     with pytest.raises(UserError, match="SingleDeviceStrategy shards parameters"):
         fit(tmp_path, RegrowCallback(**OPTIONS))
+
+
+def test_the_page_about_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = readers_own() | {"module": Module(), "loader": DataLoader(host_job.dataset(), batch_size=8), "epochs": 10}
+    for block in blocks("docs/integrations.md", "Lightning"):
+        exec(block, names)
+    assert names["regrown"].sparsifier.step_count == 600
+    assert "to density 9.95%" in capsys.readouterr().out

@@ -17,6 +17,7 @@ from engine import network
 from host_job import CLIP, CRITERIA, EXAMPLE, EXPLORING, OPTIONS, STEPS, Stop
 from regrow.errors import UserError
 from regrow.integrations.transformers import FILE, RegrowCallback
+from test_code_in_documents import blocks, readers_own
 
 
 class Model(nn.Module):
@@ -183,17 +184,27 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     train(tmp_path / "one", stop=EXPLORING + 1, **saving)
     train(tmp_path / "two", stop=EXPLORING + 1, criterion="magnitude", **saving)
     one, two = (tmp_path / name / f"checkpoint-{EXPLORING}" for name in ("one", "two"))
-    with pytest.raises(UserError, match=r"checkpoint-10/regrow.pt belongs to other weights than were loaded: say"):
+    with pytest.raises(UserError, match=r"checkpoint-10/sparsifier.pt belongs to other weights than were loaded: say"):
         train(tmp_path / "one", resume=two)  # whose masks would be those of "one"
     _, _, seen = train(tmp_path / "one", resume=two, regrown={**OPTIONS, "resume_from": two}, criterion="magnitude")
     assert host_job.same_states(seen.states, host_job.plain("magnitude")[EXPLORING - 1 :])
     (one / FILE).write_bytes((one / FILE).read_bytes()[:100])
-    with pytest.raises(UserError, match=r"regrow.pt is damaged; resume from another checkpoint"):
+    with pytest.raises(UserError, match=r"sparsifier.pt is damaged; resume from another checkpoint"):
         train(tmp_path / "one", resume=one)
     (one / FILE).unlink()
-    with pytest.raises(UserError, match=r"regrow.pt is not there, so masks cannot go on with the weights"):
+    with pytest.raises(UserError, match=r"sparsifier.pt is not there, so masks cannot go on with the weights"):
         train(tmp_path / "one", resume=one)
     trainer = trainer_in(tmp_path)
     trainer.is_fsdp_enabled = True
     with pytest.raises(UserError, match="DeepSpeed and FSDP keep parameters in pieces"):
         RegrowCallback(trainer, **OPTIONS).on_train_begin(trainer.args, trainer.state, trainer.control)
+
+
+def test_the_page_about_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = readers_own() | {"model": Model(), "dataset": Dataset(), "total_steps": 200}
+    for block in blocks("docs/integrations.md", "The Trainer of transformers"):
+        exec(block, names)
+    weight = names["model"].net[7].weight
+    assert ((weight.reshape(-1, 4) != 0).sum(1) == 2).all()
+    assert [line["step"] for line in names["trainer"].state.log_history if "regrow/iou" in line] == [100, 200]

@@ -21,7 +21,7 @@ require("integrations", "regrow.integrations.transformers", "transformers", "acc
 
 from transformers import Trainer, TrainerCallback  # noqa: E402
 
-FILE = "regrow.pt"  # in a checkpoint's folder
+FILE = "sparsifier.pt"  # in a checkpoint's folder
 
 
 class RegrowCallback(TrainerCallback):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow import hints, lengths, names, optim_state
+from regrow import hints, lengths, names, optim_state, shards
 from regrow.criteria import Criterion
 from regrow.errors import UserError, closest, nearest
 from regrow.methods import IEE, METHODS, Method
@@ -170,6 +170,7 @@ def bind(pattern: Pattern | None, how: Method, model: nn.Module, example_inputs:
     """
     if pattern is None or not how.sparsifies:
         return NoUnits()
+    check_sharded(pattern, names.unwrap(model))
     units = pattern.bind(names.unwrap(model), example_inputs)
     if units.resizes and on_resize is None:
         check_unwrapped(model)
@@ -240,15 +241,52 @@ def check_weights(sparsified: Mapping[str, Tensor], groups: Groups | None = None
                 f"the optimizer's eps for {name} is 0, and it divides by the size of gradients, which are zero where "
                 "weights have been removed; use one above 0, such as 1e-8"
             )
-        if any(kind.__name__ == "DTensor" for kind in (*type(param).__mro__, *type(param.data).__mro__)):
-            raise UserError(
-                f"{name} is a sharded DTensor, which this version cannot sparsify; use DistributedDataParallel"
-            )
         if param.layout is not torch.strided or not param.is_floating_point():
             raise UserError(
                 f"{name} is {param.dtype} in layout {param.layout}, but only dense floating-point weights can be "
                 f"sparsified; leave it out with exclude=[{name!r}]"
             )
+
+
+def check_sharded(pattern: Pattern, model: nn.Module) -> None:
+    """Refuses a pattern whose units do not lie within shards, for a model that has any.
+
+    Raises:
+        UserError: naming a parameter.
+    """
+    sharded = next((name for name, p in names.parameters(model).items() if shards.is_sharded(p)), None)
+    if sharded is not None and not getattr(pattern, "shards", False):
+        raise UserError(
+            f"{sharded} is sharded (a DTensor), which {type(pattern).__name__} cannot work on: use regrow.Weights or "
+            "regrow.NM with fully_shard, or DistributedDataParallel"
+        )
+
+
+def ranks(pattern: Pattern | None, units: Units, scorings: Scorings, criterion: Criterion) -> shards.Ranks:
+    """The processes that hold the parameters.
+
+    Raises:
+        UserError: where these are sharded, naming what cannot be done without whole layers.
+    """
+    found = shards.ranks_of(units.parameters)
+    if not found.several or pattern is None:
+        return found
+    for name, axis in units.axes.items():
+        if axis == 0:
+            raise UserError(
+                f"{name} has its inputs along the first dimension, which is sharded, so that its groups lie across "
+                f"processes; leave it out with exclude=[{name!r}]"
+            )
+    if getattr(pattern, "ramp", None) == "groups":
+        raise UserError("ramp='groups' ranks the groups of whole layers, but these are sharded; use ramp='n'")
+    for one in [criterion, *(scoring.criterion for of_phase in scorings.values() for scoring in of_phase)]:
+        if not one.by_entry:
+            raise UserError(
+                f"criterion {one.name!r} may need a whole layer, and layers are sharded: use one that scores each "
+                "entry by itself, such as 'magnitude' or 'taylor', or say so of yours: dataclasses.replace("
+                "regrow.criteria.Criterion.of(function), by_entry=True)"
+            )
+    return found
 
 
 def check_unwrapped(model: nn.Module) -> None:

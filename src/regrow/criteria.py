@@ -31,6 +31,9 @@ class Criterion:
 
     `after` is what becomes of the average over steps, such as its absolute value.
 
+    `by_entry` says that the score of an entry depends on its own weight and gradient alone, so that it is the same in a
+    shard of the layer.
+
     `by_size` says that it ranks entries, and blocks of them by their mean, by \\|w\\|, as soft projections need it.
     """
 
@@ -41,6 +44,7 @@ class Criterion:
     signed: Signed | None = None
     by_size: bool = False
     after: Callable[[Tensor], Tensor] | None = None
+    by_entry: bool = False
 
     def __call__(self, weight: Tensor, grad: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Scores in fp32, NaN (never chosen) as the lowest; shape of `weight`.
@@ -98,9 +102,12 @@ def register(
     signed: Signed | None = None,
     by_size: bool = False,
     after: Callable[[Tensor], Tensor] | None = None,
+    by_entry: bool = True,
 ) -> Callable[..., Tensor]:
     """Makes a function a criterion under its own name."""
-    CRITERIA[function.__name__] = replace(Criterion.of(function), signed=signed, by_size=by_size, after=after)
+    CRITERIA[function.__name__] = replace(
+        Criterion.of(function), signed=signed, by_size=by_size, after=after, by_entry=by_entry
+    )
     return function
 
 
@@ -156,7 +163,7 @@ def movement(weight: Tensor, grad: Tensor) -> Tensor:
     return (weight * grad).neg_()
 
 
-@register
+@partial(register, by_entry=False)
 def lamp(weight: Tensor) -> Tensor:
     """w² / Σ of all w² of the layer that are as large or larger (Lee et al. 2021, arXiv:2010.07611): ranks within a
     layer as magnitude does, and all layers together (``scope="global"``) without a distribution."""

@@ -53,6 +53,10 @@ class SparseAverage:
             raise UserError(
                 f"{type(averaged).__name__} is no average of a model; give torch's AveragedModel or timm's ModelEmaV3"
             )
+        if units is not None and units.ranks.several:
+            raise UserError(
+                "average() cannot follow sharded parameters: average the weights of a checkpoint, or use DDP"
+            )
         self.averaged = averaged
         self._model, self._units, self._sparse, self._stood_still = model, units, sparse, stood_still
         self._update: Callable[..., Any] = update

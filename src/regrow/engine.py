@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow import attach, codes, gradients, processes
+from regrow import attach, gradients, processes
 from regrow.accounts import Accounts
 from regrow.actions import Action
 from regrow.batchnorm import HeldStatistics
@@ -54,7 +54,7 @@ class Engine:
         self.saliency = units.saliency
         self.optimizers = optimizers
         self._by_optimizer = {
-            id(one): {name: s for name, s in self.states.items() if groups.get(id(s.param), (None,))[0] is one}
+            id(one): {n: s for n, s in self.states.items() if groups.get(id(s.holding.parameter), (None,))[0] is one}
             for one in optimizers
         }
         self._gradients = gradients.Gradients(self._by_optimizer, self.saliency)
@@ -124,7 +124,7 @@ class Engine:
             return gradients.with_closure(args, kwargs, lambda: self._prepare_after(closure))
         # fused optimizers get scaled gradients and may skip the step by themselves
         found_inf = getattr(optimizer, "found_inf", None)
-        self._skipped = found_inf is not None and bool(found_inf)
+        self._skipped = (found_inf is not None and bool(found_inf)) or self._is_rehearsal(optimizer)
         if self._skipped:
             return None
         scale = getattr(optimizer, "grad_scale", None)
@@ -133,6 +133,15 @@ class Engine:
             state.show_latent()
         self._begun = True
         return None
+
+    def _is_rehearsal(self, optimizer: Optimizer) -> bool:
+        """Whether a step only makes an optimizer's state, as `torch.distributed.checkpoint` has it done before loading:
+        the first one, at no learning rate, of gradients that are zero everywhere."""
+        if optimizer.state or any(float(group.get("lr", 1)) != 0 for group in optimizer.param_groups):
+            return False
+        grads = [state.grad for state in self._by_optimizer[id(optimizer)].values()]
+        some = any(grad is None or bool(grad.any()) for grad in grads)
+        return bool(grads) and bool(self.units.ranks.all(torch.tensor(not some)))
 
     def make_good(self, *_: object) -> None:
         """Ends what a step that has failed half-way has begun: latent values are hidden, what stands still stands."""
@@ -227,7 +236,7 @@ class Engine:
 
     def densities(self) -> dict[str, float]:
         """Active / all entries of each sparsified parameter."""
-        return {name: codes.count(state.active) / state.flags.numel() for name, state in self.states.items()}
+        return {name: state.active_count / state.holding.size for name, state in self.states.items()}
 
     def training_cost(self, example_inputs: Any = None) -> dict[str, float]:
         """As `regrow.Sparsifier.training_cost`."""
@@ -249,7 +258,7 @@ class Engine:
 
     def _trained_densities(self) -> dict[str, float]:
         """Entries that train / all entries of each sparsified parameter."""
-        return {name: codes.count(state.trainable) / state.flags.numel() for name, state in self.states.items()}
+        return {name: state.trainable_count / state.holding.size for name, state in self.states.items()}
 
     def finish(self) -> None:
         """Ends updates for good, at the exact target."""

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from regrow.saliency import Saliency, Scoring, finite_gradients
 from regrow.schedule import Span
+from regrow.shards import version
 from regrow.state import WeightState
 
 
@@ -65,14 +66,14 @@ class Gradients:
         """
         states = self._by_optimizer[id(optimizer)]
         if span.trains == "removed":
-            _drop(optimizer, {id(state.param) for state in states.values()})
-        probe = next((s.param.grad for s in states.values() if s.param.grad is not None), None)
+            _drop(optimizer, {id(state.holding.parameter) for state in states.values()})
+        probe = next((g for s in states.values() if (g := s.holding.parameter.grad) is not None), None)
         if probe is None:
             return
         last = self._prepared.get(id(optimizer))
         finite = None
         if last is not None and last.gradient() is probe:
-            if last.version == probe._version:
+            if last.version == version(probe):
                 return
             finite = last.finite
         if span.latent is not None and span.latent.backward:  # what is not computed is not scored either
@@ -82,15 +83,16 @@ class Gradients:
             span.latent.due(step) and all(s.latents is None or s.latents.scales_nothing for s in states.values())
         )
         if (due or scaled) and (finite is None or (after_skipped_step and not finite)):
-            ready = {name: state for name, state in states.items() if state.param.grad is not None}
-            finite = finite_gradients(state.param.grad for state in ready.values() if state.param.grad is not None)
+            grads = {name: grad for name, state in states.items() if (grad := state.grad) is not None}
+            ready = {name: states[name] for name in grads}
+            finite = finite_gradients(grads.values(), next(iter(ready.values())).ranks)
             self._saliency.observe(ready, due, unscale, finite)
             if scaled and span.latent is not None:
                 for latents in [state.latents for state in ready.values() if state.latents is not None]:
                     latents.scale_gradient(span.latent.due(step))
         for state in states.values():
             state.mask_gradient(seen=after_skipped_step)
-        self._prepared[id(optimizer)] = _Prepared(weakref.ref(probe), probe._version, finite)
+        self._prepared[id(optimizer)] = _Prepared(weakref.ref(probe), version(probe), finite)
 
     def used(self, optimizer: Optimizer) -> None:
         """The optimizer has taken its step: whatever gradient comes next is new."""

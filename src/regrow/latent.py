@@ -20,6 +20,7 @@ _POWERS = 16 * torch.finfo(torch.float32).eps  # how far powers in fp32 are from
 
 
 Rivals = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # see `EntryPattern.rivals`
+OfAll = Callable[[Tensor], Tensor]  # the largest here → the largest of the whole parameter
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,9 @@ class Latent:
         return math.isinf(self.p)
 
     def project(
-        self, latent: Tensor, active: Tensor, out: Tensor | None = None, rivals: Rivals | None = None
-    ) -> Tensor:
+        self, latent: Tensor, active: Tensor, out: Tensor | None = None, rivals: Rivals | None = None,
+        of_all: OfAll | None = None,
+    ) -> Tensor:  # fmt: skip
         """What the network computes with: zero outside of `active`.
 
         Powers are taken in fp32, or in fp64 for latent values of that type. In fp32 and for p = 3 the result is off by
@@ -98,6 +100,7 @@ class Latent:
             active: bool, its shape.
             out: where to write it, in the shape of `latent`; zero outside of `active` already. Default: a new tensor.
             rivals: what competes with what; None where each entry does with all others.
+            of_all: makes the largest removed \\|w\\| here that of the whole parameter, where others hold some of it.
 
         Returns:
             `out`, or the new tensor.
@@ -109,13 +112,16 @@ class Latent:
             sizes, thresholds = rivals(latent.abs(), active)
             left = self._left(sizes, thresholds).pow_(1 / self.p)
             return out.copy_(left.mul(latent).masked_fill_(~active, 0))
+        of_all = of_all or (lambda mine: mine)
         flat = in_order(latent, active, out) if latent.device.type == "cpu" else None
         if flat is None:
-            threshold = latent.abs().masked_fill_(active, 0).amax()
+            threshold = of_all(_highest(latent.abs().masked_fill_(active, 0)))
             return out.copy_(self._shrink(latent, threshold).masked_fill_(~active, 0))  # powers cost little here
         values, kept, into = flat
         where = torch.from_numpy(np.flatnonzero(kept.numpy()))  # powers are dear, and active weights few
-        into.index_copy_(0, where, self._shrink(values.index_select(0, where), _largest(values, ~kept)).to(into.dtype))
+        into.index_copy_(
+            0, where, self._shrink(values.index_select(0, where), of_all(_largest(values, ~kept))).to(into.dtype)
+        )
         return out
 
     def _shrink(self, latent: Tensor, threshold: Tensor) -> Tensor:
@@ -134,8 +140,9 @@ class Latent:
         return (threshold / size.clamp(min=torch.finfo(size.dtype).tiny)).pow_(self.p).neg_().add_(1).clamp_(min=0)
 
     def differs(
-        self, live: Tensor, latent: Tensor, active: Tensor, rounding: float, rivals: Rivals | None = None
-    ) -> Tensor:
+        self, live: Tensor, latent: Tensor, active: Tensor, rounding: float, rivals: Rivals | None = None,
+        of_all: OfAll | None = None,
+    ) -> Tensor:  # fmt: skip
         """Where active values are others than the projection, which may have been taken where powers round otherwise:
         on another device, or before a cast. Compares p-th powers, as roots blow up what rounding is near the threshold.
 
@@ -144,24 +151,35 @@ class Latent:
             latent: latent values, p finite, in the shape and type of `live`.
             active: bool, their shape.
             rounding: of live and latent values, as a share of them.
-            rivals: as in `project`.
+            rivals, of_all: as in `project`.
 
         Returns:
             bool, their shape.
         """
         values = latent.to(torch.promote_types(latent.dtype, torch.float32))
         size = values.abs()
-        left = self._left(*(size, size.masked_fill(active, 0).amax()) if rivals is None else rivals(size, active))
+        if rivals is None:
+            largest = _highest(size.masked_fill(active, 0))
+            left = self._left(size, largest if of_all is None else of_all(largest))
+        else:
+            left = self._left(*rivals(size, active))
         reached = live.to(values.dtype) / values
         off = torch.copysign(reached.abs().pow_(self.p), reached).sub_(left).abs_()
         same = torch.where(values == 0, live == 0, off <= min(0.5, self.p * (rounding + _POWERS)))
         return active & ~same
 
 
+def _highest(sizes: Tensor) -> Tensor:
+    """The largest of numbers that are not negative; 0 of none."""
+    return sizes.amax() if sizes.numel() else sizes.new_zeros(())
+
+
 def _largest(values: Tensor, among: Tensor) -> Tensor:
     """The largest magnitude among these (bool); 0 among none. Both on a CPU, in one dimension."""
-    found = []
+    found = [values.new_zeros(())]
     for part, mask in pieces(values, among):
+        if not part.numel():
+            continue
         chosen = torch.empty_like(part)
         keep_only(mask.view(torch.uint8), part, out=chosen)
         found += [chosen.amax(), chosen.amin().neg_()]

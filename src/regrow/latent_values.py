@@ -9,14 +9,23 @@ from torch import Tensor
 
 from regrow import codes
 from regrow.latent import Latent, Rivals
+from regrow.shards import Ranks
 
 
 class Held(Protocol):
     """The codes and the memory of a parameter: `regrow.state.WeightState`."""
 
-    param: Tensor
     normalizes: bool
     rivals: Rivals | None
+    ranks: Ranks
+
+    @property
+    def param(self) -> Tensor:
+        """What this process holds of the parameter."""
+
+    @property
+    def grad(self) -> Tensor | None:
+        """Its gradient."""
 
     @property
     def memory(self) -> Tensor:
@@ -63,6 +72,7 @@ class LatentValues:
         self._live: Tensor | None = None  # the parameter's own data, while it has latent values for a step
         self._behind = False  # whether it is still to become their projection
         self._projected = state.param.dtype  # of the parameter, when it last became that
+        self._threshold: Tensor | None = None  # of the last soft projection, where several processes have agreed on it
         self._scaled: tuple[int, Tensor | None] = (0, None)  # pieces of a step that are, and what the next one becomes
 
     @torch.no_grad()
@@ -124,9 +134,20 @@ class LatentValues:
             for part, memory, flags in codes.pieces(live, state.memory, state.flags):
                 codes.keep_only(codes.active(flags), memory, out=part)
         else:
-            self.how.project(state.memory, state.active, live.zero_() if afresh else live, state.rivals)
+            self._threshold = None
+            out = live.zero_() if afresh else live
+            self.how.project(state.memory, state.active, out, state.rivals, self._of_all)
         self._behind, self._projected = False, live.dtype
         state.note_written()
+
+    def _of_all(self, largest: Tensor) -> Tensor:
+        """The largest removed value on all processes. They ask each other once for each projection, which all of them
+        make, and not when one of them looks what has been written since."""
+        if not self._state.ranks.several:
+            return largest
+        if self._threshold is None:
+            self._threshold = self._state.ranks.highest(largest)
+        return self._threshold.to(largest.dtype)
 
     def catch_up(self) -> None:
         """Projects the latent values if they have not been since the last step."""
@@ -146,7 +167,7 @@ class LatentValues:
         elif written:
             live = state.param.detach()
             rounding = self._rounding(live.dtype)
-            other = self.how.differs(live, state.memory, state.active, rounding, state.rivals)
+            other = self.how.differs(live, state.memory, state.active, rounding, state.rivals, self._of_all)
             torch.where(other, state.param, state.memory, out=state.memory)
         if written:
             state.write_zeros()
@@ -180,7 +201,7 @@ class LatentValues:
             due: whether this step uses them.
         """
         state, how = self._state, self.how
-        grad = state.param.grad
+        grad = state.grad
         if grad is None or (due and self.scales_nothing):
             return
         for part, memory, flags in codes.pieces(grad, state.memory, state.flags):

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from regrow.codes import count
+from regrow.shards import ALONE, Ranks, local
 
 Kind = Literal["first", "second", "parameter", "keep"]
 
@@ -98,13 +99,19 @@ def keeps_zero(optimizer: Optimizer, group: MutableMapping[str, Any], dtype: tor
 
 
 def tensors(state: MutableMapping[str, Any], param: Tensor) -> Iterator[tuple[str, Kind, Tensor]]:
-    """The state tensors that have one number for each entry of the parameter, with their kind.
+    """The state tensors that have one number for each entry of the parameter, with their kind; of sharded ones, what
+    this process holds.
+
+    Args:
+        state: the optimizer's state of a parameter.
+        param: what this process holds of that.
 
     Warns:
         UserWarning: where a tensor of this shape has a name that no table knows; it is left alone.
     """
-    for name, value in state.items():
-        if isinstance(value, Tensor) and value.shape == param.shape and value.dim() > 0:
+    for name, found in state.items():
+        value = local(found) if isinstance(found, Tensor) else None
+        if value is not None and value.shape == param.shape and value.dim() > 0:
             kind = KINDS.get(name)
             if kind is None:
                 warnings.warn(
@@ -123,7 +130,12 @@ def normalizes(group: Mapping[str, Any]) -> bool:
 
 @torch.no_grad()
 def update_state_for(
-    state: MutableMapping[str, Any], param: Tensor, trainable: Tensor, before: Tensor, restarted: Tensor
+    state: MutableMapping[str, Any],
+    param: Tensor,
+    trainable: Tensor,
+    before: Tensor,
+    restarted: Tensor,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Makes the state fit new codes.
 
@@ -133,15 +145,19 @@ def update_state_for(
         trainable: bool, entries that train from now on.
         before: bool, entries that have trained until now.
         restarted: bool, entries whose live value was set anew (from memory or to zero).
+        ranks: the processes that hold the rest of the parameter, and call this as well.
     """
     fresh = trainable & ~before
-    some = bool(count(fresh))
+    some = ranks.several or bool(count(fresh))
     for _, kind, value in tensors(state, param):
         if kind == "first":
             value.masked_fill_(~trainable | fresh, 0)
         elif kind == "second" and some:
             known = value.masked_fill(~before, 0)
-            mean = known.sum(dtype=torch.float32) / (known != 0).sum().clamp(min=1)
+            total, counted = known.sum(dtype=torch.float32), (known != 0).sum()
+            if ranks.several:
+                total, counted = ranks.sums(torch.stack([total.double(), counted.double()]))
+            mean = total / counted.clamp(min=1)
             faded = fresh & (value < FADED * mean)
             value.copy_(torch.where(faded, mean.to(value.dtype), value))
         elif kind == "parameter":

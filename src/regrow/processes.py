@@ -2,27 +2,81 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from regrow.errors import UserError
 
 
+def together() -> bool:
+    """Whether there are other processes to agree with."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def checked() -> bool:
+    """Whether what processes decide is compared before it counts: with ``TORCH_DISTRIBUTED_DEBUG=DETAIL``."""
+    distributed: Any = torch.distributed
+    return bool(distributed.get_debug_level() == distributed.DebugLevel.DETAIL)
+
+
+@contextmanager
+def taking_part() -> Iterator[None]:
+    """Says what it means where others do not take part in what is sent inside it.
+
+    Raises:
+        UserError: the process group has waited as long as it waits.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise UserError(
+            "the processes do not update the structure together: each must attach a sparsifier and take the same "
+            f"steps ({' '.join(str(error).split())[:200]})"
+        ) from error
+
+
 def agree(code: Tensor) -> Tensor:
-    """The codes of the first process, on all.
+    """The codes (or values) of the first process, on all.
 
     Raises:
         UserError: another process does not take part, and the process group has waited as long as it waits.
     """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        try:
+    if together():
+        with taking_part():
             torch.distributed.broadcast(code, src=0)
-        except RuntimeError as error:
-            raise UserError(
-                "the processes do not update the structure together: each must attach a sparsifier and take the same "
-                f"steps ({' '.join(str(error).split())[:200]})"
-            ) from error
     return code
+
+
+def compare(what: str, *decided: object, group: torch.distributed.ProcessGroup | None = None) -> None:
+    """Refuses to go on where processes have decided otherwise than the first, if that is `checked`.
+
+    Args:
+        what: they have decided on.
+        decided: tensors, and whatever else has a `repr`; only a hash of it is sent.
+        group: of the processes; None for all.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    if not (together() and checked()):
+        return
+    text = sha256()
+    for one in decided:
+        text.update(one.cpu().contiguous().numpy().tobytes() if isinstance(one, Tensor) else repr(one).encode())
+    hashes: list[str] = [""] * torch.distributed.get_world_size(group)
+    with taking_part():
+        torch.distributed.all_gather_object(hashes, text.hexdigest(), group=group)
+    other = next((rank for rank, one in enumerate(hashes) if one != hashes[0]), None)
+    if other is not None:
+        raise UserError(
+            f"process {other} has other {what} than process 0: their gradients or weights differ, or they were loaded "
+            "from different checkpoints"
+        )
 
 
 def refuse_join(module: nn.Module, args: object) -> None:

@@ -13,6 +13,7 @@ from regrow.codes import ALL_FLAGS
 from regrow.errors import UserError
 from regrow.saliency import Role
 from regrow.schedule import Trains
+from regrow.shards import local
 from regrow.state import WeightState
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -84,10 +85,11 @@ def _tensor(key: str, value: Any, shape: tuple[int, ...], kinds: str) -> None:
 
 def _weight(key: str, state: Any, own: WeightState) -> None:
     _keys(key, state, ("flags", "memory", "held"))
-    shape = tuple(own.flags.shape)
+    shape = own.holding.shape_of(own.flags)
     _tensor(f"{key}.flags", state["flags"], shape, "uint8")
-    if bool((state["flags"] > ALL_FLAGS).any()):
-        raise _wrong(f"{key}.flags", f"holds {int(state['flags'].max())}, which is no code")
+    flags = local(state["flags"])
+    if bool((flags > ALL_FLAGS).any()):
+        raise _wrong(f"{key}.flags", f"holds {int(flags.max())}, which is no code")
     _tensor(f"{key}.memory", state["memory"], shape, "float")
     _kind(f"{key}.held", state["held"], dict)
     for name, value in state["held"].items():

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from regrow.criteria import Criterion
 from regrow.schedule import START, Span
+from regrow.shards import ALONE, Ranks
 from regrow.state import WeightState
 
 Role = Literal["prune", "grow"]
@@ -31,9 +32,9 @@ def generator(seed: int, step: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(mixed)
 
 
-def finite_gradients(grads: Iterable[Tensor]) -> Tensor:
-    """Whether no gradient holds a NaN or an Inf: a bool scalar, without synchronisation."""
-    return torch.stack([grad.sum(dtype=torch.float32) for grad in grads]).isfinite().all()
+def finite_gradients(grads: Iterable[Tensor], ranks: Ranks = ALONE) -> Tensor:
+    """Whether no gradient holds a NaN or an Inf, on any of these ranks: a bool scalar, without synchronisation."""
+    return ranks.all(torch.stack([grad.sum(dtype=torch.float32) for grad in grads]).isfinite().all())
 
 
 class Saliency:
@@ -90,7 +91,7 @@ class Saliency:
         for scoring in scorings:
             sums, steps = self._sums.setdefault(scoring.role, {}), self._steps.setdefault(scoring.role, {})
             for name, state in states.items():
-                grad = state.param.grad
+                grad = state.grad
                 assert grad is not None
                 of_live = scoring.role == "prune" and state.latent is None
                 weight = state.param.detach() if of_live else state.values()
@@ -118,8 +119,15 @@ class Saliency:
                 return torch.zeros_like(state.param, dtype=torch.float32)
             mean = sums[name] / self._steps[role][name].clamp(min=1)
             return mean if criterion.after is None else criterion.after(mean)
-        index = list(self.states).index(name)
-        return criterion(state.values(), generator=generator(self.seed, step, index))
+        return self.read(criterion, name, step)
+
+    def read(self, criterion: Criterion, name: str, step: int) -> Tensor:
+        """The scores of one parameter by a criterion that needs no gradient; what is drawn at random for the entries
+        that this process holds is what it would be for them in the whole."""
+        state, source = self.states[name], None
+        if criterion.uses_generator:
+            source = state.holding.pass_over(generator(self.seed, step, list(self.states).index(name)))
+        return criterion(state.values(), generator=source)
 
     def forget(self) -> None:
         """Starts afresh: scores belong to one phase."""
@@ -129,20 +137,29 @@ class Saliency:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """What scores are summed for, and in which shapes."""
-        return {name: tuple(state.flags.shape) for name, state in self.states.items()}
+        return {name: state.holding.shape_of(state.flags) for name, state in self.states.items()}
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """What scores may be summed for."""
+        found = {one.role for of_phase in self.scorings.values() for one in of_phase if one.criterion.uses_grad}
+        return tuple(sorted(found | ({"prune"} if self.criterion.uses_grad else set())))
 
     def state_dict(self) -> dict[str, Any]:
         """The sums so far."""
+        of = {name: state.holding.whole for name, state in self.states.items()}
         return {
-            "sums": {role: {k: v.clone() for k, v in sums.items()} for role, sums in self._sums.items()},
+            "sums": {role: {k: of[k](v.clone()) for k, v in sums.items()} for role, sums in self._sums.items()},
             "steps": {role: {k: int(n) for k, n in steps.items()} for role, steps in self._steps.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores from `state_dict`."""
         device = {name: s.param.device for name, s in self.states.items()}
+        part = {name: s.holding.part for name, s in self.states.items()}
         self._sums = {
-            role: {name: v.to(device[name]).clone() for name, v in sums.items()} for role, sums in state["sums"].items()
+            role: {name: part[name](v).to(device[name]).clone() for name, v in sums.items()}
+            for role, sums in state["sums"].items()
         }
         self._steps = {
             role: {name: torch.tensor(n, device=device[name]) for name, n in steps.items()}

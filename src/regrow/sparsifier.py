@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow import attach, fingerprint, lengths, metrics, names, processes, restoring
+from regrow import attach, fingerprint, lengths, metrics, names, processes, resharding, restoring
 from regrow import summary as summaries
 from regrow.batchnorm import norm_buffers, write
 from regrow.cost import PhaseSteps
@@ -23,6 +23,7 @@ from regrow.inputs import first_line
 from regrow.methods import Method
 from regrow.optim_state import keeps_zero, normalizes, state_owner
 from regrow.patterns.pattern import Pattern
+from regrow.shards import Ranks
 from regrow.state import WeightState
 from regrow.summary import Summary
 from regrow.units import Attached
@@ -90,13 +91,13 @@ class Sparsifier:
         params = self._units.parameters
         self._shapes = {name: tuple(p.shape) for name, p in names.parameters(self.model).items()}
         attach.check_weights(params, groups)
+        ranks = attach.ranks(self.pattern, self._units, scorings, self.criterion)
 
-        self._states = {name: _state(name, param, groups.get(id(param))) for name, param in params.items()}
-        for state in self._states.values():
-            processes.agree(state.param.data)
-        self._units.attach(
-            Attached(self._states, optimizers, self.criterion, scorings, processes.agree, seed, on_resize)
-        )
+        self._states = {name: _state(name, param, groups.get(id(param)), ranks) for name, param in params.items()}
+        if not ranks.several:
+            for state in self._states.values():
+                processes.agree(state.param.data)
+        self._units.attach(Attached(self._states, optimizers, self.criterion, scorings, ranks, seed, on_resize))
         self._compacted = self._shown_sparse = False
         self._engine = Engine(
             self.model, self.method, self.criterion, timeline, self._units, optimizers, groups, on_resize
@@ -136,8 +137,9 @@ class Sparsifier:
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """Parameter name → bool mask of the active structure (what is only being explored is not in it)."""
-        return {name: state.active for name, state in self._states.items()}
+        """Parameter name → bool mask of the active structure (what is only being explored is not in it); a DTensor like
+        the parameter where that is one."""
+        return {name: state.holding.whole(state.active) for name, state in self._states.items()}
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -273,13 +275,18 @@ class Sparsifier:
         self._handles.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that resuming needs beside model and optimizer: tensors, numbers, strings, lists and dicts only."""
+        """All that resuming needs beside model and optimizer: tensors, numbers, strings, lists and dicts only. Of
+        parameters that are sharded, in a form for `torch.distributed.checkpoint`, which loads it into a state like this
+        one on any number of processes (docs/scale.md)."""
         if self._shown_sparse:
             raise UserError("state_dict() inside sparse() would lose what is being explored; take it outside")
         self._engine.guard.check()
         self._engine.make_good()
         self._engine.account()
-        return {"format": FORMAT, "config": self._fingerprint(), **self._engine.state_dict()}
+        state = {"format": FORMAT, "config": self._fingerprint(), **self._engine.state_dict()}
+        if not self._units.ranks.several:
+            return state
+        return resharding.pack(state, self._states, self._units.saliency.roles, norm_buffers(self.model))
 
     def __deepcopy__(self, memo: object) -> Sparsifier:
         raise TypeError("a Sparsifier belongs to one optimizer; attach a new one and give it this one's state_dict()")
@@ -299,8 +306,9 @@ class Sparsifier:
         Raises:
             UserError: where it is of another model, method, pattern or run; nothing is changed then.
         """
-        shapes = {name: tuple(one.flags.shape) for name, one in self._states.items()}
+        shapes = {name: one.holding.shape_of(one.flags) for name, one in self._states.items()}
         try:
+            state = resharding.unpack(state) if resharding.is_packed(state) else state
             fingerprint.check(state, FORMAT, self._fingerprint(), shapes)
             with self._engine.all_or_nothing(), self.full_width():
                 example = {"units": self._units.state_dict()}
@@ -313,13 +321,14 @@ class Sparsifier:
             raise UserError(f"the state is damaged: {first_line(error)}") from error
 
 
-def _state(name: str, param: nn.Parameter, held: tuple[Optimizer, dict[str, Any]] | None) -> WeightState:
+def _state(name: str, param: nn.Parameter, held: tuple[Optimizer, dict[str, Any]] | None, ranks: Ranks) -> WeightState:
     """The state of a parameter in the hands of an optimizer's group, or of a frozen one that is in none's."""
     if held is None:
-        return WeightState(name, param, dict, holds_zero=True)
+        return WeightState(name, param, dict, holds_zero=True, ranks=ranks)
     optimizer, group = held
 
     def optimizer_state() -> Any:
         return state_owner(optimizer).state.get(param, {})
 
-    return WeightState(name, param, optimizer_state, keeps_zero(optimizer, group, param.dtype), normalizes(group))
+    keeps = keeps_zero(optimizer, group, param.dtype)
+    return WeightState(name, param, optimizer_state, keeps, normalizes(group), ranks)

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from regrow import codes, optim_state
+from regrow.coded import Coded
 from regrow.codes import EXPLORED, FROZEN, PRUNED, TRAINABLE
 from regrow.errors import UserError
 from regrow.journal import Journal
 from regrow.latent import Latent, Rivals
 from regrow.latent_values import LatentValues
+from regrow.shards import ALONE, Ranks
 
 __all__ = ["EXPLORED", "FROZEN", "PRUNED", "TRAINABLE", "Init", "WeightState"]
 
@@ -25,8 +27,8 @@ _PROBED = 1024  # entries of a parameter that are looked at after every step
 Init = Literal["mru", "explored", "zero"]
 
 
-class WeightState:
-    """Codes and memory of one parameter: one byte and one number for each of its entries.
+class WeightState(Coded):
+    """Codes and memory of one parameter: one byte and one number for each of its entries that this process holds.
 
     The live value of an entry is: PRUNED → 0; FROZEN → memory; TRAINABLE and EXPLORED → the parameter's own. In a
     latent phase, in which none is FROZEN, memory holds the latent values of all entries (PRUNED ones rest), and
@@ -35,22 +37,20 @@ class WeightState:
 
     Args:
         name: the parameter's canonical name.
-        param: the parameter, any shape; written in place only.
+        parameter: any shape; written in place only.
         optimizer_state: a function that gives the optimizer's state of this parameter.
         holds_zero: whether the optimizer leaves pruned entries at zero by itself once their gradient is masked.
         normalizes: whether the optimizer undoes any scale of gradients.
+        ranks: the processes that hold the parameter. Where there are several, all make the same transitions.
     """
 
     def __init__(
-        self, name: str, param: Tensor, optimizer_state: Any, holds_zero: bool, normalizes: bool = False
-    ) -> None:
-        self.name = name
-        self.param = param
+        self, name: str, parameter: Tensor, optimizer_state: Any, holds_zero: bool, normalizes: bool = False,
+        ranks: Ranks = ALONE,
+    ) -> None:  # fmt: skip
+        super().__init__(name, parameter, ranks)
         self.holds_zero = holds_zero
         self.normalizes = normalizes
-        self._memory = torch.zeros_like(param, requires_grad=False)
-        self._flags = torch.full_like(param, TRAINABLE, dtype=torch.uint8, requires_grad=False)
-        self.held: dict[str, Tensor] = {}  # parameter-like optimizer state while entries are frozen
         self.at_rest = False  # while the parameter holds only what is active, in another shape: nothing to enforce
         self._optimizer_state = optimizer_state
         self.rivals: Rivals | None = None  # what latent values compete with, where not with all others
@@ -67,53 +67,6 @@ class WeightState:
     def latent(self) -> Latent | None:
         """How latent values train, while they do."""
         return None if self.latents is None else self.latents.how
-
-    @property
-    def memory(self) -> Tensor:
-        """The value that each entry last had, in the parameter's shape, on its device and of its type (which follows
-        where the model has been cast or moved)."""
-        self._follow()
-        return self._memory
-
-    @property
-    def flags(self) -> Tensor:
-        """uint8, the parameter's shape: codes and history."""
-        self._follow()
-        return self._flags
-
-    def _follow(self) -> None:
-        param = self.param
-        if self._memory.dtype is not param.dtype:
-            self._memory = self._memory.to(param.dtype)
-            self.holds_zero = False  # as what is added to denominators may be nothing in the new type
-        if self._memory.device != param.device:
-            self._memory, self._flags = self._memory.to(param.device), self._flags.to(param.device)
-            self.held = {name: value.to(param.device) for name, value in self.held.items()}
-
-    @property
-    def code(self) -> Tensor:
-        """uint8, the parameter's shape: PRUNED, TRAINABLE, FROZEN or EXPLORED."""
-        return self.flags & codes.CODE
-
-    @property
-    def active(self) -> Tensor:
-        """bool: the active structure."""
-        return codes.active(self.flags).view(torch.bool)
-
-    @property
-    def trainable(self) -> Tensor:
-        """bool: entries that train now, in the active structure or explored."""
-        return codes.trains(self.flags).view(torch.bool)
-
-    @property
-    def previous(self) -> Tensor:
-        """bool: the active structure that the last update left."""
-        return (self.flags & codes.PREVIOUS).to(torch.bool)
-
-    @property
-    def grown(self) -> Tensor:
-        """bool: what the last update grew."""
-        return (self.flags & codes.GROWN).to(torch.bool)
 
     def optimizer_state(self) -> MutableMapping[str, Any]:
         """The optimizer's state of this parameter; empty before its first step, and before `settle`."""
@@ -152,7 +105,7 @@ class WeightState:
             return
         if was is not None:
             active = codes.active(code).view(torch.bool)
-            now = was.project(self.memory, active, rivals=self.rivals)
+            now = was.project(self.memory, active, rivals=self.rivals, of_all=self.ranks.highest)
             torch.where(active, now, self.memory, out=self.param.detach())
         arrives = codes.arrives(old, code).view(torch.bool)
         restarted = arrives & codes.pruned(old).view(torch.bool) if init == "explored" else arrives
@@ -161,7 +114,9 @@ class WeightState:
         for live, memory, flags, new in codes.pieces(self.param.detach(), self.memory, old, code):
             codes.move(live, memory, flags, new, init if was is None else "explored")
         self._write(code)
-        optim_state.update_state_for(self.optimizer_state(), self.param, self.trainable, was_live, restarted)
+        optim_state.update_state_for(
+            self.optimizer_state(), self.param, self.trainable, was_live, restarted, self.ranks
+        )
         self._count_codes()
         self._hold()
         self.latents = None
@@ -175,8 +130,9 @@ class WeightState:
         self._write(code)
         if rested or latent.backward:
             optim_state.update_state_for(
-                self.optimizer_state(), self.memory, self.trainable, was_live, self.trainable & ~was_live
+                self.optimizer_state(), self.memory, self.trainable, was_live, self.trainable & ~was_live, self.ranks
             )
+        if rested or latent.backward or self.ranks.several:
             self._count_codes()
         self._train_latent(latent)
 
@@ -205,8 +161,8 @@ class WeightState:
 
     def _count_codes(self) -> None:
         """Notes what the codes ask of every step."""
-        self._has_frozen = bool(codes.count(codes.frozen(self.flags).view(torch.bool)))
-        self._has_pruned = bool(codes.count(codes.pruned(self.flags).view(torch.bool)))
+        frozen, pruned = self.count_codes()
+        self._has_frozen, self._has_pruned = bool(frozen), bool(pruned)
 
     def _hold(self) -> None:
         """Holds parameter-like optimizer state of frozen entries."""
@@ -235,11 +191,11 @@ class WeightState:
     @property
     def is_written(self) -> bool:
         """Whether somebody else has written the parameter since the last `note_written`, by any way that is counted."""
-        return self.param._version != self._version
+        return self.holding.version != self._version
 
     def note_written(self) -> None:
         """Notes that the parameter is as it should be."""
-        self._version = self.param._version
+        self._version = self.holding.version
 
     @torch.no_grad()
     def mark(self, previous: Tensor | None = None, grown: Tensor | None = None) -> None:
@@ -271,7 +227,7 @@ class WeightState:
 
     def _begin_step(self) -> Tensor | None:
         """The gradient that the step is to use, if there is one."""
-        grad = self.param.grad
+        grad = self.grad
         if grad is None or self.at_rest:
             return None
         if grad.layout is not torch.strided:
@@ -292,7 +248,7 @@ class WeightState:
         changed = not torch.equal(self.param[frozen], self.memory[frozen])
         self.memory.copy_(torch.where(frozen, self.param, self.memory))
         self._hold()
-        return changed
+        return self.ranks.totals([changed]) != [0]
 
     @torch.no_grad()
     def fit_to_codes(self) -> None:
@@ -376,17 +332,21 @@ class WeightState:
             self.param.copy_(self.memory)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors only: flags, memory, and held optimizer state."""
-        return {"flags": self.flags.clone(), "memory": self.memory.clone(), "held": dict(self.held)}
+        """Tensors only, of the parameter's kind: flags, memory, and held optimizer state."""
+        of = self.holding.whole
+        held = {name: of(value) for name, value in self.held.items()}
+        return {"flags": of(self.flags.clone()), "memory": of(self.memory.clone()), "held": held}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any], latent: Latent | None = None) -> None:
-        """Restores from `state_dict`; values of the parameter are not part of it, nor how latent values train."""
+        """Restores from `state_dict`, or from one of whole tensors; values of the parameter are not part of it, nor how
+        latent values train."""
+        part = self.holding.part
         self.hide_latent()
         self.latents = None if latent is None else LatentValues(self, latent)
-        self.flags.copy_(state["flags"])
-        self.memory.copy_(state["memory"])
+        self.flags.copy_(part(state["flags"]))
+        self.memory.copy_(part(state["memory"]))
         self._count_codes()
-        self.held = {name: value.to(self.param.device).clone() for name, value in state["held"].items()}
+        self.held = {name: part(value).to(self.param.device).clone() for name, value in state["held"].items()}
         self._settled = True
         self.write_zeros()

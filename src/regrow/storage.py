@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from regrow import bitmask, names, saved
 from regrow.errors import UserError
+from regrow.shards import is_sharded
 from regrow.surgery import refit, resize
 
 MANIFEST = saved.MANIFEST
@@ -223,6 +224,11 @@ def _state(model: nn.Module, further: Iterable[str] = ()) -> tuple[dict[str, Ten
         if not isinstance(value, Tensor):
             raise UserError(
                 f"the model's state {name!r} is no tensor but {type(value).__name__}, which cannot be saved"
+            )
+        if is_sharded(value):
+            raise UserError(
+                f"{name!r} is sharded over processes: save a plain model that holds what torch.distributed.checkpoint."
+                "state_dict.get_model_state_dict gives with StateDictOptions(full_state_dict=True)"
             )
         if value.layout is not torch.strided or value.is_quantized or value.is_meta:
             raise UserError(f"the tensor {name!r} is not a plain dense tensor, which cannot be saved")

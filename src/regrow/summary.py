@@ -180,7 +180,7 @@ def of(engine: Engine, pattern: Pattern | None, shapes: Mapping[str, tuple[int, 
         shapes: of all parameters in the dense model, by canonical name.
     """
     units, timeline = engine.units, engine.timeline
-    layers = tuple(LayerSummary(name, shapes[name], int(s.active.sum())) for name, s in engine.states.items())
+    layers = tuple(LayerSummary(name, shapes[name], s.active_count) for name, s in engine.states.items())
     flops = engine.accounts.flops()
     now = None if flops is None else flops.inference(engine.densities())
     final, cost = units.planned(), None

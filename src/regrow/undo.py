@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from regrow.journal import Journal
+from regrow.shards import local
 from regrow.surgery import resize
 
 
@@ -92,7 +93,8 @@ def _noted(scope: Scope) -> Callable[[], None]:
 
 def _snapshot(scope: Scope) -> Callable[[], None]:
     """Copies everything in the scope; returns what puts it back."""
-    tensors = [(t, t.data, t.data.clone()) for t in (*scope.model.parameters(), *scope.model.buffers())]
+    held = map(local, (*scope.model.parameters(), *scope.model.buffers()))
+    tensors = [(t, t.data, t.data.clone()) for t in held]
     gradients = [(p, p.grad, None if p.grad is None else p.grad.clone()) for p in scope.model.parameters()]
     numbers = [(m, {k: v for k, v in vars(m).items() if type(v) in (int, tuple)}) for m in scope.model.modules()]
     note = copy.deepcopy(vars(scope.model).get(resize.NOTE))

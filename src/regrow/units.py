@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from regrow.criteria import Criterion
 from regrow.errors import UserError
 from regrow.saliency import Saliency, Scoring
 from regrow.schedule import Span
+from regrow.shards import ALONE, Ranks
 from regrow.state import WeightState
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ class Attached:
         optimizers: that train them.
         criterion: for pruning and growing.
         scorings: what the method scores in which phase.
-        agree: makes codes (uint8) equal on all ranks.
+        ranks: the processes that hold the parameters; they make codes (uint8) equal on all.
         seed: of everything drawn at random.
         on_resize: called after parameters have changed their shapes; None where nobody needs to know.
     """
@@ -59,7 +61,7 @@ class Attached:
     optimizers: Sequence[Optimizer]
     criterion: Criterion
     scorings: Mapping[str, tuple[Scoring, ...]]
-    agree: Callable[[Tensor], Tensor]
+    ranks: Ranks
     seed: int
     on_resize: Callable[[], None] | None = None
 
@@ -84,6 +86,8 @@ class Units(ABC):
         saliency: the scores.
         step: at which the coming transitions happen.
         tally: counts of the update under way.
+        ranks: the processes that hold the parameters.
+        axes: parameter → its axis along which groups lie, where they do.
     """
 
     parameters: dict[str, nn.Parameter]
@@ -98,6 +102,8 @@ class Units(ABC):
     target: float
     states: Mapping[str, WeightState]
     saliency: Saliency
+    ranks: Ranks = ALONE
+    axes: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self) -> None:
         self.step = 0
@@ -161,8 +167,8 @@ class Units(ABC):
 
     def density(self) -> float:
         """Active entries as a share of all sparsified ones; 1.0 where nothing is sparsified."""
-        total = sum(state.flags.numel() for state in self.states.values())
-        return sum(codes.count(state.active) for state in self.states.values()) / total if total else 1.0
+        total = sum(state.holding.size for state in self.states.values())
+        return sum(state.active_count for state in self.states.values()) / total if total else 1.0
 
     @abstractmethod
     def _overlap(self) -> Iterable[tuple[Tensor, Tensor]]:
@@ -174,6 +180,7 @@ class Units(ABC):
         for active, previous in self._overlap():
             both += codes.count(active & previous)
             either += codes.count(active | previous)
+        both, either = self.ranks.totals([both, either])
         tally = self.tally
         grown_before = tally.get("grown_before", 0)
         record = {
@@ -189,9 +196,11 @@ class Units(ABC):
         self.mark()
         return record
 
-    def _count(self, **masks: Tensor) -> None:
-        for what, mask in masks.items():
-            self.tally[what] = self.tally.get(what, 0) + codes.count(mask)
+    def _count(self, **masks: Iterable[Tensor]) -> None:
+        """Adds up what is set in masks of all layers."""
+        here = [sum(codes.count(mask) for mask in of_layers) for of_layers in masks.values()]
+        for what, count in zip(masks, self.ranks.totals(here), strict=True):
+            self.tally[what] = self.tally.get(what, 0) + count
 
     # -- for the engine ----------------------------------------------------------------------------------------------
 

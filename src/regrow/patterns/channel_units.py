@@ -123,7 +123,7 @@ class ChannelUnits(Units):
         self._on_resize = attached.on_resize if self.pattern.thin else None
         self._inside = self._compacted = False
         self.saliency = ChannelSaliency(self.model, self.coupling, attached, self._width)
-        self._agree = attached.agree
+        self._agree = attached.ranks.agree
 
     def _limits(self, sparsity: float, churn: float = 0.0) -> dict[str, float]:
         """Kind → what may be spent at a sparsity, less the churn of what can be removed at all."""
@@ -177,7 +177,7 @@ class ChannelUnits(Units):
         self._become(chosen, action.init)
         self.grown = {name: self.active[name] & ~before[name] for name in self.sizes}
         for name, new in self.grown.items():
-            self._count(grown=new, regrown=new & self.previous[name])
+            self._count(grown=[new], regrown=[new & self.previous[name]])
 
     def _select(self, action: Select, span: Span) -> None:
         raise UserError("channels that are removed have no scores of their own; use IEE, which explores them")
@@ -199,7 +199,7 @@ class ChannelUnits(Units):
         self._become({name: _best(found[name], among[name], counts[name]) for name in self.sizes})
         for name in self.sizes:
             still, grown = self.active[name], self.grown[name]
-            self._count(pruned=before[name] & ~still, grown_before=grown, survived=grown & still)
+            self._count(pruned=[before[name] & ~still], grown_before=[grown], survived=[grown & still])
 
     def _counts(
         self, among: Masks, scores: Mapping[str, Tensor], limits: Mapping[str, float], grow: bool

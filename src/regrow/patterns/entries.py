@@ -24,13 +24,14 @@ from regrow.actions import (
     shared,
     sparsity_of,
 )
-from regrow.criteria import CRITERIA
+from regrow.criteria import CRITERIA, Criterion
 from regrow.latent import Latent
 from regrow.patterns.layers import Selection
 from regrow.patterns.pattern import Pattern
-from regrow.saliency import Role, Saliency, generator
+from regrow.saliency import Role, Saliency
 from regrow.schedule import Span
 from regrow.selection import top_k_of_all
+from regrow.shards import ALONE, Ranks
 from regrow.state import Init
 from regrow.units import Attached, Units, check_ranks_at_once
 
@@ -44,10 +45,12 @@ class EntryPattern(Pattern):
         unit_size: entries of a unit.
         local: whether units compete in smaller rounds than with all others of their parameter, or are more than single
             entries: `rivals` says how.
+        shards: whether `choose` and `best` take ``ranks=``, the processes that hold the other rows of shards.
     """
 
     unit_size: int = 1
     local: ClassVar[bool] = False
+    shards: ClassVar[bool] = False
 
     def rivals(self, sizes: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
         """What each unit is up against, for projections that shrink by it (`regrow.latent`).
@@ -98,6 +101,7 @@ class EntryPattern(Pattern):
         counts: Mapping[str, int],
         candidates: Mapping[str, Tensor],
         occupied: Mapping[str, Tensor],
+        ranks: Ranks = ALONE,
     ) -> dict[str, Tensor]:
         """The legal selection of the highest scores. Every parameter keeps something. Where `select` names an axis for
         a parameter, all tensors have it as their last.
@@ -107,11 +111,15 @@ class EntryPattern(Pattern):
             counts: how many units of each parameter to choose; only their sum matters where layers are ranked together.
             candidates: bool, the entries that may be chosen.
             occupied: bool, the entries that stay whatever is chosen; no candidates among them.
+            ranks: the processes that hold the other rows; counts are of all together.
 
         Returns:
             bool masks of what is chosen, with exactly these counts, `occupied` not among it.
         """
-        return {name: self.best(scores(name), k, candidates[name], occupied[name]) for name, k in counts.items()}
+        others: dict[str, Any] = {"ranks": ranks} if ranks.several else {}
+        return {
+            name: self.best(scores(name), k, candidates[name], occupied[name], **others) for name, k in counts.items()
+        }
 
     @abstractmethod
     def best(self, scores: Tensor, k: int, candidates: Tensor, occupied: Tensor) -> Tensor:
@@ -141,7 +149,7 @@ class EntryUnits(Units):
         selection = pattern.select(model, example_inputs)
         self.parameters, self.dense, self.decided = selection.parameters, selection.dense, selection.decided
         self.flops, self.note = selection.flops, selection.note
-        self._axes = selection.axes
+        self.axes = selection.axes
         self.final = pattern.counts_of(selection.turned)
         self.target = sparsity_of(self.final)
 
@@ -151,18 +159,14 @@ class EntryUnits(Units):
     def attach(self, attached: Attached) -> None:
         self.states = attached.states
         self.saliency = Saliency(attached.states, attached.criterion, attached.scorings, attached.seed)
-        self._agree = attached.agree
-        self._seed = attached.seed
+        self.ranks = attached.ranks
         if self.pattern.local:
             for name, state in self.states.items():
-                state.rivals = partial(self._rivals, self._axes.get(name, -1))
+                state.rivals = partial(self._rivals, self.axes.get(name, -1))
 
     def _start(self, action: Start, span: Span) -> None:
         if action.how == "random":
-            noise = CRITERIA["random"]
-            self._keep(
-                action, lambda name: noise(self.states[name].values(), generator=self._generator(name)), span.latent
-            )
+            self._keep(action, self._read(CRITERIA["random"]), span.latent)
         else:
             if self.step == 0 and self._counts(action) != {name: size for name, (_, size) in self.final.items()}:
                 check_ranks_at_once(self.saliency.criterion)
@@ -173,7 +177,9 @@ class EntryUnits(Units):
             active = self._active()
             scores = {name: self._by("prune")(name) for name in active}
             self._drop(
-                active, top_k_of_all(scores, sum(self._counts(action).values()), active, floor=1), self._latent(span)
+                active,
+                top_k_of_all(scores, sum(self._counts(action).values()), active, floor=1, ranks=self.ranks),
+                self._latent(span),
             )
         else:
             self._keep(action, self._by("prune"), self._latent(span))
@@ -201,7 +207,7 @@ class EntryUnits(Units):
         candidates = self._candidates(active, latent)
         for name, state in self.states.items():
             code = active[name].to(torch.uint8).mul_(codes.TRAINABLE).masked_fill_(candidates[name], codes.EXPLORED)
-            state.transition(self._agree(torch.empty_like(state.flags).copy_(code)), "mru", latent)
+            state.transition(self.ranks.agree(torch.empty_like(state.flags).copy_(code)), "mru", latent)
 
     def _active(self) -> dict[str, Tensor]:
         return {name: state.active for name, state in self.states.items()}
@@ -219,27 +225,33 @@ class EntryUnits(Units):
         outside = {name: ~mask for name, mask in active.items()}
         chosen = self._to_grow(action, active, outside)
         self._become({name: active[name] | chosen[name] for name in self.states}, action.init, self._latent(span))
+        self._mark_grown({name: state.active & outside[name] for name, state in self.states.items()})
+
+    def _mark_grown(self, new: Masks) -> None:
+        self._count(grown=new.values(), regrown=(new[name] & state.previous for name, state in self.states.items()))
         for name, state in self.states.items():
-            new = state.active & outside[name]
-            self._count(grown=new, regrown=new & state.previous)
-            state.mark(grown=new)
+            state.mark(grown=new[name])
 
     def _to_grow(self, action: Grow, active: Masks, outside: Masks) -> Masks:
         """The best of what is outside, as many as are missing, in the layers that the action wants them in."""
         scores, counts = self._by("grow"), self._counts(action)
-        missing = {name: counts[name] - self._count_of(mask) for name, mask in active.items()}
+        now = self._counts_of(active)
+        missing = {name: counts[name] - n for name, n in now.items()}
         if action.layers == "all":
-            return top_k_of_all({name: scores(name) for name in active}, sum(missing.values()), outside)
+            together = {name: scores(name) for name in active}
+            return top_k_of_all(together, sum(missing.values()), outside, ranks=self.ranks)
         if action.layers != "fixed":
-            room = {name: self._count_of(mask) for name, mask in outside.items()}
-            weights = {
-                name: float(
-                    mask.sum() if action.layers == "survivors" else scores(name)[mask].double().mean().nan_to_num()
-                )
-                for name, mask in active.items()
-            }
+            room = {name: size - now[name] for name, (_, size) in self.final.items()}
+            weights = {name: float(n) for name, n in now.items()}
+            if action.layers == "scores":
+                weights = {name: self._mean(scores(name)[mask]) for name, mask in active.items()}
             missing = shared(sum(missing.values()), weights, room)
         return self._choose(scores, missing, outside, active)
+
+    def _mean(self, scores: Tensor) -> float:
+        """Of scores on all ranks; 0 of none."""
+        total, count = self.ranks.sums(torch.stack([scores.double().sum(), torch.tensor(scores.numel()).double()]))
+        return float((total / count).nan_to_num())
 
     def _select(self, action: Select, span: Span) -> None:
         before = self._active()
@@ -247,21 +259,14 @@ class EntryUnits(Units):
         everything = {name: ~mask for name, mask in nothing.items()}
         chosen = self._choose(self._by("prune"), self._counts(action), everything, nothing)
         self._become(chosen, "mru", span.latent)
-        for name, state in self.states.items():
-            now, grown = state.active, state.grown
-            stayed = now & before[name]
-            self._count(pruned=before[name] ^ stayed, grown_before=grown, survived=grown & now)
-            new = now ^ stayed
-            self._count(grown=new, regrown=new & state.previous)
-            state.mark(grown=new)
+        self._count_survivors(before)
+        self._mark_grown({name: state.active & ~before[name] for name, state in self.states.items()})
 
     def end_at_target(self, step: int) -> None:
         self.step = step
         self._become({name: state.previous for name, state in self.states.items()}, "mru")
         criterion = self.saliency.criterion
-        read = CRITERIA["magnitude"] if criterion.uses_grad else criterion
-        target = Prune(self.target)
-        self._keep(target, lambda name: read(self.states[name].values(), generator=self._generator(name)))
+        self._keep(Prune(self.target), self._read(CRITERIA["magnitude"] if criterion.uses_grad else criterion))
         self.mark()
 
     def _keep(self, action: Action, scores: Callable[[str], Tensor], latent: Latent | None = None) -> None:
@@ -273,9 +278,15 @@ class EntryUnits(Units):
     def _drop(self, active: Masks, chosen: Masks, latent: Latent | None) -> None:
         """Leaves what is chosen of the active units."""
         self._become(chosen, latent=latent)
-        for name, state in self.states.items():
-            still = state.active
-            self._count(pruned=active[name] & ~still, grown_before=state.grown, survived=state.grown & still)
+        self._count_survivors(active)
+
+    def _count_survivors(self, before: Masks) -> None:
+        states = self.states.values()
+        self._count(
+            pruned=(mask & ~self.states[name].active for name, mask in before.items()),
+            grown_before=(state.grown for state in states),
+            survived=(state.grown & state.active for state in states),
+        )
 
     def _choose(
         self, scores: Callable[[str], Tensor], counts: Mapping[str, int], candidates: Masks, occupied: Masks
@@ -283,13 +294,15 @@ class EntryUnits(Units):
         """The pattern's choice, which sees the axis that it has asked for as the last."""
 
         def turned(masks: Masks) -> Masks:
-            return {name: mask.movedim(self._axes.get(name, -1), -1) for name, mask in masks.items()}
+            return {name: mask.movedim(self.axes.get(name, -1), -1) for name, mask in masks.items()}
 
         def turned_scores(name: str) -> Tensor:
-            return scores(name).movedim(self._axes.get(name, -1), -1)
+            return scores(name).movedim(self.axes.get(name, -1), -1)
 
-        chosen = self.pattern.choose(turned_scores, counts, turned(candidates), turned(occupied))
-        return {name: mask.movedim(-1, self._axes.get(name, -1)) for name, mask in chosen.items()}
+        self.ranks.compare("counts", counts)
+        others: dict[str, Any] = {"ranks": self.ranks} if self.ranks.several else {}
+        chosen = self.pattern.choose(turned_scores, counts, turned(candidates), turned(occupied), **others)
+        return {name: mask.movedim(-1, self.axes.get(name, -1)) for name, mask in chosen.items()}
 
     def _rivals(self, axis: int, sizes: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
         """The pattern's, which sees the axis that it has asked for as the last."""
@@ -305,32 +318,31 @@ class EntryUnits(Units):
             if latent is not None:
                 rests = state.code == codes.PRUNED if state.latent is not None else torch.zeros_like(state.active)
                 code.masked_fill_(~masks[name] & ~rests, codes.EXPLORED)
-            state.transition(self._agree(code), init, latent)
+            state.transition(self.ranks.agree(code), init, latent)
 
     def _candidates(self, active: Masks, latent: Latent) -> Masks:
         """What trains beside an active structure, legal together with it."""
         reached = counts_at(self.final, latent.backward)
-        more = {name: max(0, reached[name] - self._count_of(mask)) for name, mask in active.items()}
+        more = {name: max(0, reached[name] - n) for name, n in self._counts_of(active).items()}
         outside = {name: ~mask for name, mask in active.items()}
         if latent.candidates == "random":
-            noise = CRITERIA["random"]
-            return self._choose(
-                lambda name: noise(self.states[name].values(), generator=self._generator(name)), more, outside, active
-            )
+            return self._choose(self._read(CRITERIA["random"]), more, outside, active)
         return self._choose(lambda name: self.states[name].values().abs().float(), more, outside, active)
 
     def _counts(self, action: Action) -> dict[str, int]:
-        return counts_after(action, self.final, {name: self._count_of(s.active) for name, s in self.states.items()})
+        now = {name: state.active_count // self.pattern.unit_size for name, state in self.states.items()}
+        return counts_after(action, self.final, now)
 
-    def _count_of(self, mask: Tensor) -> int:
-        """How many units a mask of entries has."""
-        return codes.count(mask) // self.pattern.unit_size
+    def _counts_of(self, masks: Masks) -> dict[str, int]:
+        """How many units masks of entries have, on all ranks."""
+        found = self.ranks.totals(codes.count(mask) for mask in masks.values())
+        return {name: count // self.pattern.unit_size for name, count in zip(masks, found, strict=True)}
 
     def _by(self, role: Role) -> Callable[[str], Tensor]:
         return lambda name: self.saliency.scores(role, name, self.step)
 
-    def _generator(self, name: str) -> torch.Generator:
-        return generator(self._seed, self.step, list(self.states).index(name))
+    def _read(self, criterion: Criterion) -> Callable[[str], Tensor]:
+        return lambda name: self.saliency.read(criterion, name, self.step)
 
     def mark(self) -> None:
         for state in self.states.values():

@@ -14,6 +14,7 @@ from regrow.patterns.entries import EntryPattern
 from regrow.patterns.layers import Selection, select
 from regrow.patterns.pattern import register
 from regrow.selection import top_k
+from regrow.shards import ALONE, Ranks
 
 
 @register
@@ -38,6 +39,7 @@ class NM(EntryPattern):
 
     name: ClassVar[str] = "nm"
     local: ClassVar[bool] = True
+    shards: ClassVar[bool] = True
 
     n: int = 2
     m: int = 4
@@ -72,20 +74,22 @@ class NM(EntryPattern):
         removed = sizes.masked_fill(active, 0).reshape(-1, self.m).amax(1, keepdim=True)
         return sizes, removed.expand(-1, self.m).reshape(sizes.shape)
 
-    def best(self, scores: Tensor, k: int, candidates: Tensor, occupied: Tensor) -> Tensor:
+    def best(self, scores: Tensor, k: int, candidates: Tensor, occupied: Tensor, ranks: Ranks = ALONE) -> Tensor:
         """The best k candidates, the first of every group before the second of any, and so on."""
         by_group = scores.reshape(-1, self.m).masked_fill(~candidates.reshape(-1, self.m), -torch.inf)
         order = by_group.argsort(dim=1, descending=True, stable=True)
         rank = torch.empty_like(order).scatter_(1, order, torch.arange(self.m, device=order.device).expand_as(order))
         level = (rank + occupied.reshape(-1, self.m).sum(1, keepdim=True)).view(scores.shape)
         chosen = torch.zeros_like(candidates)
-        for reached in range(self.m):
+        at_level = ranks.totals(torch.bincount(level[candidates], minlength=self.m).tolist())
+        for reached, here in enumerate(at_level):
             within = candidates & (level == reached)
             if self.ramp == "groups" and reached >= self.n:
                 return chosen | self._whole_groups(scores, k, candidates & ~chosen)
-            here = int(within.sum())
-            if k <= here:
-                return chosen | top_k(scores, k, within)
+            if k == here:
+                return chosen | within
+            if k < here:
+                return chosen | top_k(scores, k, within, ranks)
             chosen, k = chosen | within, k - here
         raise AssertionError("more than there are candidates")
 

@@ -14,6 +14,7 @@ from regrow.patterns.entries import EntryPattern
 from regrow.patterns.layers import Selection, check_sparsity, match, select
 from regrow.patterns.pattern import register
 from regrow.selection import top_k, top_k_of_all
+from regrow.shards import ALONE, Ranks
 
 
 @register
@@ -42,6 +43,7 @@ class Weights(EntryPattern):
     """
 
     name: ClassVar[str] = "weights"
+    shards: ClassVar[bool] = True
 
     sparsity: float
     distribution: str | Mapping[str, float] = "uniform"
@@ -94,12 +96,13 @@ class Weights(EntryPattern):
         counts: Mapping[str, int],
         candidates: Mapping[str, Tensor],
         occupied: Mapping[str, Tensor],
+        ranks: Ranks = ALONE,
     ) -> dict[str, Tensor]:
         if not self.ranks_globally:
-            return super().choose(scores, counts, candidates, occupied)
+            return super().choose(scores, counts, candidates, occupied, ranks=ranks)
         together = {name: scores(name) for name in counts}
-        begins = not any(mask.any() for mask in occupied.values())
-        return top_k_of_all(together, sum(counts.values()), candidates, floor=int(begins))
+        begins = ranks.totals([any(mask.any() for mask in occupied.values())]) == [0]
+        return top_k_of_all(together, sum(counts.values()), candidates, floor=int(begins), ranks=ranks)
 
-    def best(self, scores: Tensor, k: int, candidates: Tensor, occupied: Tensor) -> Tensor:
-        return top_k(scores, k, candidates)
+    def best(self, scores: Tensor, k: int, candidates: Tensor, occupied: Tensor, ranks: Ranks = ALONE) -> Tensor:
+        return top_k(scores, k, candidates, ranks)

@@ -72,10 +72,16 @@ def before_clipping(names: dict[str, Any]) -> None:
     names["loss"] = names["loss_fn"](names["model"](x), y)
 
 
+def before_shards(names: dict[str, Any]) -> None:
+    """What torchrun has set up."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+
+
 BEFORE: dict[tuple[str, int], Callable[[dict[str, Any]], None]] = {
     ("docs/channels.md", 0): before_channels,
     ("docs/latency.md", 0): before_latency,
     ("docs/own-loop.md", 1): before_clipping,
+    ("docs/scale.md", 0): before_shards,
 }
 PAGES = [
     str(path.relative_to(ROOT))
@@ -87,8 +93,11 @@ HOSTS = "docs/integrations.md"  # whose sections run where the host is imported 
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page) and page != HOSTS])
-def test_python_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_of_a_page_runs(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     monkeypatch.chdir(tmp_path)
+    request.addfinalizer(lambda: torch.distributed.is_initialized() and torch.distributed.destroy_process_group())
     names = {} if page == "README.md" else readers_own()
     with warnings.catch_warnings():
         if page == "README.md":  # nobody who copies it is warned of anything

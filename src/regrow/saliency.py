@@ -147,11 +147,16 @@ class Saliency:
 
     def state_dict(self) -> dict[str, Any]:
         """The sums so far."""
-        of = {name: state.holding.whole for name, state in self.states.items()}
         return {
-            "sums": {role: {k: of[k](v.clone()) for k, v in sums.items()} for role, sums in self._sums.items()},
+            "sums": {
+                role: {k: self._whole(k, v.clone()) for k, v in sums.items()} for role, sums in self._sums.items()
+            },
             "steps": {role: {k: int(n) for k, n in steps.items()} for role, steps in self._steps.items()},
         }
+
+    def _whole(self, name: str, sums: Tensor) -> Tensor:
+        """Of which this process has these sums; those of no parameter, such as a group's, are whole."""
+        return self.states[name].holding.whole(sums) if name in self.states else sums
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores from `state_dict`."""

@@ -54,7 +54,7 @@ class Exported:
     def __str__(self) -> str:
         size = f"{self.path}: {self.bytes:,} bytes; its tensors are {self.dense_bytes:,} bytes when dense"
         if not self.batches:
-            return f"{size}\nread back: equal in every bit"
+            return f"{size}\nread back: all values are equal"
         counts = ", ".join(map(str, self.batches))
         return f"{size}\nlargest difference {self.difference:.1e} of the output, over batches of {counts}"
 

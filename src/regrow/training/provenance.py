@@ -51,17 +51,13 @@ def builder(recipe: Recipe, data: DataSet) -> dict[str, Any]:
     """What `regrow.zoo.models.build` must be told, so that `regrow.load` fits; and what images are normalised by:
     ``mean`` and ``std`` of each channel, of pixel values as the data set has them (0…255), where that is known."""
     section = recipe.model
-    normalisation = data.test.normalisation()
+    statistics = data.test.normalisation()
     return {
         "name": section.name,
         "options": dict(section.options),
         "classes": data.num_classes,
         "shape": list(data.shape),
-        **(
-            {}
-            if normalisation is None
-            else dict(zip(("mean", "std"), (t.tolist() for t in normalisation), strict=True))
-        ),
+        **({} if statistics is None else {"mean": statistics[0].tolist(), "std": statistics[1].tolist()}),
     }
 
 

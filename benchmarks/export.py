@@ -251,7 +251,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", action="store_true", help="measure nothing")
     if not parser.parse_args().tables:
-        from regrow.latency.table import cpu_model
+        from regrow.latency.machine import cpu_model
 
         torch.set_num_threads(1)
         with tempfile.TemporaryDirectory() as directory:

@@ -26,7 +26,7 @@ import torch
 import torchvision
 
 from regrow import profiling
-from regrow.latency.table import Machine
+from regrow.latency.machine import Machine
 
 
 def measured(runtime: str, settings: dict[str, Any], machine: dict[str, Any]) -> dict[str, Any]:

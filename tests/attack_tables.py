@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from attack import changed, flip, garble
 from regrow import Channels, Sparsifier, UserError, schema
+from regrow.latency.machine import Machine
 from regrow.latency.network import network_of
 from regrow.latency.spread import Spread
-from regrow.latency.table import Grid, LatencyTable, Machine
+from regrow.latency.table import Grid, LatencyTable
 
 IMAGE = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 

@@ -5,8 +5,9 @@ from math import prod
 import numpy as np
 
 from regrow.inputs import Inputs
+from regrow.latency.machine import Machine
 from regrow.latency.network import network_of
-from regrow.latency.table import Grid, LatencyTable, Machine
+from regrow.latency.table import Grid, LatencyTable
 
 _PER_PRODUCT, _PER_UNIT = 1e-9, 1e-7  # seconds
 

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from channel_models import Attention, Chain, Dense, Flatten, Residual, scramble
 from regrow.budgets.pricing import Prices
 from regrow.coupling.couple import couple
+from regrow.latency.machine import Machine
 from regrow.latency.network import network_of
-from regrow.latency.table import Grid, LatencyTable, Machine
+from regrow.latency.table import Grid, LatencyTable
 from regrow.tracing.flops import count_flops
 
 IMAGE = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import warnings
 from importlib import resources
@@ -11,8 +12,10 @@ import pytest
 import torch
 from torch import nn
 
+import fixed_latency
 import regrow
 from engine import attach, batches, network, train
+from regrow.latency.spread import Spread
 from regrow.summary import Reason, options_of, reasons, unseen
 
 
@@ -61,6 +64,16 @@ def test_of_channels_thin_and_masked() -> None:
         assert "keeps all outputs" in str(summary)
         sparsifier.compact()
         assert str(sparsifier.summary())
+
+
+def test_a_predicted_latency_has_its_margin() -> None:
+    for spread, said in ((Spread(wholes=0.1, freedom=4), r"latency to 70\.0% \(now [0-9.]+%, ± 21\.3% of that\)"),
+                         (None, r"latency to 70\.0% \(now [0-9.]+%\)")):  # fmt: skip
+        model, example = network(), batches(1)[0][0]
+        table = dataclasses.replace(fixed_latency.table_of(model, example), spread=spread)
+        pattern = regrow.Channels(latency=0.7, round_to=1, table=table)
+        sparsifier = attach(model, sgd(model), pattern=pattern, criterion="magnitude", example_inputs=example)
+        assert re.search(said, str(sparsifier.summary()))
 
 
 def test_of_dense() -> None:

@@ -83,7 +83,7 @@ def profile(
     seed: int = 0,
     allow_busy: bool = False,
 ) -> tuple[LatencyTable, list[tuple[float, float]]]:
-    """Measures the latency table of a model on this machine's CPU, and checks it with thin models.
+    """Measures the latency table of a model on this machine, and checks it with thin models.
 
     Copies are measured: the model, its mode, gradients, the random state and the number of threads stay as they are.
 
@@ -91,7 +91,7 @@ def profile(
         model: on any device, in any mode; takes tensors
         example: a batch of inputs, in any form that `regrow.inputs.Inputs.of` takes; the table holds for its batch and
             image size
-        runtime: "eager" (PyTorch) or "onnxruntime"
+        runtime: as in `regrow.latency.measure.measure`
         threads: for the runtime
         time_limit: seconds that all of it should take; a large model takes what visiting each point once takes
         check: number of thin models to check the table with; none of them is used for fitting

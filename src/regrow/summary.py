@@ -75,6 +75,8 @@ class Summary:
         target: the density of all of them then.
         widths: group of channels → (active, all); empty for other patterns.
         budgets: kind of cost → (now, at the end), as shares of the dense model's.
+        latency_margin: half of the interval of the dense model's predicted latency, relative to it; None without a
+            table that says so.
         dense: what stays dense, the most first.
         parameters: of the whole model, when dense.
         flops: of a forward pass for one example, (now, dense); None where no batch has been seen.
@@ -96,6 +98,7 @@ class Summary:
     target: float = 1.0
     widths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     budgets: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    latency_margin: float | None = None
     dense: tuple[Reason, ...] = ()
     parameters: int = 0
     flops: tuple[float, float] | None = None
@@ -119,8 +122,10 @@ class Summary:
         if self.widths:
             active, size = (sum(column) for column in zip(*self.widths.values(), strict=True))
             shares = [kept / size for kept, size in self.widths.values()]
+            margins = {"latency": "" if self.latency_margin is None else f", ± {self.latency_margin:.1%} of that"}
             ends = ", ".join(
-                f"{_KINDS[kind]} to {end:.1%} (now {now:.1%})" for kind, (now, end) in self.budgets.items()
+                f"{_KINDS[kind]} to {end:.1%} (now {now:.1%}{margins.get(kind, '')})"
+                for kind, (now, end) in self.budgets.items()
             )
             return (
                 f"{ends} of the dense model's; {active:,} of {size:,} channels, in "
@@ -195,6 +200,7 @@ def of(engine: Engine, pattern: Pattern | None, shapes: Mapping[str, tuple[int, 
         cycle=tuple((phase.name, phase.steps) for phase in timeline.cycle if phase.steps),
         layers=layers, targets={name: active / size for name, (active, size) in (final or {}).items()},
         target=1 - sparsity_of(final or {}), widths=units.widths(), budgets=units.costs(),
+        latency_margin=units.table.margin() if units.table else None,
         dense=reasons(units.dense, {name: math.prod(shape) for name, shape in shapes.items()}),
         parameters=sum(math.prod(shape) for shape in shapes.values()),
         flops=None if flops is None or now is None else (now, flops.total), expected_cost=cost,

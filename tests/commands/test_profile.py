@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import fixed_latency
 from regrow import cli, profiling
 from regrow.commands import profile as command
 from regrow.errors import UserError
@@ -215,6 +218,17 @@ def test_a_prediction_has_its_margin_and_the_machine_a_sentence():
     assert command.with_margin(0.012, None) == "12.00"
     assert command.steadiness(Spread(reference=0.02)).endswith("how steady the machine was, spread by 2.0%")
     assert command.steadiness(Spread(0.02, 0.3)).endswith("2.0%, after a drift of 30% that was divided out")
+
+
+def test_inspect_predicts_a_latency_with_its_margin(tmp_path, capsys):
+    dense = fixed_latency.table_of(Small(), torch.zeros(2, 3, 12, 12))
+    replace(dense, spread=Spread(wholes=0.1, freedom=4)).save(tmp_path / "table.json")
+    words = ["--channels", "--latency", "0.6", "--table", str(tmp_path / "table.json"), "--data-shape", "3,12,12"]
+    assert cli.main(["inspect", "test_profile:Small", *words]) == 0
+    found = re.search(r"; predicted latency ([0-9.]+) ± ([0-9.]+) ms", capsys.readouterr().out)
+    predicted, margin = (float(word) for word in found.groups())
+    assert predicted <= 600 * dense.measured
+    assert margin == pytest.approx(0.2132 * predicted, abs=1e-3)
 
 
 def test_the_command_says_why_there_are_no_thin_models(tmp_path, capsys):

@@ -12,9 +12,10 @@ from torch import nn
 
 import attack_tables
 from regrow.errors import UserError
+from regrow.latency.machine import Machine
 from regrow.latency.network import Key, Network, Unit, network_of
 from regrow.latency.spread import Spread
-from regrow.latency.table import Grid, LatencyTable, Machine
+from regrow.latency.table import Grid, LatencyTable
 from regrow.schema import seal
 
 CONV = Key("conv", (8, 8), (3, 3), (1, 1), (1, 1), (1, 1), tail=("batch_norm", "relu_"))
@@ -331,3 +332,9 @@ def test_a_table_goes_through_plain_values():
 def test_trace_refuses_what_does_not_run():
     with pytest.raises(UserError, match=r"does not run on inputs of shape \(2, 4, 8, 8\)"):
         network_of(Block(), torch.randn(2, 4, 8, 8))
+
+
+def test_the_margin_is_that_of_the_dense_model():
+    assert table().margin() is None
+    made = replace(table(), spread=Spread(wholes=0.1, freedom=4))
+    assert made.margin() == pytest.approx(made.interval()[1] / made.model() - 1)

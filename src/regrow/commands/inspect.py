@@ -209,9 +209,8 @@ def _latency(table: LatencyTable | None, seconds: float | None) -> str:
 
     if table is None or seconds is None:
         return ""
-    interval, dense = table.interval(), table.model()
-    if interval is not None:
-        interval = (interval[0] * seconds / dense, interval[1] * seconds / dense)
+    margin = table.margin()
+    interval = None if margin is None else (seconds * (1 - margin), seconds * (1 + margin))
     return f"; predicted latency {with_margin(seconds, interval)} ms"
 
 

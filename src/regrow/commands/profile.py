@@ -29,7 +29,9 @@ def add(group: argparse._SubParsersAction[Parser]) -> Parser:
     )
     add_model(command)
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="where to write the table (JSON)")
-    command.add_argument("--runtime", default="eager", metavar="R", help="eager (default) or onnxruntime")
+    command.add_argument("--runtime", default="eager", metavar="R",
+                         help="eager (default), onnxruntime or compile; on a GPU eager-cuda, compile-cuda or "
+                         "tensorrt")  # fmt: skip
     command.add_argument("--batch", type=whole, default=8, metavar="N", help="images at a time (default: %(default)s)")
     command.add_argument("--threads", type=whole, default=1, metavar="N",
                          help="of the runtime (default: %(default)s, whose own time counts, so that other programs on "

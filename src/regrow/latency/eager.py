@@ -35,12 +35,14 @@ class Eager:
     Args:
         batch: examples at a time
         threads: that PyTorch uses
+        clock: what times it; default: that of the CPU
     """
 
     name = "eager"
+    device = torch.device("cpu")
 
-    def __init__(self, batch: int, threads: int) -> None:
-        self.batch, self.threads, self.clock = batch, threads, Clock(threads)
+    def __init__(self, batch: int, threads: int, clock: Clock | None = None) -> None:
+        self.batch, self.threads, self.clock = batch, threads, clock or Clock(threads)
         self._random = torch.Generator().manual_seed(0)
         self._pool = torch.empty(0)
 
@@ -50,10 +52,11 @@ class Eager:
         The input has just been written, as in a network.
         """
         shape = (self.batch, *key.size, c_in) if key.kind == "linear" else (self.batch, c_in, *key.size)
-        x, other = torch.empty(shape), None
+        x, other = torch.empty(shape, device=self.device), None
 
         def make() -> Work:
             nonlocal other
+            self._forget()
             x.copy_(self._take(shape))
             work, other = self._work(key, x, c_in, c_out, other)
             return work
@@ -73,7 +76,7 @@ class Eager:
 
     def reference(self) -> Work:
         """A convolution and a matrix product of tenths of a millisecond."""
-        x, weight = torch.ones(1, 32, 24, 24), torch.ones(32, 32, 3, 3)
+        x, weight = (torch.ones(shape, device=self.device) for shape in ((1, 32, 24, 24), (32, 32, 3, 3)))
 
         def run() -> None:
             with torch.no_grad():
@@ -82,11 +85,14 @@ class Eager:
 
         return run
 
+    def _forget(self) -> None:
+        """Empties caches that would hold what they do not hold in a network."""
+
     def _take(self, shape: tuple[int, ...]) -> Tensor:
         """From places that change, as in a network weights are not in the cache when their layer comes."""
         count = prod(shape)
         if not len(self._pool):
-            self._pool = torch.randn(2**24, generator=self._random) * 0.05
+            self._pool = torch.randn(2**24, generator=self._random).to(self.device) * 0.05
         while count > len(self._pool) // 2:
             self._pool = self._pool.repeat(2)
         start = int(torch.randint(0, (len(self._pool) - count) // 16 + 1, (), generator=self._random)) * 16
@@ -141,7 +147,7 @@ class Eager:
         here, name = name.endswith("_"), name.rstrip("_")
         if name == "batch_norm":
             mean, scale, shift = (self._take((channels,)) for _ in range(3))
-            variance = torch.ones(channels)
+            variance = torch.ones(channels, device=self.device)
             return lambda y, _: F.batch_norm(y, mean, variance, scale, shift)
         if name == "add":
             return lambda y, other: y.add_(other) if here else y + other  # type: ignore[arg-type,operator]

@@ -23,6 +23,7 @@ class MachineForm(Form):
     torch: Word
     runtime: Word
     runtime_version: Word
+    gpu: Word = ""
 
 
 class KeyForm(Form):

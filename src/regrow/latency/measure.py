@@ -16,18 +16,24 @@ from regrow.errors import UserError, nearest
 from regrow.inputs import Inputs
 from regrow.latency.busy import refuse_if_busy
 from regrow.latency.clock import torch_threads
+from regrow.latency.compiled import Compiled
+from regrow.latency.cuda import CompiledCuda, EagerCuda, TensorRT
 from regrow.latency.eager import Eager
+from regrow.latency.machine import Machine
 from regrow.latency.network import Key, network_of
 from regrow.latency.onnxruntime import OnnxRuntime
 from regrow.latency.points import PASSES, REPEATS, Point, Points, points_of
 from regrow.latency.reference import Reference
 from regrow.latency.runtime import Runtime
 from regrow.latency.spread import Spread, fit_error, typical, typical_error
-from regrow.latency.table import Grid, LatencyTable, Machine
+from regrow.latency.table import Grid, LatencyTable
 from regrow.latency.whole import bar, in_turns, prepared, settled
 from regrow.quiet import evaluating
 
-RUNTIMES: dict[str, type[Eager] | type[OnnxRuntime]] = {"eager": Eager, "onnxruntime": OnnxRuntime}
+RUNTIMES: dict[str, Callable[[int, int], Runtime]] = {
+    "eager": Eager, "onnxruntime": OnnxRuntime, "compile": Compiled,
+    "eager-cuda": EagerCuda, "compile-cuda": CompiledCuda, "tensorrt": TensorRT,
+}  # fmt: skip
 
 _BETWEEN = 5  # measurements of the whole models in each pass
 _TICKS = 40  # of the reference in each pass, at most
@@ -57,7 +63,7 @@ def measure(
         model: takes tensors; measured in eval mode, left as it was
         example: a batch of inputs on the CPU, in any form that `regrow.inputs.Inputs.of` takes; its shapes say
             batch and image size
-        runtime: "eager" (PyTorch) or "onnxruntime"
+        runtime: "eager", "onnxruntime", "compile"; on a GPU "eager-cuda", "compile-cuda" or "tensorrt"
         threads: for the runtime
         thin: thin copies of the model, at best from hardly to strongly thinned, which show how units run among others
             and what every call costs; measured in between
@@ -72,7 +78,7 @@ def measure(
     start = time.monotonic()
     inputs = Inputs.of(example)
     if elsewhere := [t.device for t in inputs.tensors if t.device.type != "cpu"]:
-        raise UserError(f"latency is measured on the CPU, but the example is on {elsewhere[0]}")
+        raise UserError(f"latency is measured from the CPU, but the example is on {elsewhere[0]}: give it on the CPU")
     runner = make_runtime(runtime, inputs.batch, threads)
     network = network_of(model, inputs)
     if not network.units:

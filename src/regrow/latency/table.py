@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import warnings
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from regrow import atomic
 from regrow.errors import UserError
+from regrow.latency.machine import Machine
 from regrow.latency.network import LAYERS, Key, Network, Unit
 from regrow.latency.spread import Spread
 
@@ -26,68 +26,6 @@ if TYPE_CHECKING:
 FORMAT = "regrow-latency"
 VERSION = 2
 READS = (1, 2)
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a latency holds for.
-
-    Attributes:
-        cpu: model name
-        cores: that the system reports
-        torch: version
-        runtime: "eager" or "onnxruntime"
-        runtime_version: of ONNX Runtime; PyTorch's own for "eager"
-    """
-
-    cpu: str
-    cores: int
-    torch: str
-    runtime: str
-    runtime_version: str
-
-    @classmethod
-    def here(cls, runtime: str) -> Machine:
-        """This machine."""
-        import torch
-
-        version = torch.__version__
-        if runtime == "onnxruntime":
-            import onnxruntime
-
-            version = onnxruntime.__version__
-        return cls(_cpu_name(), os.cpu_count() or 1, torch.__version__, runtime, version)
-
-    def differences(self, other: Machine) -> list[str]:
-        """What differs, in words."""
-        mine, theirs = asdict(self), asdict(other)
-        return [
-            f"{name.replace('_', ' ')} {theirs[name]}, here {mine[name]}" for name in mine if mine[name] != theirs[name]
-        ]
-
-
-def _cpu_name() -> str:
-    facts = _cpu_facts()
-    numbers = [facts[key] for key in ("cpu family", "model", "stepping") if key in facts and "model name" in facts]
-    return " ".join([cpu_model(), *numbers])
-
-
-def cpu_model() -> str:
-    """What the maker of this machine's processor calls it, as far as the system knows."""
-    return _cpu_facts().get("model name") or platform.processor() or platform.machine()
-
-
-def _cpu_facts() -> dict[str, str]:
-    """The first value of each line of what Linux says of the processor; nothing elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    facts: dict[str, str] = {}
-    for line in lines:
-        name, _, value = line.partition(":")
-        facts.setdefault(name.strip(), value.strip())
-    return facts
 
 
 @dataclass(frozen=True)
@@ -238,6 +176,10 @@ class LatencyTable:
         middle = self.other + sum(self.latency(*place) for place in places)
         half = middle * self.spread.margin(self._error(places, middle))
         return max(0.0, middle - half), middle + half
+
+    def margin(self) -> float | None:
+        """Half of the dense model's `interval`, relative to what is predicted; None where there is none."""
+        return None if self.spread is None else self.spread.margin(self.error())
 
     def error(self) -> float:
         """Relative standard error of the sum of the dense model's units, by their repeats."""

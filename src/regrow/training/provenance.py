@@ -63,7 +63,7 @@ def builder(recipe: Recipe, data: DataSet) -> dict[str, Any]:
 
 def environment(device: torch.device, processes: int, precision: str) -> dict[str, Any]:
     """Versions, hardware and threads of this process."""
-    from regrow.latency.table import cpu_model
+    from regrow.latency.machine import cpu_model
     from regrow.version import __version__
 
     on_gpu = device.type == "cuda"

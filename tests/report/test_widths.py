@@ -90,6 +90,18 @@ def test_labels_are_escaped() -> None:
         assert "<i>" not in figure.to_json()
 
 
+def test_predictions_have_bars_where_the_table_says_how_far_it_may_be_off(tmp_path: Path) -> None:
+    known = write_channels(tmp_path, "iee", 0, 0.01, latency_margin=0.002)
+    unknown = write_channels(tmp_path, "iee", 1, 0.01, latency_margin=None)
+    (panel,) = [p for p in channels.panels_of(panels.group(read([known, unknown]).runs)) if p.key == "prediction"]
+    drawing = panel.draw(panels.group(read([known, unknown]).runs))
+    assert list(drawing.figure.data[1].error_x.array) == [2.0, 0.0]
+    assert "Bars are where nine of ten networks lie" in drawing.caption
+    without = panel.draw(panels.group(read([unknown]).runs))
+    assert without.figure.data[1].error_x.array is None
+    assert "Bars" not in without.caption
+
+
 def test_a_figure_without_a_neighbour_is_wide(tmp_path: Path) -> None:
     run = write_channels(tmp_path, "iee", 0, 0.01)
     groups = panels.group(read([run]).runs)

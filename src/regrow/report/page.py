@@ -82,7 +82,7 @@ def record(run: RunRecord) -> dict[str, Any]:
     keys = ["label", "method", "seed", "density", "training_cost", "inference_flops", "dense_flops", "seconds"]
     keys += ["steps", "cost_steps", "variant_of", "cell", "place"]
     if run.latency is not None:
-        keys += ["latency", "latency_predicted", "dense_latency", "throughput", "train_seconds"]
+        keys += ["latency", "latency_predicted", "latency_margin", "dense_latency", "throughput", "train_seconds"]
     return {**{key: getattr(run, key) for key in keys}, "accuracy": panels.score(run)}
 
 

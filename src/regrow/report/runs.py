@@ -41,6 +41,7 @@ class RunRecord:
     seconds: float | None = None
     latency: float | None = None
     latency_predicted: float | None = None
+    latency_margin: float | None = None
     dense_latency: float | None = None
     throughput: float | None = None
     train_seconds: float | None = None

@@ -69,8 +69,14 @@ def pareto(points: Points) -> list[tuple[float, float]]:
     return front
 
 
-def predicted_and_measured(points: Mapping[str, Points], looks: Mapping[str, Look]) -> go.Figure:
-    """A mark per run at (predicted, measured) latency in milliseconds, and the line on which both are equal."""
+def predicted_and_measured(
+    points: Mapping[str, Points], looks: Mapping[str, Look], margins: Mapping[str, Sequence[float]] | None = None
+) -> go.Figure:
+    """A mark per run at (predicted, measured) latency in milliseconds, and the line on which both are equal.
+
+    Args:
+        margins: label → by how much each prediction may be off, shown as a bar; 0 where that is not known
+    """
     figure = blank(400)
     most = max(value for found in points.values() for point in found for value in point) * 1.1
     equal = {"color": MUTED, "width": 1.5, "dash": "dot"}
@@ -80,12 +86,16 @@ def predicted_and_measured(points: Mapping[str, Points], looks: Mapping[str, Loo
         mark = {"color": looks[label].color, "symbol": looks[label].symbol, "size": 11}
         figure.add_scatter(
             x=[x for x, _ in found], y=[y for _, y in found], mode="markers", marker=mark, name=shown(label),
-            legendgroup=label, hovertemplate=hover,
+            legendgroup=label, hovertemplate=hover, error_x=_bars((margins or {}).get(label, ()), looks[label]),
         )  # fmt: skip
     figure.update_xaxes(range=[0, most], nticks=7, title_text="Predicted, ms per batch")
     figure.update_yaxes(range=[0, most], nticks=7)
     heading(figure, "Measured, ms per batch")
     return figure
+
+
+def _bars(margins: Sequence[float], look: Look) -> dict[str, object] | None:
+    return {"array": list(margins), "color": look.color, "thickness": 1.5} if any(margins) else None
 
 
 def widths(
@@ -167,16 +177,20 @@ def _at_latency(group: RunGroup, groups: Sequence[RunGroup]) -> list[tuple[float
 
 def _prediction(groups: Sequence[RunGroup]) -> Drawing | None:
     points: dict[str, list[tuple[float, float]]] = {}
+    margins: dict[str, list[float]] = {}
     for g in groups:
         for run in g.runs:
             if run.latency is not None and run.latency_predicted is not None:
                 points.setdefault(g.label, []).append((1e3 * run.latency_predicted, 1e3 * run.latency))
+                margins.setdefault(g.label, []).append(1e3 * (run.latency_margin or 0.0))
     if not points:
         return None
     errors = {label: fmean([abs(x / y - 1) for x, y in found if y]) for label, found in points.items()}
     said = {label: f"off by {formats.share(error)} on average" for label, error in errors.items()}
     caption = "Below the dotted line, a network is faster than its latency table says; above it, slower."
-    figure = predicted_and_measured(points, look_of(groups))
+    if any(any(found) for found in margins.values()):
+        caption += " Bars are where nine of ten networks lie, by the table."
+    figure = predicted_and_measured(points, look_of(groups), margins)
     alt = f"Scatter plot of measured against predicted latency. {spoken(said)}."
     return Drawing(figure, caption, alt, off_prediction(points))
 

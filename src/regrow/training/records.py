@@ -46,6 +46,7 @@ class RecordForm(OpenForm):
     seconds: Amount = None
     latency: Amount = None
     latency_predicted: Amount = None
+    latency_margin: Amount = None
     dense_latency: Amount = None
     throughput: Amount = None
     train_seconds: Amount = None

@@ -147,12 +147,15 @@ def measured(
     runtime = table.machine.runtime if table else "eager"
     example = example_input(model, shape, batch).cpu()
     own, whole = whole_models([model, dense], example, threads, runtime)
-    predicted = None
+    predicted = margin = None
     if table is not None:
-        predicted = table.predict(network_of(copy.deepcopy(model).cpu(), example))
+        network = network_of(copy.deepcopy(model).cpu(), example)
+        predicted, interval = table.predict(network), table.interval(network)
+        margin = None if interval is None else interval[1] - predicted
     return {
         "latency": own,
         "latency_predicted": predicted,
+        "latency_margin": margin,
         "dense_latency": whole,
         "latency_batch": batch,
         "throughput": batch / own,

@@ -14,6 +14,8 @@ from torch import nn
 import regrow
 
 HEAVY = (
+    "lightning",
+    "transformers",
     "torchvision",
     "timm",
     "accelerate",

@@ -41,3 +41,6 @@ def test_of_a_dense_run_and_of_channels() -> None:
         method=OF_CHANNELS, total_steps=60, example_inputs=DATA[0][0],
     )  # fmt: skip
     assert channels.metrics()["regrow/flops"] == channels.summary().budgets["flops"][0] <= 0.4
+    before = channels.metrics()["regrow/flops"]
+    channels.compact()
+    assert channels.metrics() == {**channels.metrics(), "regrow/flops": before, "regrow/phase_fixed": 1.0}

@@ -207,8 +207,8 @@ def test_what_cannot_be_is_refused_when_the_fit_starts(tmp_path: Path, monkeypat
 
 def test_the_page_about_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    names = readers_own() | {"module": Module(), "loader": DataLoader(host_job.dataset(), batch_size=8), "epochs": 10}
+    names = readers_own() | {"module": Module(), "loader": DataLoader(host_job.dataset(), batch_size=8), "epochs": 2}
     for block in blocks("docs/integrations.md", "Lightning"):
         exec(block, names)
-    assert names["regrown"].sparsifier.step_count == 600
+    assert names["regrown"].sparsifier.step_count == 2 * STEPS
     assert "to density 9.95%" in capsys.readouterr().out

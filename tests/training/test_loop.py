@@ -317,7 +317,9 @@ def test_tensorboard(tmp_path):
 
     events = EventAccumulator(str(out / "tensorboard"))
     events.Reload()
-    assert {"train/loss", "train/lr", "train/density", "val/accuracy", "test/accuracy"} <= set(events.Tags()["scalars"])
+    tags = set(events.Tags()["scalars"])
+    assert {"train/loss", "train/lr", "train/density", "val/accuracy", "test/accuracy"} <= tags
+    assert {"regrow/density", "regrow/updates", "regrow/phase_fixed", "regrow/iou"} <= tags
 
 
 def test_sparsity_and_method_are_all_that_differs_between_the_imagenet_recipes():

@@ -209,6 +209,8 @@ class Trainer:
                 if key in record:
                     name = f"{split}/{key}" if key == "accuracy" else f"train/{key}"
                     self.writer.add_scalar(name, record[key], record["step"])
+            for name, value in self.run.sparsifier.metrics().items():
+                self.writer.add_scalar(name, value, record["step"])
 
     def _crossed(self, every: float) -> bool:
         """Whether this step passed a multiple of ``every`` steps."""

@@ -73,7 +73,7 @@ class TrainSection:
         eval_every: epochs between two evaluations on the validation split; 0 means only at the end
         checkpoint_minutes: minutes between two checkpoints; 0 means none by time
         checkpoint_steps: steps between two checkpoints; 0 means none by steps
-        tensorboard: also write TensorBoard's event files
+        tensorboard: also write TensorBoard's event files, with phase, budget, IoU and survival of updates
     """
 
     label_smoothing: float = number(0.0, 0, 0.999)

@@ -23,7 +23,7 @@ class Limits:
         drift: of the reference kernel; 2 is three times as slow
     """
 
-    dense: float = 0.1
+    dense: float = 0.15
     units: float = 0.2
     reference: float = 0.5
     drift: float = 2.0

@@ -16,12 +16,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(autouse=True)
-def _no_machine_is_too_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def _no_machine_is_too_busy() -> Iterator[None]:
     """No test depends on how steady the machine is; when a busy one is refused is seen in latency/test_busy.py."""
     from regrow.latency import busy
 
-    monkeypatch.setattr(busy, "LIMITS", busy.Limits(*[float("inf")] * 4))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(busy, "LIMITS", busy.Limits(*[float("inf")] * 4))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,12 @@
 """Which models can regrow prune by channels, is it right, and how does torch-pruning do on the same models?
 
 Every classification model of torchvision and one or several models of each timm family, at small images and with random
-weights. A model counts as verified if it has groups and if, with about half of the channels removed at random in every
-group, the thin model computes what the masked one computes: in eval mode and after a training step, the largest
-difference at most 1e-5 of the largest output. torch-pruning counts as running if its pruner finishes in time, removes
+weights; models of transformers from tiny configurations; torchvision's detectors, segmenters and video networks.
+
+A model counts as verified if it has groups and if, with about half of the channels removed at random in every group,
+the thin model computes what the masked one computes: in eval mode and after a training step, the largest difference at
+most 1e-5 of the largest output; `prunable_normalised` is the share of the parameters that can go with
+`Channels(normalised=True)`. torch-pruning counts as running if its pruner finishes in time, removes
 parameters, and the model still runs and gives outputs of the same shape; its numbers are not verified.
 
     python benchmarks/coverage.py [--only NAME ...] [--again] [--regrow-only]
@@ -25,11 +28,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import coverage_models
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 RESULTS = Path(__file__).parent / "results" / "coverage.json"
 TOLERANCE = 1e-5
+SINGLE = {"transformers:mixtral"}  # a grouped product has no double precision
 DOUBLE_BELOW = 120_000_000  # parameters; larger models are compared in float32, to fit into memory
 SECONDS = {"regrow": 600, "torch_pruning": 90}
 
@@ -66,19 +72,27 @@ def models() -> dict[str, int]:
     for entry in TIMM.split():
         name, _, size = entry.partition("@")
         sizes[f"timm:{name}"] = int(size or 64)
-    return sizes
+    sizes |= {f"transformers:{name}": 0 for name in coverage_models.TRANSFORMERS}
+    return sizes | {f"torchvision-more:{name}": size for name, size in coverage_models.FURTHER.items()}
 
 
-def build(name: str, size: int) -> Any:
-    """The model with random weights; constants (zeros, ones, tiny scales) are made random too, or equalities could
-    hold for want of values."""
+def build(name: str, size: int) -> tuple[Any, tuple[Any, ...]]:
+    """The model with random weights, and two examples of what it takes; constants (zeros, ones, tiny scales) are made
+    random too, or equalities could hold for want of values."""
     import timm
     import torch
     import torchvision
 
     torch.manual_seed(0)
     library, _, kind = name.partition(":")
-    if library == "torchvision":
+    inputs: tuple[Any, ...] = (
+        (torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)),) if size else ()
+    )
+    if library == "transformers":
+        model, inputs = coverage_models.transformer(kind)
+    elif library == "torchvision-more":
+        model, inputs = coverage_models.further(kind, size)
+    elif library == "torchvision":
         options: dict[str, Any] = {"init_weights": False} if kind in ("googlenet", "inception_v3") else {}
         if kind.startswith("vit"):
             options["image_size"] = size
@@ -97,7 +111,7 @@ def build(name: str, size: int) -> Any:
                 b.normal_(0, 0.1)
             if "running_var" in key:
                 b.uniform_(0.5, 1.5)
-    return model
+    return model, inputs
 
 
 def prunable(model: Any, coupling: Any) -> float:
@@ -126,17 +140,17 @@ def run_regrow(name: str, size: int) -> dict[str, Any]:
     from regrow.coupling.couple import couple
     from regrow.errors import UserError
 
-    model = build(name, size)
+    model, inputs = build(name, size)
     count = sum(p.numel() for p in model.parameters())
     record: dict[str, Any] = {"image": size, "parameters": count, "groups": 0, "verified": False, "reason": None}
-    kind = torch.float64 if count < DOUBLE_BELOW else torch.float32
-    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(kind)
-    start = time.perf_counter()
+    kind = torch.float64 if count < DOUBLE_BELOW and name not in SINGLE else torch.float32
     try:
-        coupling = couple(model, images[:1].float())
+        coupling = couple(model, tuple(x[:1] for x in inputs))
+        record["prunable_normalised"] = round(prunable(model, couple(model, inputs, normalised=True)), 4)
     except UserError as error:
         return {**record, "reason": str(error)}
-    record["seconds"] = round(time.perf_counter() - start, 2)
+    record["seconds"] = round(coupling.seconds, 2)
+    inputs = tuple(x.to(kind) if x.is_floating_point() else x for x in inputs)
     record["groups"], record["channels"] = len(coupling.groups), sum(group.size for group in coupling.groups)
     record["prunable"] = round(prunable(model, coupling), 4)
     record["dense"] = dict(Counter(coupling.dense.values()).most_common(3))
@@ -145,8 +159,8 @@ def run_regrow(name: str, size: int) -> dict[str, Any]:
     model = model.to(kind)
     keep = check.random_keep(coupling, 0.5)
     record["precision"] = str(kind).removeprefix("torch.")
-    record["deviation"] = check.deviation(model, coupling, keep, (images,))
-    record["deviation_after_step"] = check.deviation(model, coupling, keep, (images,), steps=1)
+    record["deviation"] = check.deviation(model, coupling, keep, inputs)
+    record["deviation_after_step"] = check.deviation(model, coupling, keep, inputs, steps=1)
     record["verified"] = max(record["deviation"], record["deviation_after_step"]) <= TOLERANCE
     if not record["verified"]:
         record["reason"] = "the thin model does not compute what the masked one computes"
@@ -159,22 +173,28 @@ def run_torch_pruning(name: str, size: int) -> dict[str, Any]:
     import torch_pruning as tp
 
     def pruned(with_heads: bool) -> tuple[Any, Any, int]:
-        model = build(name, size).eval()
-        before, shape = sum(p.numel() for p in model.parameters()), model(images).shape
+        model = build(name, size)[0].eval()
+        before, shape = sum(p.numel() for p in model.parameters()), first(model(*inputs)).shape
         last = [m for m in model.modules() if getattr(m, "out_features", getattr(m, "out_channels", None)) == shape[-1]]
         heads = {m.qkv: m.num_heads for m in model.modules() if hasattr(m, "qkv") and hasattr(m, "num_heads")}
         pruner = tp.pruner.BasePruner(
             model,
-            images,
+            inputs,
             importance=tp.importance.MagnitudeImportance(p=2),
             pruning_ratio=0.5,
             ignored_layers=last,
             num_heads=heads if with_heads else {},
+            output_transform=None if name.startswith(("torchvision:", "timm:")) else first,
         )
         pruner.step()
         return model, shape, before
 
-    images = torch.randn(1, 3, size, size)
+    from regrow.inputs import output_tensors
+
+    def first(out: Any) -> Any:
+        return next(t for t in output_tensors(out) if t.is_floating_point())
+
+    inputs = tuple(x[:1] for x in build(name, size)[1])
     start = time.perf_counter()
     try:
         model, shape, before = pruned(with_heads=True)
@@ -182,7 +202,7 @@ def run_torch_pruning(name: str, size: int) -> dict[str, Any]:
         model, shape, before = pruned(with_heads=False)
     seconds = time.perf_counter() - start
     with torch.no_grad():
-        runs = model(images).shape == shape
+        runs = first(model(*inputs)).shape == shape
     left = sum(p.numel() for p in model.parameters()) / before
     runs = runs and left < 1
     return {"runs": runs, "left": round(left, 4), "seconds": round(seconds, 2), "reason": None if runs else "no effect"}
@@ -206,15 +226,16 @@ def in_own_process(tool: str, name: str, size: int) -> dict[str, Any]:
 def summary(records: dict[str, Any]) -> dict[str, Any]:
     """Counts for each library."""
     result: dict[str, Any] = {}
-    for library in ("torchvision", "timm"):
-        mine = [r for name, r in records.items() if name.startswith(library)]
+    for library in ("torchvision", "timm", "transformers", "torchvision-more"):
+        mine = [r for name, r in records.items() if name.startswith(f"{library}:")]
         verified = sum(r["verified"] for r in mine)
         result[library] = {
             "models": len(mine),
             "verified": verified,
             "share": round(verified / max(len(mine), 1), 4),
             "slowest_coupling": max((r.get("seconds", 0.0) for r in mine), default=0.0),
-            "torch_pruning_runs": sum(r["torch_pruning"]["runs"] for r in mine),
+            "torch_pruning_runs": sum(r["torch_pruning"]["runs"] for r in mine if r["torch_pruning"]),
+            "torch_pruning_tried": sum(r["torch_pruning"] is not None for r in mine),
         }
     return result
 
@@ -232,7 +253,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", help="names like torchvision:resnet50")
     parser.add_argument("--again", action="store_true", help="also what has been measured")
-    parser.add_argument("--regrow-only", action="store_true", help="keep what torch-pruning did the last time")
+    parser.add_argument(
+        "--regrow-only", action="store_true", help="keep what torch-pruning did the last time, if it was tried"
+    )
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -249,7 +272,7 @@ def main() -> None:
             continue
         record = in_own_process("regrow", name, size)
         kept = records.get(name, {}).get("torch_pruning") if options.regrow_only else None
-        record["torch_pruning"] = kept or in_own_process("torch_pruning", name, size)
+        record["torch_pruning"] = kept if options.regrow_only else in_own_process("torch_pruning", name, size)
         records[name] = record
         save(records)
         print(name, "verified" if record["verified"] else record["reason"], "|", record["torch_pruning"], flush=True)

@@ -20,11 +20,14 @@ class Slice:
         dim: which of its dimensions.
         channel: int64, one number for each index of the dimension: the channel of the group that the index goes with,
             or -1 where it belongs to another group or to none.
+        zeroed: whether the masked model has zeros there; directions of weight normalisation keep their values, as zeros
+            have no length to be divided by.
     """
 
     name: str
     dim: int
     channel: Tensor
+    zeroed: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +56,9 @@ class Group:
         size: number of channels.
         slices: everything that goes when a channel goes; each channel occurs in every one of them.
         sizes: the attributes of modules that follow.
-        exact: whether removal computes the same as zeroing; False only for groups that the user forced.
+        exact: whether removal computes the same as zeroing; False where channels are normalised together, and norms of
+            the thin model see those that it has.
+        multiple: what the number of channels has to be a multiple of, as a kernel demands it.
     """
 
     id: str
@@ -61,6 +66,14 @@ class Group:
     slices: tuple[Slice, ...]
     sizes: tuple[Size, ...] = ()
     exact: bool = True
+    multiple: int = 1
+
+    @property
+    def each(self) -> int:
+        """How many indices of the weight that makes them each channel has: the width of a head, mostly 1."""
+        made = (part for part in self.slices if part.dim == 0 and part.name.endswith("weight"))
+        maker = next(made, self.slices[0])
+        return max(1, int((maker.channel >= 0).sum()) // self.size)
 
     def entries(self, shapes: Mapping[str, torch.Size]) -> int:
         """How many numbers of the tensors of these shapes belong to the group, by any of their dimensions."""
@@ -78,6 +91,19 @@ class Group:
 
 
 @dataclass(frozen=True, eq=False)
+class Attended:
+    """A product of activations, which has a part for each head.
+
+    Attributes:
+        flops: of all parts, for one forward pass of the example (2 for each multiply-add).
+        channel: group id → int64, as in `Slice`, one number for each part.
+    """
+
+    flops: float
+    channel: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
 class Coupling:
     """All groups of a model, and what stays dense.
 
@@ -86,12 +112,14 @@ class Coupling:
         dense: parameter name → why its outputs are not in any group.
         untrained: why the groups could not be tried in training mode; "" where they were.
         seconds: how long it took to find out.
+        attended: the products of activations of which parts go with channels.
     """
 
     groups: tuple[Group, ...]
     dense: Mapping[str, str] = field(default_factory=dict)
     untrained: str = ""
     seconds: float = 0.0
+    attended: tuple[Attended, ...] = ()
 
     def __getitem__(self, group: str) -> Group:
         """The group of this id.
@@ -130,11 +158,12 @@ class Coupling:
             if not bool(mask.any()):
                 raise UserError(f"group {name!r} would lose all its channels; keep at least one")
 
-    def kept(self, keep: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:
+    def kept(self, keep: Mapping[str, Tensor], *, zeroed: bool = False) -> dict[str, dict[int, Tensor]]:
         """What stays of each tensor under these masks.
 
         Args:
             keep: group id → bool [channels]; groups that are not named stay whole.
+            zeroed: only what the masked model has zeros for.
 
         Returns:
             tensor name → dimension → bool [length of the dimension]; only dimensions that lose something.
@@ -146,6 +175,8 @@ class Coupling:
                 continue
             mask = keep[group.id].cpu()
             for part in group.slices:
+                if zeroed and not part.zeroed:
+                    continue
                 stays = stay(part.channel, mask)
                 dims = result.setdefault(part.name, {})
                 dims[part.dim] = dims[part.dim] & stays if part.dim in dims else stays

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,11 +24,13 @@ class Inputs:
         args: positional arguments, nested as the model takes them.
         kwargs: keyword arguments.
         hint: for messages: how else the user's value could have been meant, "" where there is only one way.
+        outputs: takes of what the model returns the part that counts; None where all of it does.
     """
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     hint: str = ""
+    outputs: Callable[[Any], Any] | None = None
 
     @classmethod
     def of(cls, given: Any, kwargs: Mapping[str, Any] | None = None) -> Inputs:
@@ -47,7 +49,7 @@ class Inputs:
         """
         more = dict(kwargs or {})
         if isinstance(given, Inputs):
-            return cls(given.args, {**given.kwargs, **more}, given.hint)
+            return replace(given, kwargs={**given.kwargs, **more})
         if given is None or (isinstance(given, (tuple, list, Mapping)) and not given and not more):
             raise UserError("example_inputs is empty; pass one batch as the model takes it")
         if isinstance(given, DataLoader | Dataset):
@@ -72,8 +74,9 @@ class Inputs:
         return cls((given,), more, hint)
 
     def __call__(self, model: nn.Module) -> Any:
-        """What the model returns for them."""
-        return model(*self.args, **self.kwargs)
+        """What the model returns for them, as far as it counts."""
+        out = model(*self.args, **self.kwargs)
+        return out if self.outputs is None else self.outputs(out)
 
     def in_order(self, model: nn.Module) -> Inputs:
         """The same call, positional where it can be: exported programs take their inputs in this order."""
@@ -86,7 +89,7 @@ class Inputs:
     def map(self, function: Callable[[Tensor], Tensor]) -> Inputs:
         """The same call with other tensors."""
         args, kwargs = tree_map_only(Tensor, function, (self.args, dict(self.kwargs)))
-        return Inputs(args, kwargs, self.hint)
+        return replace(self, args=args, kwargs=kwargs)
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -103,9 +106,7 @@ class Inputs:
         def entry(value: Any) -> Any:
             return value[:1] if _lists_examples(value, batch) else tree_map_only(Tensor, one, value)
 
-        return Inputs(
-            tuple(map(entry, self.args)), {key: entry(value) for key, value in self.kwargs.items()}, self.hint
-        )
+        return replace(self, args=tuple(map(entry, self.args)), kwargs={k: entry(v) for k, v in self.kwargs.items()})
 
     @property
     def shapes(self) -> str:
@@ -165,9 +166,8 @@ def two_examples(inputs: Inputs, other: bool) -> Inputs:
             return [value[0], tree_map(lambda x: another(x) if isinstance(x, Tensor) else copy.deepcopy(x), value[0])]
         return tree_map_only(Tensor, two, value)
 
-    return Inputs(
-        tuple(map(entry, inputs.args)), {key: entry(value) for key, value in inputs.kwargs.items()}, inputs.hint
-    )
+    kwargs = {key: entry(value) for key, value in inputs.kwargs.items()}
+    return replace(inputs, args=tuple(map(entry, inputs.args)), kwargs=kwargs)
 
 
 def _lists_examples(value: Any, batch: int) -> bool:
@@ -186,7 +186,11 @@ def first_line(error: BaseException) -> str:
 
 def output_tensors(out: Any) -> Iterator[Tensor]:
     """All tensors that a model returns, in a fixed order: inside of lists, mappings and objects of any class, with
-    ``__slots__`` or without, however deeply nested; each once."""
+    ``__slots__`` or without, however deeply nested; each once.
+
+    What transformers keeps for the next token (keys and values of attention, states of a recurrence) is no output: a
+    thin model fills a cache of its own.
+    """
     yield from _inside(out, set())
 
 
@@ -196,6 +200,9 @@ def _inside(value: Any, seen: set[int]) -> Iterator[Tensor]:
     seen.add(id(value))
     if isinstance(value, Tensor):
         yield value
+        return
+    kinds = type(value).__mro__
+    if any(kind.__name__.endswith("Cache") and kind.__module__.startswith("transformers.") for kind in kinds):
         return
     parts: list[Any] = []
     if isinstance(value, Mapping):

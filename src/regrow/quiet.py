@@ -30,6 +30,18 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
+def no_onednn() -> Iterator[None]:
+    """Without oneDNN's fused LSTM, which hides its products."""
+    enabled = torch.backends.mkldnn.enabled
+    # its own context manager also resets precisions, with a warning
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = enabled
+
+
+@contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """A model in eval mode; afterwards each of its modules is in the mode that it had."""
     modes = {module: module.training for module in model.modules()}

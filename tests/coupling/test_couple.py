@@ -140,7 +140,7 @@ PIECES = {
     "pixel shuffle": (nn.PixelShuffle(2), 2, 1),
     "pixel unshuffle": (nn.PixelUnshuffle(2), 32, 1),
     "channel shuffle": (nn.ChannelShuffle(2), 8, 1),
-    "weight norm": (nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 3, padding=1)), 8, 1),
+    "weight norm": (nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 3, padding=1)), 8, 2),
     "spectral norm": (nn.utils.parametrizations.spectral_norm(nn.Conv2d(8, 8, 3, padding=1)), 8, 2),
     "upsample": (nn.Upsample(scale_factor=2, mode="bilinear"), 8, 1),
     "pool": (nn.Sequential(nn.MaxPool2d(2), nn.AvgPool2d(2)), 8, 1),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from regrow import Channels
 from regrow.errors import UserError
+from regrow.groups import Group, Slice
 from regrow.patterns.channels import amount
 
 
@@ -37,6 +39,7 @@ def test_amounts(kind: str, value: float | str, expected: float) -> None:
         ({"flops": 0.5, "distribution": "erk"}, "distribution 'erk'"),
         ({"flops": 0.5, "solver": "magic"}, "solver 'magic'"),
         ({"flops": 0.5, "params": 0.5, "solver": "grouped"}, "one budget only"),
+        ({"flops": 0.5, "time_limit": 0.0}, "time_limit is 0.0"),
     ],
 )
 def test_bad_options(options: dict[str, object], said: str) -> None:
@@ -46,9 +49,20 @@ def test_bad_options(options: dict[str, object], said: str) -> None:
 
 def test_least_and_steps_of_a_group() -> None:
     pattern = Channels(flops=0.5, round_to={"layer1.*": 4}, min_channels=0.1)
-    assert pattern.step_of("layer1.0.conv1") == 4
-    assert pattern.step_of("layer2.0.conv1") == 8
-    assert pattern.floor_of("layer1.0.conv1", 64) == 8
-    assert pattern.floor_of("layer2.0.conv1", 64) == 8
-    assert pattern.floor_of("layer2.0.conv1", 6) == 6
-    assert Channels(flops=0.5, round_to=8, min_channels=20).floor_of("x", 64) == 24
+    assert pattern.step_of(_group("layer1.0.conv1")) == 4
+    assert pattern.step_of(_group("layer2.0.conv1")) == 8
+    assert pattern.floor_of(_group("layer1.0.conv1")) == 8
+    assert pattern.floor_of(_group("layer2.0.conv1")) == 8
+    assert pattern.floor_of(_group("layer2.0.conv1", size=6)) == 6
+    assert Channels(flops=0.5, round_to=8, min_channels=20).floor_of(_group("x")) == 24
+
+
+@pytest.mark.parametrize(("each", "step"), [(1, 8), (2, 4), (64, 1), (12, 2), (49, 8)])
+def test_what_whole_heads_have_together_is_rounded(each: int, step: int) -> None:
+    assert Channels(flops=0.5).step_of(_group("query", size=3, each=each)) == step
+    assert Channels(flops=0.5, round_to=4).step_of(_group("experts", each=1, multiple=8)) == 8
+
+
+def _group(name: str, size: int = 64, each: int = 1, multiple: int = 1) -> Group:
+    rows = torch.arange(size).repeat_interleave(each)
+    return Group(name, size, (Slice(f"{name}.weight", 0, rows),), multiple=multiple)

@@ -12,7 +12,7 @@ from regrow import hints, names
 from regrow.budgets.amounts import amount, written
 from regrow.budgets.pricing import Prices
 from regrow.errors import UserError
-from regrow.groups import Coupling
+from regrow.groups import Coupling, Group
 from regrow.latency.table import LatencyTable
 from regrow.tracing.flops import ModelFlops
 
@@ -32,7 +32,7 @@ class Asked(Protocol):
     def min_channels(self) -> float:
         """What every group keeps: a number, or below 1 a share."""
 
-    def floor_of(self, group: str, size: int) -> int:
+    def floor_of(self, group: Group) -> int:
         """How many channels a group keeps at least."""
 
 
@@ -85,7 +85,7 @@ class ChannelBudgets:
         )
 
     def _check_budgets(self) -> None:
-        floor = {group.id: self.pattern.floor_of(group.id, group.size) for group in self.coupling.groups}
+        floor = {group.id: self.pattern.floor_of(group) for group in self.coupling.groups}
         smallest = self.prices.smallest(floor)
         for kind, budget in self.amounts.items():
             if smallest[kind] > budget:

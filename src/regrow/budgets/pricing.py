@@ -22,7 +22,7 @@ from regrow import names
 from regrow.budgets.program import LayerCosts
 from regrow.budgets.terms import Counts, Extent, Floats, Ints, Pair, Price, Products, Times
 from regrow.errors import UserError, nearest
-from regrow.groups import Coupling
+from regrow.groups import Attended, Coupling
 from regrow.latency.network import LAYERS, Unit
 from regrow.latency.table import LatencyTable
 from regrow.tracing.flops import ModelFlops
@@ -63,8 +63,8 @@ class Prices:
             model: in full size, on any device.
             coupling: of this model.
             kinds: what to price.
-            flops: from `regrow.tracing.flops.count_flops`; needed for "flops". Its part that no parameter has
-                (attention products) counts as constant.
+            flops: from `regrow.tracing.flops.count_flops`; needed for "flops". Of its part that no parameter has,
+                products of attention follow the heads, and all else counts as constant.
             table: measured for this model; needed for "latency". Where a unit's weight is not a parameter as it is,
                 its output width counts as constant.
 
@@ -81,7 +81,7 @@ class Prices:
                     raise UserError("a budget of FLOPs needs the FLOPs of the model: give example inputs")
                 if flops.by_parameter.keys() != parts.parameters.keys():
                     raise UserError("the FLOPs were counted for another model: count those of this one")
-                prices[kind] = parts.products(flops.by_parameter, flops.other)
+                prices[kind] = parts.products(flops.by_parameter, flops.other, coupling.attended, flops.batch)
             elif kind == "latency":
                 if table is None:
                     raise UserError("a latency budget needs a latency table: measure one with `regrow profile`")
@@ -225,6 +225,7 @@ class _Parts:
                 if size.attribute == "in_channels":
                     inner.setdefault(size.module, {})[index] = size.channel
         self.sizes = [group.size for group in coupling.groups]
+        self.index = {group.id: index for index, group in enumerate(coupling.groups)}
         self.widths = {key: self._width(owners) for key, owners in dims.items()}
         self.inputs = {module: self._width(owners) for module, owners in inner.items()}
 
@@ -234,10 +235,19 @@ class _Parts:
         parts = {g: n // self.sizes[g] if n % self.sizes[g] == 0 else n / self.sizes[g] for g, n in taken.items() if n}
         return Extent(length - sum(taken.values()), parts)
 
-    def products(self, costs: Mapping[str, float], other: float = 0.0) -> Products:
-        """The given costs of the whole parameters, in proportion to the entries that stay."""
+    def products(
+        self, costs: Mapping[str, float], other: float = 0.0, attended: Sequence[Attended] = (), batch: int = 1
+    ) -> Products:
+        """The given costs of the whole parameters, in proportion to the entries that stay; of all else, in proportion
+        to the heads that do."""
         result = Products(self.groups)
-        result.const = other
+        for product in attended if sum(product.flops for product in attended) / batch <= other * (1 + 1e-9) else ():
+            heads = self._width({self.index[group]: channel for group, channel in product.channel.items()})
+            whole = product.flops / batch
+            other -= whole
+            parts = sum(channel.numel() for channel in list(product.channel.values())[:1])
+            result.add(whole / parts, [heads], [])
+        result.const += other
         for name, parameter in self.parameters.items():
             if not costs[name]:
                 continue

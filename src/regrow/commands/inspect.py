@@ -178,7 +178,7 @@ def show_channels(
         pattern = Channels(**budgets, table=table, round_to=round_to, exclude=tuple(exclude))  # type: ignore[arg-type]
         units = pattern.bind(model, example)
         coupling, prices = units.coupling, units.prices
-        floor = {group.id: pattern.floor_of(group.id, group.size) for group in coupling.groups}
+        floor = {group.id: pattern.floor_of(group) for group in coupling.groups}
         kept = uniform(prices, floor, dict.fromkeys(floor, round_to), units.budgets.amounts)
         costs = prices.cost(kept)
         shares = {kind: cost / prices.dense[kind] for kind, cost in costs.items()}

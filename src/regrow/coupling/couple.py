@@ -10,7 +10,8 @@ Afterwards the groups are tried out: a copy with fewer channels must compute wha
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -36,6 +37,8 @@ def couple(
     forbid: Iterable[str] = (),
     force: Iterable[str] = (),
     add: Iterable[Group] = (),
+    normalised: bool = False,
+    outputs: Callable[[Any], Any] | None = None,
     time_limit: float = 60.0,
 ) -> Coupling:
     """Finds the groups of channels of a model. It works on a copy: the model, its mode, gradients, buffers and the
@@ -52,8 +55,12 @@ def couple(
             arguments, a dict of keyword arguments, or (args, kwargs); small images will do.
         forbid: names of parameters or modules (``"layer4"``, ``"*.conv1"``) whose outputs stay dense.
         force: names whose outputs are used although removing some changes the others (channels under a layer norm);
-            the groups are then marked as not ``exact``.
+            the groups are then marked as not ``exact``: the thin model computes what the masked one does if its norms,
+            and means over channels, leave out those that are removed.
         add: groups of the user's own, for what cannot be traced.
+        normalised: whether all outputs are forced.
+        outputs: takes of what the model returns the part that counts; what else it returns may lose channels and is not
+            compared. None: all of it counts, but for caches of transformers.
         time_limit: seconds of processor time, so that a busy machine refuses no model.
 
     Raises:
@@ -62,12 +69,12 @@ def couple(
     """
     start = time.process_time()
     forbid, force, add = tuple(forbid), tuple(force), tuple(add)
-    inputs, deadline = Inputs.of(example_inputs), start + time_limit
+    inputs, deadline = replace(Inputs.of(example_inputs), outputs=outputs), start + time_limit
     _check_names(model, (*forbid, *force))
     try:
         demands = follow(model, inputs, deadline)
         trial = Trial(model, inputs, deadline)
-        found = Search(model, demands, trial, forbid, force).run()
+        found = Search(model, demands, trial, forbid, force, normalised).run()
         _check_forced(found, force)
         groups = (*found.groups, *add)
         _check_added(model, found.groups, add)
@@ -78,7 +85,7 @@ def couple(
         raise UserError(
             f"tracing the model took more than {time_limit:g} s of processor time{at}; raise time_limit"
         ) from limit
-    return Coupling(groups, found.dense, trial.untrained, time.process_time() - start)
+    return Coupling(groups, found.dense, trial.untrained, time.process_time() - start, found.attended)
 
 
 class Search:
@@ -88,14 +95,20 @@ class Search:
         model: stays as it is.
         demands: of the model.
         trial: of the model.
-        forbid, force: as given to `couple`.
+        forbid, force, normalised: as given to `couple`.
     """
 
     def __init__(
-        self, model: nn.Module, demands: Demands, trial: Trial, forbid: tuple[str, ...], force: tuple[str, ...]
+        self,
+        model: nn.Module,
+        demands: Demands,
+        trial: Trial,
+        forbid: tuple[str, ...],
+        force: tuple[str, ...],
+        normalised: bool = False,
     ) -> None:
         self._model, self._demands, self._trial = model, demands, trial
-        self._forbid, self._force = forbid, force
+        self._forbid, self._force, self._normalised = forbid, force, normalised
         self._types = {name: type(module).__name__ for name, module in names.modules(model).items()}
         self._rejected: list[tuple[Group, str]] = []
         self._believed: frozenset[Guess] = frozenset()
@@ -115,7 +128,8 @@ class Search:
                     self._reject(found.groups, group, said)
 
     def _resolved(self, believed: frozenset[Guess]) -> Resolved:
-        return Resolved(self._model, self._demands, self._forbid, self._force, self._rejected, believed)
+        rejected = self._rejected
+        return Resolved(self._model, self._demands, self._forbid, self._force, rejected, believed, self._normalised)
 
     def _failure(self, groups: Sequence[Group]) -> TrialFailure | None:
         self._tries += 1

@@ -13,15 +13,19 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from regrow import names
 from regrow.coupling import rules, rules_norm, rules_product, rules_shape
 from regrow.coupling.labels import OUTPUT, Label, Ledger, axis
+from regrow.coupling.layers_of_torch import modules_of_torch
 from regrow.inputs import Inputs, first_line, output_tensors, two_examples
-from regrow.quiet import quiet
-from regrow.tracing.ops import FORMULAS
+from regrow.quiet import no_onednn, quiet
+from regrow.tracing.ops import FORMULAS, family_of
 from regrow.tracing.replica import inputs_of_replica, replica_of
 from regrow.tracing.trace import ModuleStack, Operation, Recorder
 
 # rules whose result still is the same parameter, seen otherwise
 _NAMED = frozenset(["t", "transpose", "permute", "detach", "alias", "expand", "clone", "view"])
 
+
+# what makes tensors of a size
+_CREATE = frozenset(["creation", "new of a size"])
 
 # importing them registers their rules
 _RULES = (rules_norm, rules_product, rules_shape)
@@ -40,25 +44,31 @@ class Atoms:
         for dim, length in enumerate(tensor.shape):
             if length > 1:
                 self.leaves.append((name, dim, self.count, length))
-                labels.append(Label(axis(torch.arange(self.count, self.count + length), dim, tensor.dim()), zero=True))
-                self.count += length
+                labels.append(Label(axis(self.fresh(length), dim, tensor.dim()), zero=True))
         return tuple(labels)
+
+    def fresh(self, length: int) -> Tensor:
+        """Numbers that nothing has yet, int64 [length]."""
+        self.count += length
+        return torch.arange(self.count - length, self.count)
 
 
 class Follower:
     """Follows labels through the operations that a `regrow.tracing.trace.Recorder` tells it of, and notes in a ledger
     what they ask."""
 
-    def __init__(self, stack: ModuleStack) -> None:
+    def __init__(self, stack: ModuleStack, atoms: Atoms) -> None:
         self.ledger = Ledger()
-        self._stack = stack
+        self._stack, self._atoms = stack, atoms
 
     def __call__(self, operation: Operation) -> None:
         operands, results = operation.operands, operation.results
-        if any(getattr(x, "_regrow_live", False) for x in operands):
+        if any(rules.is_live(x) for x in operands):
             for t in results:
                 t._regrow_live = True
         if not any(rules.get(t) for t in operands):
+            if family_of(operation.func) in _CREATE:
+                self._create(operation)
             return
         rule = rules.find(operation.func) or rules.unknown
         call = rules.Call(**vars(operation), ledger=self.ledger, attributes=self._stack.integers())
@@ -74,6 +84,25 @@ class Follower:
             if operation.name in _NAMED and hasattr(operands[0], "_regrow_names"):
                 t._regrow_names = operands[0]._regrow_names
 
+    def _create(self, operation: Operation) -> None:
+        """A new tensor has channels of its own where an integer attribute of the module, or of one inside it, says how
+        many (the first state of a recurrence); otherwise it has those of what is first put into it."""
+        out = operation.out
+        if not isinstance(out, Tensor) or out.dim() < 2:
+            return
+        out._regrow_blank = True  # type: ignore[attr-defined]
+        counts = self._stack.counts()
+        labels = [
+            Label(axis(self._atoms.fresh(length), dim, out.dim()), "zeros" in operation.name)
+            for dim, length in enumerate(out.shape)
+            if dim and length in counts
+        ]
+        if labels:
+            out._regrow_labels = tuple(labels)  # type: ignore[attr-defined]
+            call = rules.Call(**vars(operation), ledger=self.ledger, attributes=self._stack.integers())
+            for label in labels:
+                rules_shape.count(call, label.atoms, max(label.dims))
+
 
 def _hollow(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Executes an operation, but what multiplies on shapes only: it returns zeros."""
@@ -81,7 +110,10 @@ def _hollow(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if not known or any(t.device.type != "cpu" for t in tree_leaves(args) if isinstance(t, Tensor)):
         return func(*args, **kwargs)
     on_meta = tree_map_only(Tensor, lambda t: t.detach().to("meta"), (args, kwargs))
-    out = func(*on_meta[0], **on_meta[1])
+    try:
+        out = func(*on_meta[0], **on_meta[1])
+    except (RuntimeError, NotImplementedError):  # what a GPU demands is not demanded here
+        return func(*args, **kwargs)
     return tree_map_only(Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype), out)
 
 
@@ -118,29 +150,32 @@ def follow(model: nn.Module, inputs: Inputs, deadline: float) -> Demands:
         tensor._regrow_names.append(name)  # type: ignore[attr-defined]
     ready = inputs_of_replica(inputs)
     try:
-        ledger = _asked(replica.eval(), stack, ready, deadline)
+        ledger = _asked(replica.eval(), stack, atoms, ready, deadline)
     except Exception as error:
         raise inputs.refusal(error) from error
     reason = "the forward pass does not use it"
     why = ""
     for form in (two_examples(ready, other=False), ready):  # a batch norm needs more than one example
         try:
-            ledger.extend(_asked(replica.train(), stack, form, deadline))
+            trained = _asked(replica.train(), stack, atoms, form, deadline)
+            trained.attended.clear()  # what one forward pass costs has been seen
+            ledger.extend(trained)
         except Exception as error:
             why = why or f" in eval mode, and training mode does not run on the example input ({first_line(error)})"
         else:
             why = ""
             break
     unused = _unused(ledger, atoms, names.parameters(replica))
+    modules_of_torch(replica, ledger)
     return Demands(ledger, atoms, dict.fromkeys(sorted(unused), reason + why))
 
 
-def _asked(replica: nn.Module, stack: ModuleStack, inputs: Inputs, deadline: float) -> Ledger:
+def _asked(replica: nn.Module, stack: ModuleStack, atoms: Atoms, inputs: Inputs, deadline: float) -> Ledger:
     """What one forward pass asks of its labels; those of the inputs are live and those of the outputs fixed."""
     for t in inputs.tensors:
         t._regrow_live = True  # type: ignore[attr-defined]
-    follower = Follower(stack)
-    with quiet(), Recorder(follower, _hollow, stack, deadline):
+    follower = Follower(stack, atoms)
+    with quiet(), no_onednn(), Recorder(follower, _hollow, stack, deadline):
         out = inputs(replica)
     for t in output_tensors(out):
         follower.ledger.fix_all(rules.get(t), OUTPUT)

@@ -48,12 +48,15 @@ class Axis:
         module, attribute: their names.
         grid: the atoms.
         dim: along which the grid has as many as the attribute says.
+        known: whether it is one that is known to count channels; others are believed only where that makes the thin
+            model right.
     """
 
     module: str
     attribute: str
     grid: Tensor
     dim: int
+    known: bool
 
 
 @dataclass
@@ -68,6 +71,9 @@ class Ledger:
         default_factory=list
     )  # (module, attribute, position, atoms)
     axes: list[Axis] = field(default_factory=list)
+    multiples: list[tuple[Tensor, int]] = field(default_factory=list)  # so many of these must stay, or a multiple of it
+    attended: list[tuple[float, Tensor]] = field(default_factory=list)  # FLOPs of a product, atoms of its parts
+    lasting: list[Tensor] = field(default_factory=list)  # their values stay in the masked model
 
     def extend(self, other: Ledger) -> None:
         """Adds what another one asks."""

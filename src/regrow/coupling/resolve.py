@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from regrow import names
 from regrow.coupling.following import Demands
 from regrow.coupling.labels import FORBIDDEN, Axis, Ledger
-from regrow.coupling.rules_shape import COUNTS
-from regrow.groups import Group, Size, Slice
+from regrow.groups import Attended, Group, Size, Slice
 
 Ints = npt.NDArray[np.int64]
 Guess = tuple[str, str]  # (class of a module, attribute)
@@ -82,11 +81,13 @@ class Resolved:
         force: names of parameters or modules whose outputs are used although removal changes the others.
         rejected: groups that turned out not to work, with the reason.
         believed: (class of a module, attribute): attributes that count channels, although their names are unknown.
+        normalised: whether all that is normalised together is used, as if all names were forced.
 
     Attributes:
         groups: what goes together.
         dense: parameter → reason, for those whose outputs are in no group.
         guesses: group id → what could be believed of it.
+        attended: products of activations of which parts go with channels.
     """
 
     def __init__(
@@ -97,16 +98,19 @@ class Resolved:
         force: Iterable[str] = (),
         rejected: Iterable[tuple[Group, str]] = (),
         believed: frozenset[Guess] = frozenset(),
+        normalised: bool = False,
     ) -> None:
         ledger = demands.ledger
         self.leaves = demands.atoms.leaves
         self.classes = Classes(ledger, demands.atoms.count)
         of = self.classes.of
         self.reasons: dict[int, str] = {}
-        self.insisted: set[int] = set()
+        self.insisted: set[int] = set(of.tolist()) if normalised else set()
         produced = torch.cat([torch.zeros(0, dtype=torch.int64), *ledger.produced]).numpy()
         self._produces = np.zeros(demands.atoms.count, dtype=bool)  # atoms of outputs, in their own weight
         self._produces[produced] = True
+        self._outputs = {(name, dim) for name, dim, first, n in self.leaves if self._produces[first : first + n].any()}
+        self._producers = {name for name, _ in self._outputs}
         made = np.unique(of[produced])
         made = made[made != of[0]]
         self._fix(ledger, set(made.tolist()), tuple(forbid), tuple(force), rejected)
@@ -185,10 +189,11 @@ class Resolved:
                 if g >= 0:
                     yield g, torch.from_numpy(np.where(owner[mine] == g, channel[mine], -1))
 
+        lasting = {int(atoms[0]) for atoms in ledger.lasting}
         slices: list[list[Slice]] = [[] for _ in members]
         for name, dim, first, length in self.leaves:
             for g, index in split(np.arange(first, first + length)):
-                slices[g].append(Slice(name, dim, index))
+                slices[g].append(Slice(name, dim, index, first not in lasting))
         sizes: list[dict[tuple[str, str, int | None], Size]] = [{} for _ in members]
         for module, attribute, position, counted in self._counted(model, ledger):
             for g, index in split(counted):
@@ -199,27 +204,42 @@ class Resolved:
             guess = (types[axis.module], axis.attribute)
             shrinking = self._shrinking(axis)
             for g, index in () if shrinking is None else split(shrinking):
-                if axis.attribute in COUNTS or guess in believed:
+                if axis.known or guess in believed:
                     key = (axis.module, axis.attribute, None)
                     sizes[g].setdefault(key, Size(axis.module, axis.attribute, index))
                 else:
                     guesses[g].add(guess)
-        found = self._named(members, slices, [tuple(of_group.values()) for of_group in sizes])
+        multiples = [1] * len(members)
+        for atoms, multiple in ledger.multiples:
+            for g, _ in split(atoms):
+                multiples[g] = max(multiples[g], multiple)
+        found = self._named(members, slices, [tuple(of_group.values()) for of_group in sizes], multiples)
+        self.attended = tuple(
+            Attended(flops, {found[g].id: index for g, index in parts})
+            for flops, atoms in ledger.attended
+            if (parts := list(split(atoms)))
+        )
         self.guesses = {group.id: mine for group, mine in zip(found, guesses, strict=True) if mine}
         return found
 
     def _named(
-        self, members: list[list[int]], slices: list[list[Slice]], sizes: list[tuple[Size, ...]]
+        self,
+        members: list[list[int]],
+        slices: list[list[Slice]],
+        sizes: list[tuple[Size, ...]],
+        multiples: list[int],
     ) -> tuple[Group, ...]:
         taken: dict[str, int] = {}
         result = []
-        for group, parts, counts in zip(members, slices, sizes, strict=True):
-            first = next((s.name for s in parts if s.dim == 0 and s.name.endswith("weight")), parts[0].name)
+        for group, parts, counts, multiple in zip(members, slices, sizes, multiples, strict=True):
+            weights = [s for s in parts if s.name.endswith("weight") and not self._takes(s.name, s.dim)]
+            first = next((s.name for s in sorted(weights, key=lambda s: s.dim > 0)), parts[0].name)
             name = first.removesuffix(".weight")
             taken[name] = taken.get(name, 0) + 1
             if taken[name] > 1:
                 name = f"{name}#{taken[name]}"
-            result.append(Group(name, len(group), tuple(parts), counts, not self.inexact & set(group)))
+            exact = not self.inexact & set(group)
+            result.append(Group(name, len(group), tuple(parts), counts, exact, multiple))
         return tuple(result)
 
     def _counted(self, model: nn.Module, ledger: Ledger) -> Iterable[tuple[str, str, int | None, Tensor]]:
@@ -238,20 +258,20 @@ class Resolved:
         line = tuple(slice(None) if d == axis.dim else slice(0, 1) for d in range(seen.ndim))
         return axis.grid[line].reshape(-1) if (seen == seen[line]).all() else None
 
+    def _takes(self, name: str, dim: int) -> bool:
+        """Whether this dimension of a weight is another's output, which it takes in."""
+        return name in self._producers and (name, dim) not in self._outputs
+
     def _dense(self, model: nn.Module, unused: dict[str, str]) -> dict[str, str]:
         """Parameter → reason, for those whose outputs are in no group."""
         grouped = {(part.name, part.dim) for group in self.groups for part in group.slices}
         parameters = set(names.parameters(model))
         made: Callable[[int], bool] = set(self._made.tolist()).__contains__
         dense = dict(unused)
-        outputs = {
-            (name, dim) for name, dim, first, length in self.leaves if self._produces[first : first + length].any()
-        }
-        producers = {name for name, _ in outputs}
         for name, dim, first, length in self.leaves:
             if name not in parameters or (name, dim) in grouped or name in dense:
                 continue
-            if name in producers and (name, dim) not in outputs:  # what it takes in is another's output
+            if self._takes(name, dim):
                 continue
             mine = dict.fromkeys(self.classes.of[first : first + length].tolist())
             reasons = [self.reasons[c] for c in sorted(mine, key=made, reverse=True) if c in self.reasons]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from regrow.coupling.labels import Label, Labels, Ledger, combine
-from regrow.tracing.ops import FAMILIES, family_of, is_pointwise
+from regrow.tracing.ops import FAMILIES, MEANS, family_of, is_pointwise
 from regrow.tracing.trace import Operation
 
 
@@ -76,10 +76,16 @@ def find(func: Any) -> Rule | None:
     return RULES.get(family_of(func) or "", elementwise if is_pointwise(func) else None)
 
 
-@rule("same memory", "same", "like another", "dropout")
+@rule("same memory", "same", "dropout")
 def same(call: Call) -> Sequence[Labels]:
     """The same shape, every slice for itself; dropout also returns its mask."""
     return [get(call.x)] * len(call.results)
+
+
+@rule("like another")
+def alike(call: Call) -> Sequence[Labels]:
+    """A new tensor of the shape of another."""
+    return [tuple(Label(x.atoms, call.name.startswith("zeros")) for x in get(call.x))]
 
 
 # what becomes of an operand whose removed slices are zero; for all others nothing is assumed
@@ -99,9 +105,51 @@ def elementwise(call: Call) -> Sequence[Labels]:
     if call.name.startswith(("add", "sub")) and len(operands) < 2:
         zero = "none"  # a number is added
     rank = max(t.dim() for t in operands)
+    if call.name == "copy_" and is_blank(call.x):
+        call.x._regrow_blank = False  # type: ignore[attr-defined]
+        operands = operands[1:]
     reason = f"it meets a tensor of fixed width ({call.where})"
-    pairs = [(get(t), _lengths(t)) for t in operands]
+    pairs = [(labels, _lengths(t)) for t, labels in zip(operands, _apart(call, operands, rank), strict=True)]
     return [combine(call.ledger, pairs, rank, zero, reason)]
+
+
+def is_blank(tensor: Tensor) -> bool:
+    """Whether it is new and nothing has been written into it: it has whatever channels are put there."""
+    return getattr(tensor, "_regrow_blank", False) and not get(tensor)
+
+
+def is_live(tensor: Tensor) -> bool:
+    """Whether it depends on the model's inputs."""
+    return getattr(tensor, "_regrow_live", False)
+
+
+def _apart(call: Call, operands: Sequence[Tensor], rank: int) -> list[Labels]:
+    """The labels of operands, where a constant that all heads share (rotary embeddings, the scale of a norm of queries)
+    ties no heads to each other: inside of heads nothing vanishes then."""
+    found = [get(t) for t in operands]
+    for i, constant in enumerate(operands):
+        if is_live(constant):
+            continue
+        for mine in found[i]:
+            shared = frozenset(d + rank - constant.dim() for d in mine.dims)
+            for j, t in enumerate(operands):
+                if not is_live(t):
+                    continue
+                lift = rank - t.dim()
+                if any(_within_heads(shared, label, lift) for label in found[j]):
+                    call.ledger.fix(mine.atoms, f"all heads share it ({call.where})")
+                    found[i] = tuple(x for x in found[i] if x is not mine)
+                    found[j] = call.ledger.collapse_all(
+                        found[j], [d - lift for d in shared], f"inside of heads, all share a tensor ({call.where})"
+                    )
+                    break
+    return found
+
+
+def _within_heads(shared: frozenset[int], label: Label, lift: int) -> bool:
+    """Whether labels along some dimensions are inside the parts (heads) into which those of another tensor are cut."""
+    dims = {d + lift for d in label.dims}
+    return shared < dims and min(dims) not in shared
 
 
 def _lengths(tensor: Tensor) -> list[int]:
@@ -116,7 +164,7 @@ def like(call: Call) -> Sequence[Labels]:
     if call.out.dim() != call.x.dim():
         return [()]
     alike = {d for d, n in enumerate(call.out.shape) if n == call.x.shape[d]}
-    return [tuple(Label(x.atoms) for x in get(call.x) if x.dims <= alike)]
+    return [tuple(Label(x.atoms, call.name == "new_zeros") for x in get(call.x) if x.dims <= alike)]
 
 
 @rule("reductions")
@@ -135,7 +183,10 @@ def reduce(call: Call) -> Sequence[Labels]:
     labels = get(x)
     if call.name in ("sum", "norm", "linalg_vector_norm"):  # zeros add nothing
         labels = tuple(label for label in labels if not (label.zero and label.dims <= set(dims)))
-    left = call.ledger.collapse_all(labels, dims, f"it is reduced over ({call.where})")
+    soft = call.name in MEANS  # norms that are written by hand
+    left = call.ledger.collapse_all(labels, dims, f"it is reduced over ({call.where})", soft)
+    for label in labels if soft and dims == [x.dim() - 1] else ():
+        call.size(None, "normalized_shape", label.atoms.reshape(-1) if label.dims == {x.dim() - 1} else None, 0)
     out = tree_leaves(call.out)[0]
     if out.dim() != x.dim():
         left = tuple(Label(label.atoms.squeeze(dims), label.zero) for label in left)

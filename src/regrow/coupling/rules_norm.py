@@ -42,6 +42,7 @@ def layer_norm(call: Call) -> Sequence[Labels]:
         if label.dims <= set(dims):  # whole: it cannot vanish unless a user insists, and is followed in case
             call.ledger.fix(label.atoms, reason, soft=True)
             left.append(label)
+            call.size(None, "normalized_shape", label.atoms.reshape(-1) if len(shape) == 1 else None, 0)
         else:
             left.extend(call.ledger.collapse_all((label,), dims, reason))
     for owner in call.args[2:4]:
@@ -101,9 +102,12 @@ def prelu(call: Call) -> Sequence[Labels]:
 @rule("weight norms")
 def weight_norm(call: Call) -> Sequence[Labels]:
     """A direction, divided by its length along all dimensions but one, times a gain. Zeros do not change the length,
-    but a row of zeros has none."""
+    but a row of zeros has none: of a removed row only the gain is zero."""
     direction, gain = call.args[:2]
-    call.ledger.fix_all(get(gain), f"a row of zeros cannot be divided by its length ({call.where})")
     reason = f"it meets a tensor of fixed width ({call.where})"
+    rows = {d for d, n in enumerate(gain.shape) if n > 1}
+    inner = [label for label in get(direction) if not label.dims & rows and not label.zero]
+    call.ledger.fix_all(inner, f"it changes the length of its row ({call.where})")
+    call.ledger.lasting.extend(label.atoms.reshape(-1) for label in get(direction) if label.dims & rows)
     pairs = [(get(direction), direction.shape), (get(gain), gain.shape)]
     return [combine(call.ledger, pairs, direction.dim(), "first", reason), ()]

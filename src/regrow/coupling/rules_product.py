@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from regrow.coupling.labels import Label, Labels, axis, combine, without
 from regrow.coupling.rules import Call, disjoint, get, rule, tie
-from regrow.tracing.ops import ADDED
+from regrow.tracing.ops import ADDED, FORMULAS
+
+ALIGNED = 8  # widths of grouped products are multiples of it: 16 bytes in half precision
 
 
 @rule("matrix products", "products")
@@ -38,7 +41,9 @@ def _product(call: Call, a: Tensor, b: Tensor) -> Labels:
     if b.dim() == 1:
         return tuple(Label(x.atoms.squeeze(ka), x.zero) for x in left)
     if rank > 2:  # batches of products: heads
-        return _batched(call, left, right, rows, rank)
+        found = _batched(call, left, right, rows, rank)
+        _attend(call, found)
+        return found
     return (*left, *right)
 
 
@@ -99,6 +104,17 @@ def _batched(call: Call, left: Labels, right: Labels, rows: Labels, rank: int) -
     return (*free, *(() if whole is None else (Label(whole.atoms),)))
 
 
+def _attend(call: Call, labels: Labels) -> None:
+    """Notes what the products of all heads cost together."""
+    whole = next((label for label in labels if min(label.dims) < call.out.dim() - 2), None)
+    if whole is None:
+        return
+    args, out = tree_map_only(Tensor, lambda t: t.shape, (call.args, call.out))
+    lengths = [n if d in whole.dims else 1 for d, n in enumerate(call.out.shape)]
+    flops = FORMULAS[call.func._overloadpacket](*args, out_val=out)
+    call.ledger.attended.append((float(flops), whole.atoms.expand(lengths).reshape(-1)))
+
+
 def _factors(call: Call) -> tuple[Tensor, Tensor]:
     added = ADDED.get(call.func._overloadpacket)
     a, b = [t for i, t in enumerate(call.args) if i != added][:2]
@@ -106,11 +122,38 @@ def _factors(call: Call) -> tuple[Tensor, Tensor]:
 
 
 def _linear_sizes(call: Call, weight: Tensor, inner: Label | None, outer: Labels) -> None:
+    """Notes the widths of a linear layer, by the names of torch's and of transformers' Conv1D."""
     if inner is not None:
-        call.size(weight, "in_features", inner.atoms.reshape(-1))
+        for attribute in ("in_features", "nx"):
+            call.size(weight, attribute, inner.atoms.reshape(-1))
     for label in outer:
         call.ledger.produced.append(label.atoms.reshape(-1))
-        call.size(weight, "out_features", label.atoms.reshape(-1))
+        for attribute in ("out_features", "nf"):
+            call.size(weight, attribute, label.atoms.reshape(-1))
+
+
+@rule("grouped products")
+def experts(call: Call) -> Sequence[Labels]:
+    """Rows of one matrix times one of a stack of matrices (experts): all of these lose the same channels."""
+    a, b = call.args[:2]
+    reason = f"it is multiplied by a stack of matrices ({call.where})"
+    if a.dim() != 2 or b.dim() != 3:
+        for t in (a, b):
+            call.ledger.fix_all(get(t), reason)
+        return [()]
+    call.ledger.fix_all([x for x in get(b) if 0 in x.dims], "a whole expert is no channel")
+    right = without(get(b), [0])
+    inner = call.ledger.along(right, 1, reason)
+    tie(call, call.ledger.along(get(a), 1, reason), inner)
+    if not all(label.zero for label in right):
+        call.ledger.fix_all(right, f"the weight is computed from other weights ({call.where})")
+    out = call.ledger.along(right, 2, reason)
+    if out is None:
+        return [()]
+    call.ledger.produced.append(out)
+    call.ledger.multiples.extend((atoms, ALIGNED) for atoms in (inner, out) if atoms is not None)
+    zero = all(label.zero for label in right if 2 in label.dims)
+    return [(Label(axis(out, 1, 2), zero), *without(get(a), [1]))]
 
 
 @rule("convolutions")

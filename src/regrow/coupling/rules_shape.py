@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from regrow.coupling.labels import TOKENS, Axis, Label, Labels, axis, combine, compress, reshape, tidy
-from regrow.coupling.rules import Call, disjoint, get, rule
+from regrow.coupling.rules import Call, disjoint, get, is_blank, rule, unknown
 
 
 @rule("views")
@@ -20,6 +20,8 @@ def view(call: Call) -> Sequence[Labels]:
         seen, mixed = reshape(label, call.x.shape, out.shape)
         for new in mixed:
             _grid(call, seen, new, out.shape)
+        for d in seen.dims - {d for new in mixed for d in new}:
+            count(call, seen.atoms, d, known=False)
         result.append(seen)
     return [disjoint(call, tidy(result))]
 
@@ -40,19 +42,20 @@ def _grid(call: Call, label: Label, dims: Sequence[int], shape: Sequence[int]) -
     if len(varying) > 1:
         call.ledger.grids.append(label.atoms)
     for d in varying:
-        _counted(call, label.atoms, d)
+        count(call, label.atoms, d)
 
 
-def _counted(call: Call, atoms: Tensor, dim: int) -> bool:
+def count(call: Call, atoms: Tensor, dim: int, known: bool = True) -> bool:
     """Notes the attributes that may count the atoms along a dimension, or those before they repeat (heads that are
-    folded into the batch). Returns whether there are any."""
+    folded into the batch); without `known` they are believed only where that makes a thin model right. Returns whether
+    there are any."""
     length, found = atoms.shape[dim], False
     for name, value in call.attributes.items():
         if value < 2 or length % value:
             continue
         once = atoms.narrow(dim, 0, value)
         if value == length or bool((atoms.unflatten(dim, (-1, value)) == once.unsqueeze(dim)).all()):
-            call.ledger.axes.append(Axis(call.module, name, once, dim))
+            call.ledger.axes.append(Axis(call.module, name, once, dim, known and name in COUNTS))
             found = True
     return found
 
@@ -124,7 +127,7 @@ def _even(call: Call, label: Label, dim: int, lengths: list[int], wanted: Sequen
     if len(lengths) > 1:
         parts = label.atoms.unflatten(dim, (len(lengths), lengths[0]))
         call.ledger.same(parts, parts.narrow(dim, 0, 1), call.where)
-        _counted(call, label.atoms.narrow(dim, 0, lengths[0]), dim)
+        count(call, label.atoms.narrow(dim, 0, lengths[0]), dim)
     return [Label(label.atoms.narrow(dim, start, length), label.zero) for start, length in wanted]
 
 
@@ -139,7 +142,7 @@ def _uneven(
     for part, length in zip(parts, lengths, strict=True):
         if length in first:
             call.ledger.same(first[length], part.atoms, call.where)
-        elif not _counted(call, part.atoms, dim):
+        elif not count(call, part.atoms, dim):
             return None
         first.setdefault(length, part.atoms)
     return parts
@@ -231,6 +234,81 @@ def _indexed(call: Call) -> set[int]:
         dims = call.at(2, "dims", ())
         return {d % rank for d in (dims if isinstance(dims, (list, tuple)) else [dims])} if dims else set(range(rank))
     return set(range(rank)) if call.name == "take" else set()
+
+
+@rule("writes")
+def write(call: Call) -> Sequence[Labels]:
+    """x[i, j] = y: what is written has the channels of the tensor, along the dimensions that are not indexed."""
+    x, indices, y = call.x, call.args[1], call.args[2]
+    picked = [d for d, index in enumerate(indices) if index is not None]
+    together = picked == list(range(picked[0], picked[0] + len(picked)))
+    masks = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
+    if not together or masks or y.dim() < x.dim() - picked[-1] - 1:
+        return unknown(call)
+    places = f"it is written to fixed places ({call.where})"
+    left = call.ledger.collapse_all(get(x), picked, places)
+    behind = x.dim() - picked[-1] - 1  # dimensions after those that are indexed
+    lift = y.dim() - x.dim()
+    free = range(y.dim() - behind, y.dim())
+    given = call.ledger.collapse_all(get(y), set(range(y.dim())) - set(free), f"it is written apart ({call.where})")
+    if picked[0]:  # dimensions before the indexed ones
+        call.ledger.fix_all([a for a in left if min(a.dims) < picked[0]], places)
+        left = tuple(a for a in left if min(a.dims) > picked[-1])
+    shape = [1] * x.dim()
+    moved = []
+    for label in given:
+        lengths = list(shape)
+        for d in label.dims:
+            lengths[d - lift] = y.shape[d]
+        moved.append(Label(label.atoms.reshape(lengths), label.zero))
+    source = [1 if d < x.dim() - behind else n for d, n in enumerate(x.shape)]
+    if is_blank(x):
+        x._regrow_blank = False  # type: ignore[attr-defined]
+        return [tuple(moved)]
+    reason = f"it meets a tensor of fixed width ({call.where})"
+    return [combine(call.ledger, [(left, x.shape), (tuple(moved), source)], x.dim(), "all", reason)]
+
+
+@rule("folds")
+def fold(call: Call) -> Sequence[Labels]:
+    """Patches put back into an image: each channel has as many rows as the kernel is large."""
+    x, out = call.x, call.out
+    at = x.dim() - 2
+    rows = call.ledger.along(get(x), at, f"it is mixed over space ({call.where})")
+    if rows is None:
+        return [()]
+    grid = rows.reshape(out.shape[-3], -1)
+    call.ledger.same(grid, grid[:, :1], f"it is folded ({call.where})")
+    zero = all(label.zero for label in get(x))
+    return [(Label(axis(grid[:, 0], out.dim() - 3, out.dim()), zero),)]
+
+
+@rule("patches")
+def patches(call: Call) -> Sequence[Labels]:
+    """Patches of an image: each channel has as many rows as the kernel is large."""
+    at, rank = call.x.dim() - 3, call.out.dim()
+    channels = call.ledger.along(get(call.x), at, f"it is mixed over space ({call.where})")
+    if channels is None:
+        return [()]
+    zero = all(label.zero for label in get(call.x))
+    return [(Label(axis(channels.repeat_interleave(call.out.shape[at] // channels.numel()), at, rank), zero),)]
+
+
+@rule("complex views")
+def complex_view(call: Call) -> Sequence[Labels]:
+    """Real and imaginary parts as a last dimension, or that put together."""
+    if call.name == "view_as_real":
+        return [tuple(Label(x.atoms.unsqueeze(-1), x.zero) for x in get(call.x))]
+    last = call.x.dim() - 1
+    left = call.ledger.collapse_all(get(call.x), [last], f"it makes complex numbers ({call.where})")
+    return [tuple(Label(x.atoms.squeeze(-1), x.zero) for x in left)]
+
+
+@rule("fourier")
+def fourier(call: Call) -> Sequence[Labels]:
+    """Transforms along some dimensions, each channel for itself."""
+    dims = [d % call.x.dim() for d in call.args[1]]
+    return [call.ledger.collapse_all(get(call.x), dims, f"it is transformed over ({call.where})")]
 
 
 @rule("embeddings")

@@ -6,16 +6,20 @@ written by hand, heads folded into the batch) often runs with fewer channels all
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from regrow import names
 from regrow.batchnorm import norm_buffers
+from regrow.coupling.kept_norms import KeptNorms
 from regrow.errors import UserError
 from regrow.groups import Coupling, Group
 from regrow.inputs import Inputs, first_line, output_tensors, two_examples
@@ -23,7 +27,7 @@ from regrow.quiet import quiet
 from regrow.surgery import resize
 from regrow.tracing.ops import name_of
 from regrow.tracing.replica import inputs_of_replica, replica_of
-from regrow.tracing.trace import ModuleStack, Recorder
+from regrow.tracing.trace import ModuleStack, Operation, Recorder
 
 Mode = Literal["eval", "training"]
 Masks = dict[str, Tensor]  # group id → bool, True for the channels that stay
@@ -120,7 +124,7 @@ class Trial:
         What code does may depend on whether there are many or few. Few are left of every other group at a time, as
         a difference in one could be lost in the next if that had hardly any left.
 
-        Groups that are not exact only have to run.
+        Of groups that are not exact, norms leave out the channels that are removed.
 
         Raises:
             TimeLimit: the deadline has passed.
@@ -134,22 +138,17 @@ class Trial:
 
     def _failure(self, groups: Sequence[Group], keep: Masks) -> TrialFailure | None:
         """What goes wrong where these channels stay."""
-        exact = [group for group in groups if group.exact]
-        if exact:
-            off = self._difference(exact, keep, None)
-            if isinstance(off, TrialFailure):
-                return off
-            if off > SINGLE:
-                precise = self._difference(exact, keep, torch.float64)
-                # it may run in single precision only
-                if isinstance(precise, TrialFailure) or precise > DOUBLE:
-                    return TrialFailure(
-                        f"computes something else with fewer channels ({_percent(off)} of its output), so its code "
-                        "depends on their number in a way that cannot be followed"
-                    )
-        if len(exact) < len(groups):
-            thin = self._thin(groups, keep, None)
-            return thin if isinstance(thin, TrialFailure) else None
+        off = self._difference(groups, keep, None)
+        if isinstance(off, TrialFailure):
+            return off
+        if off > SINGLE:
+            precise = self._difference(groups, keep, torch.float64)
+            # it may run in single precision only
+            if isinstance(precise, TrialFailure) or precise > DOUBLE:
+                return TrialFailure(
+                    f"computes something else with fewer channels ({_percent(off)} of its output), so its code "
+                    "depends on their number in a way that cannot be followed"
+                )
         return None
 
     def _difference(self, groups: Sequence[Group], keep: Masks, kind: torch.dtype | None) -> float | TrialFailure:
@@ -158,9 +157,10 @@ class Trial:
         if isinstance(thin, TrialFailure):
             return thin
         masked, off = self._masked(groups, keep, kind), 0.0
+        normed = None if all(group.exact for group in groups) else (tuple(groups), keep)
         for mode, call in self._calls.items():
             try:
-                outputs = self._outputs(masked, mode, call, kind)
+                outputs = self._outputs(masked, mode, call, kind, normed=normed)
             except Exception as error:
                 return TrialFailure(f"does not run with channels at zero: {first_line(error)}", "")
             off = max(off, difference(outputs, thin[mode], same_shapes=not call.inner))
@@ -200,20 +200,42 @@ class Trial:
         call: _Call,
         kind: torch.dtype | None = None,
         stack: ModuleStack | None = None,
+        normed: tuple[tuple[Group, ...], Masks] | None = None,
     ) -> list[Tensor]:
-        """All numbers that the model returns, or its modules do."""
+        """All numbers that the model returns, or its modules do; with norms over the channels that these masks keep."""
         inputs = call.inputs.map(lambda t: t.to(kind) if kind and t.is_floating_point() else t.clone())
         model.train(mode == "training")
+        see, execute = _look_away, _still
+        if normed is not None:
+            stack = ModuleStack(model)
+            see, execute = (norms := KeptNorms(model, *normed, inputs, stack, _still)).see, norms
         inner: list[Tensor] = []
         modules = [m for m in model.modules() if call.inner and not isinstance(m, torch.jit.ScriptModule)]
         handles = [module.register_forward_hook(_keep_in(inner)) for module in modules]
         try:
-            with quiet(), Recorder(execute=_still, stack=stack, deadline=self._deadline):
+            with quiet(), _same_dice(), Recorder(see, execute, stack, deadline=self._deadline):
                 out = [t for t in output_tensors(inputs(model)) if t.is_floating_point()]
         finally:
             for handle in handles:
                 handle.remove()
         return inner if call.inner else out
+
+
+@contextmanager
+def _same_dice() -> Iterator[None]:
+    """What code draws with NumPy or `random` (masks of features in training mode) is the same each time."""
+    states = np.random.get_state(), random.getstate()  # noqa: NPY002
+    np.random.seed(0)  # noqa: NPY002
+    random.seed(0)
+    try:
+        yield
+    finally:
+        np.random.set_state(states[0])  # noqa: NPY002
+        random.setstate(states[1])
+
+
+def _look_away(operation: Operation) -> None:
+    """Nobody needs to know."""
 
 
 def _still(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -271,9 +293,15 @@ def about_half(groups: Iterable[Group], seed: int = 0) -> Masks:
     for group in groups:
         most = max(1, group.size // 2)
         count = int(torch.randint(max(1, group.size // 4), most + 1, (), generator=generator))
+        count = group.size - _aligned(group, group.size - count)
         keep[group.id] = torch.ones(group.size, dtype=torch.bool)
         keep[group.id][torch.randperm(group.size, generator=generator)[:count]] = False
     return keep
+
+
+def _aligned(group: Group, count: int) -> int:
+    """A number of channels near this one that the group may keep."""
+    return min(group.size, max(1, count // group.multiple) * group.multiple)
 
 
 def few(groups: Iterable[Group], seed: int = 0) -> Masks:
@@ -282,7 +310,8 @@ def few(groups: Iterable[Group], seed: int = 0) -> Masks:
     generator = torch.Generator().manual_seed(seed)
     keep = {}
     for group in groups:
-        kept = torch.randperm(group.size, generator=generator)[: min(max(3, group.size // 10), max(1, group.size - 1))]
+        count = _aligned(group, min(max(3, group.size // 10), max(1, group.size - 1)))
+        kept = torch.randperm(group.size, generator=generator)[:count]
         keep[group.id] = torch.zeros(group.size, dtype=torch.bool)
         keep[group.id][kept] = True
     return keep

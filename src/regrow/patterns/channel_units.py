@@ -19,6 +19,7 @@ from regrow.coupling.couple import couple
 from regrow.coupling.labels import FORBIDDEN, OUTPUT, TOKENS
 from regrow.criteria import CRITERIA
 from regrow.errors import UserError
+from regrow.groups import Group
 from regrow.latency.table import LatencyTable
 from regrow.patterns.channel_saliency import ChannelSaliency
 from regrow.saliency import Role
@@ -61,7 +62,19 @@ class ChannelOptions(Asked, Protocol):
     def thin(self) -> bool:
         """Whether layers are physically smaller outside exploration."""
 
-    def step_of(self, group: str) -> int:
+    @property
+    def normalised(self) -> bool:
+        """Whether channels that are normalised together may go."""
+
+    @property
+    def outputs(self) -> Callable[[Any], Any] | None:
+        """Takes of what the model returns the part that counts."""
+
+    @property
+    def time_limit(self) -> float:
+        """Seconds that finding the channels may take."""
+
+    def step_of(self, group: Group) -> int:
         """What the number of channels of a group is a multiple of."""
 
 
@@ -87,7 +100,10 @@ class ChannelUnits(Units):
         super().__init__()
         self.pattern, self.model = pattern, model
         self.resizes = pattern.thin
-        self.coupling = couple(model, example_inputs, forbid=pattern.exclude)
+        self.coupling = couple(
+            model, example_inputs, forbid=pattern.exclude, normalised=pattern.normalised, outputs=pattern.outputs,
+            time_limit=pattern.time_limit,
+        )  # fmt: skip
         if not self.coupling.groups:
             raise UserError(
                 f"no channels of this model can be removed: {left_dense(model, self.coupling) or 'it has no layers'}"
@@ -102,8 +118,8 @@ class ChannelUnits(Units):
         self.budgets = ChannelBudgets(pattern, model, self.coupling, self.flops, table)
         self.doubts = self.budgets.idle()
         self.sizes = {group.id: group.size for group in self.coupling.groups}
-        self.floor = {name: pattern.floor_of(name, size) for name, size in self.sizes.items()}
-        self.steps = {name: pattern.step_of(name) for name in self.sizes}
+        self.floor = {group.id: pattern.floor_of(group) for group in self.coupling.groups}
+        self.steps = {group.id: pattern.step_of(group) for group in self.coupling.groups}
         self._price()
 
     def _price(self) -> None:

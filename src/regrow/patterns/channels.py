@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from os import PathLike
@@ -14,6 +14,7 @@ from torch import nn
 from regrow import hints, names
 from regrow.budgets.amounts import amount
 from regrow.errors import UserError
+from regrow.groups import Group
 from regrow.patterns.channel_units import ChannelUnits
 from regrow.patterns.pattern import Pattern, register
 
@@ -31,8 +32,8 @@ class Channels(Pattern):
         table: latency table of the model on the machine that counts: a path (`regrow profile` writes one) or a
             `LatencyTable`. None measures this machine when attaching, for the batch of the example inputs. Only with
             `latency`.
-        round_to: numbers of channels are multiples of this (or a group's whole width); a mapping gives it for groups by
-            name, ``*`` and ``?`` allowed, all others 8.
+        round_to: widths are multiples of this (or a group's whole width): numbers of channels, and of what whole heads
+            have together; a mapping gives it for groups by name, ``*`` and ``?`` allowed, all others 8.
         min_channels: what every group keeps: a number of channels, or below 1 a share of its width.
         exclude: layers whose output channels stay, names of modules or parameters, ``*`` and ``?`` allowed.
         distribution: ``"knapsack"`` picks the most important channels that fit the budgets; ``"uniform"`` keeps the
@@ -41,6 +42,12 @@ class Channels(Pattern):
             ``"grouped"`` holds input widths (the paper's and HALP's; for one budget).
         thin: train physically smaller layers outside exploration, which makes steps as fast as they are small; the
             parameters change shape at updates. False masks channels instead.
+        normalised: also remove channels that are normalised together (under LayerNorm, RMSNorm, GroupNorm: the hidden
+            size of transformers). The norms of the thin network see the channels that it has, and exploration widens
+            them, so it needs ``thin``.
+        outputs: takes of what the model returns the part that counts (``lambda out: out.logits``): what else it returns
+            may then lose channels, and is not compared. None: all of it counts, but for caches of transformers.
+        time_limit: seconds of processor time that finding the channels may take.
 
     Raises:
         UserError: for options out of their range.
@@ -59,6 +66,9 @@ class Channels(Pattern):
     distribution: Literal["knapsack", "uniform"] = "knapsack"
     solver: Literal["joint", "grouped"] = "joint"
     thin: bool = True
+    normalised: bool = False
+    outputs: Callable[[Any], Any] | None = None
+    time_limit: float = 60.0
 
     def __post_init__(self) -> None:
         if not self.budgets:
@@ -73,6 +83,13 @@ class Channels(Pattern):
         if not 0 < least <= hints.LARGEST or (least > 1 and least != int(least)):
             raise UserError(f"min_channels is {least!r}, but must be a whole number of channels, or a share below 1")
         self._check_table()
+        if self.normalised and not self.thin:
+            raise UserError(
+                "normalised=True needs thin=True: a mask over channels that are normalised together computes "
+                "something else than their removal"
+            )
+        if self.time_limit <= 0:
+            raise UserError(f"time_limit is {self.time_limit!r}, but must be a number of seconds above 0")
         if self.solver == "grouped" and len(self.budgets) > 1:
             raise UserError("solver='grouped' knows one budget only; use solver='joint' for several")
 
@@ -90,17 +107,18 @@ class Channels(Pattern):
         asked = {"latency": self.latency, "flops": self.flops, "params": self.params}
         return {kind: value for kind, value in asked.items() if value is not None}
 
-    def step_of(self, group: str) -> int:
-        """What the number of channels of a group is a multiple of."""
-        if isinstance(self.round_to, int):
-            return self.round_to
-        return next((n for pattern, n in self.round_to.items() if fnmatchcase(group, pattern)), 8)
+    def step_of(self, group: Group) -> int:
+        """What the number of channels of a group is a multiple of; heads have several indices each."""
+        width = self.round_to
+        if not isinstance(width, int):
+            width = next((n for pattern, n in width.items() if fnmatchcase(group.id, pattern)), 8)
+        return math.lcm(width // math.gcd(width, group.each), group.multiple)
 
-    def floor_of(self, group: str, size: int) -> int:
+    def floor_of(self, group: Group) -> int:
         """How many channels a group keeps at least."""
-        least = self.min_channels if self.min_channels >= 1 else self.min_channels * size
+        least = self.min_channels if self.min_channels >= 1 else self.min_channels * group.size
         step = self.step_of(group)
-        return min(size, math.ceil(max(1, math.ceil(least)) / step) * step)
+        return min(group.size, math.ceil(max(1, math.ceil(least)) / step) * step)
 
     def check_example(self, example_inputs: Any) -> None:
         if example_inputs is None:

@@ -221,7 +221,7 @@ def zero(model: nn.Module, coupling: Coupling, keep: Mapping[str, Tensor], gradi
         gradients: zero only the gradients instead.
     """
     tensors = names.tensors(model)
-    for name, dims in coupling.kept(keep).items():
+    for name, dims in coupling.kept(keep, zeroed=True).items():
         target = tensors[name].grad if gradients else tensors[name]
         if target is None:
             continue

@@ -111,7 +111,7 @@ class Masked:
     def narrow(self, keep: Keep) -> None:
         self._saved, self._removed = {}, {}
         tensors = names.tensors(self._model)
-        for name, dims in self._coupling.kept(keep).items():
+        for name, dims in self._coupling.kept(keep, zeroed=True).items():
             self._removed[name] = ~entries(tensors[name], dims)
             for key, value in self._tensors(name).items():
                 self._saved[name, key] = value.detach().clone()
@@ -143,5 +143,5 @@ def entries(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
 
 def active_entries(coupling: Coupling, active: Keep, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Parameter name → bool, of its shape: whether all channels that an entry belongs to are active."""
-    kept = coupling.kept(active)
+    kept = coupling.kept(active, zeroed=True)
     return {name: entries(param, kept.get(name, {})) for name, param in params.items()}

@@ -8,8 +8,7 @@ operands. So tied weights, functional use, ``in_proj_weight`` and transposed vie
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from regrow.inputs import Inputs
 from regrow.matrices import known_layers
-from regrow.quiet import quiet
+from regrow.quiet import no_onednn, quiet
 from regrow.tracing.ops import ADDED, FORMULAS, LOOKUPS, is_free
 from regrow.tracing.replica import inputs_of_replica, on_cpu, on_meta, replica_of
 from regrow.tracing.trace import ModelTrace, Operation, Value, record
@@ -38,6 +37,7 @@ class ModelFlops:
         uncounted: ops that have no formula and are not free by convention (`regrow.tracing.ops`) → number of calls.
         reached: the parameters that were used, by ops that are all known.
         tables: those of two dimensions of which rows were looked up by the input (embeddings), whatever else they did.
+        batch: how many samples the example has.
     """
 
     total: float
@@ -46,6 +46,7 @@ class ModelFlops:
     uncounted: dict[str, int] = field(default_factory=dict)
     reached: frozenset[str] = frozenset()
     tables: frozenset[str] = frozenset()
+    batch: int = 1
 
     def inference(self, densities: Mapping[str, float]) -> float:
         """FLOPs of a forward pass at these densities (parameter name → 0…1; a parameter that is not named is dense).
@@ -93,7 +94,7 @@ def flops_of(trace: ModelTrace, batch: int, matrices: Collection[str]) -> ModelF
     other = count.flops[None] / batch
     total = sum(by_parameter.values()) + other
     reached, tables = frozenset(count.reached - count.hidden), frozenset(count.tables)
-    return ModelFlops(total, by_parameter, other, dict(count.uncounted), reached, tables)
+    return ModelFlops(total, by_parameter, other, dict(count.uncounted), reached, tables, batch)
 
 
 def _run(model: nn.Module, inputs: Inputs) -> ModelTrace:
@@ -101,23 +102,11 @@ def _run(model: nn.Module, inputs: Inputs) -> ModelTrace:
     for place in (on_meta, lambda t: on_cpu(t).clone()):
         replica = replica_of(model, place).eval()
         try:
-            with quiet(), _no_onednn():
+            with quiet(), no_onednn():
                 return record(replica, inputs_of_replica(inputs, place))
         except Exception as error:
             failure = error
     raise inputs.refusal(failure) from failure
-
-
-@contextmanager
-def _no_onednn() -> Iterator[None]:
-    """Without oneDNN's fused LSTM, which hides its products."""
-    enabled = torch.backends.mkldnn.enabled
-    # its own context manager also resets precisions, with a warning
-    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        torch.backends.mkldnn.enabled = enabled
 
 
 class _Count:

@@ -19,6 +19,7 @@ FAMILIES: dict[str, str] = {
     # what multiplies
     "matrix products": "mm addmm",
     "products": "bmm baddbmm mv addmv dot vdot",
+    "grouped products": "grouped_mm",
     "convolutions": "convolution",
     # each entry for itself
     "pointwise without the tag": "hardswish fill zero copy bernoulli uniform normal",
@@ -41,10 +42,15 @@ FAMILIES: dict[str, str] = {
     "joins": "cat",
     "stacks": "stack",
     "moved entries": (
-        "roll flip rot90 index index_select gather take repeat repeat_interleave tril triu diagonal unfold im2col "
+        "roll flip rot90 index index_select gather take repeat repeat_interleave tril triu diagonal unfold "
         "pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle constant_pad_nd reflection_pad1d "
         "reflection_pad2d replication_pad2d"
     ),
+    "writes": "index_put index_put_impl",
+    "folds": "col2im",
+    "patches": "im2col",
+    "complex views": "view_as_real view_as_complex",
+    "fourier": "fft_r2c fft_c2r fft_c2c",
     "embeddings": "embedding",
     # what reduces or looks at whole slices
     "reductions": (
@@ -80,8 +86,8 @@ FAMILIES: dict[str, str] = {
     ),
     "other moves": (
         "reflection_pad3d replication_pad1d replication_pad3d reshape_copy expand_copy permute_copy t_copy "
-        "transpose_copy diag_embed unfold_copy col2im block_diag local_scalar_dense equal is_same_size chunk_cat "
-        "assert_async assert_scalar foreach_copy index_put index_put_impl index_add index_copy index_fill scatter "
+        "transpose_copy diag_embed unfold_copy block_diag local_scalar_dense equal is_same_size chunk_cat "
+        "assert_async assert_scalar foreach_copy index_add index_copy index_fill scatter "
         "scatter_add scatter_reduce select_scatter slice_scatter diagonal_scatter as_strided_scatter masked_select "
         "masked_scatter nonzero searchsorted bucketize embedding_renorm embedding_bag embedding_bag_forward_only "
         "unique unique2 unique_dim unique_consecutive bincount histc"
@@ -94,7 +100,11 @@ FAMILIES: dict[str, str] = {
 }
 _FAMILY = {name: family for family, names in FAMILIES.items() for name in names.split()}
 # as in RigL's accounting, all others are free by convention, and with them whatever is pointwise or a view
-_COSTLY = frozenset(["matrix products", "products", "convolutions", "samplers", None])
+_COSTLY = frozenset(["matrix products", "products", "convolutions", "samplers", "fourier", "grouped products", None])
+
+
+# averages: where channels are normalised together, they are over those that there are
+MEANS = frozenset(["mean", "var", "std", "var_mean", "std_mean"])
 
 
 def name_of(func: Any) -> str:

@@ -135,6 +135,12 @@ class ModuleStack:
         module = self.modules.get(self.last)
         return {} if module is None else {k: v for k, v in vars(module).items() if type(v) is int}
 
+    def counts(self) -> set[int]:
+        """The plain integers above 1 among its attributes and those of the modules directly in it."""
+        module = self.modules.get(self.last)
+        near = () if module is None else (module, *module.children())
+        return {v for one in near for v in vars(one).values() if type(v) is int and v > 1}
+
 
 class Recorder(TorchDispatchMode):
     """Hands on every operation that is executed. What is only a name for several operations is taken apart, unless it

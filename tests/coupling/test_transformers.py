@@ -1,0 +1,67 @@
+"""Channels of tiny models of transformers, from configurations."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from masked_and_thin import random_keep
+from regrow.coupling.couple import couple
+from regrow.coupling.trial import difference
+from regrow.surgery import resize
+
+transformers = pytest.importorskip("transformers")
+
+TOKENS = torch.arange(24).reshape(2, 12) % 90 + 3
+SHAPE = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+T5 = {"vocab_size": 99, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4}
+
+MODELS = {
+    "gpt2": (
+        "GPT2LMHeadModel", "GPT2Config", {"vocab_size": 99, "n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 64},
+        {"transformer.h.0.attn.c_attn": 4, "transformer.h.0.mlp.c_fc": 128},
+    ),
+    "llama": (
+        "LlamaForCausalLM", "LlamaConfig", {**SHAPE, "num_key_value_heads": 2},
+        {"model.layers.0.self_attn.q_proj": 2, "model.layers.0.mlp.gate_proj": 64},
+    ),
+    "bert": (
+        "BertForSequenceClassification", "BertConfig", SHAPE,
+        {"bert.encoder.layer.0.attention.self.query": 4, "bert.encoder.layer.0.intermediate.dense": 64,
+         "bert.pooler.dense": 32},
+    ),
+    "t5": (
+        "T5ForConditionalGeneration", "T5Config", T5,
+        {"encoder.block.0.layer.0.SelfAttention.q": 4, "encoder.block.0.layer.1.DenseReluDense.wi": 64,
+         "decoder.block.0.layer.0.SelfAttention.q": 4, "decoder.block.0.layer.1.EncDecAttention.q": 4,
+         "decoder.block.0.layer.2.DenseReluDense.wi": 64},
+    ),
+}  # fmt: skip
+
+
+def built(name: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    """A model with random weights, and what it takes."""
+    torch.manual_seed(0)
+    kind, config, options, _ = MODELS[name]
+    model = getattr(transformers, kind)(getattr(transformers, config)(**options))
+    return model.eval(), {"input_ids": TOKENS} | ({"decoder_input_ids": TOKENS} if name == "t5" else {})
+
+
+def logits(model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**inputs).logits  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_heads_and_hidden_layers_can_go(name: str) -> None:
+    model, inputs = built(name)
+    coupling = couple(model, inputs)
+    assert {group.id: group.size for group in coupling.groups} == MODELS[name][3]
+    keep = random_keep(coupling, 0.5)
+    masked, thin = copy.deepcopy(model).double(), copy.deepcopy(model).double()
+    resize.zero(masked, coupling, keep)
+    resize.compact(thin, coupling, keep)
+    assert difference([logits(masked, inputs)], [logits(thin, inputs)]) < 1e-10

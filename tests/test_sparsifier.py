@@ -51,6 +51,20 @@ def test_finalize_at_any_step_ends_at_the_target(steps) -> None:
             assert (model.get_parameter(name)[~mask] == 0).all()
 
 
+@pytest.mark.parametrize("kind", ["SNFS", "DSR", "Chase"])
+def test_finalize_where_layers_have_come_to_fewer_than_the_pattern_gives_them(kind) -> None:
+    model = network()
+    optimizer = sgd(model)
+    method = getattr(regrow, kind)(interval=2, budget=regrow.Budget("constant", 0.5), update_end=1.0)
+    sparsifier = attach(model, optimizer, pattern=regrow.Weights(0.5, "erk"), method=method, total_steps=20)
+    train(model, optimizer, batches(9))
+    target = sparsifier.pattern.counts(model)
+    assert any(int(mask.sum()) < target[name][0] for name, mask in sparsifier.masks.items())
+    sparsifier.finalize()
+    assert sum(int(mask.sum()) for mask in sparsifier.masks.values()) == sum(active for active, _ in target.values())
+    assert all((model.get_parameter(name)[~mask] == 0).all() for name, mask in sparsifier.masks.items())
+
+
 def test_detach_leaves_a_plain_model() -> None:
     model = network()
     optimizer = sgd(model)

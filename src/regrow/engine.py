@@ -266,7 +266,7 @@ class Engine:
             with self.units.full_width():
                 self.statistics.restore()
                 if self.step_count < self.timeline.end:
-                    self.units.end_at_target(self.step_count)
+                    self.units.end_at_target(self.step_count, self.method.shares_out)
                     self.saliency.forget()
             self.finished = True
             for state in self.states.values():

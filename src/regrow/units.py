@@ -156,8 +156,13 @@ class Units(ABC):
         """Begins or ends the training of latent values, where the actions before have not done so."""
 
     @abstractmethod
-    def end_at_target(self, step: int) -> None:
-        """Leaves an unfinished update, back to the structure before it, and prunes what the target does not allow."""
+    def end_at_target(self, step: int, shares_out: bool = False) -> None:
+        """Leaves an unfinished update, back to the structure before it, and prunes what the target does not allow.
+
+        Args:
+            step: how many are done.
+            shares_out: whether the method has moved units between layers, which then keep what they have come to.
+        """
 
     # -- what an update did ------------------------------------------------------------------------------------------
 
@@ -263,7 +268,7 @@ class NoUnits(Units):
     def carry_out(self, action: Action, step: int, span: Span) -> None:
         """Nothing."""
 
-    def end_at_target(self, step: int) -> None:
+    def end_at_target(self, step: int, shares_out: bool = False) -> None:
         """Nothing."""
 
     def mark(self) -> None:

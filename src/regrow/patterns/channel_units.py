@@ -198,7 +198,7 @@ class ChannelUnits(Units):
     def _select(self, action: Select, span: Span) -> None:
         raise UserError("channels that are removed have no scores of their own; use IEE, which explores them")
 
-    def end_at_target(self, step: int) -> None:
+    def end_at_target(self, step: int, shares_out: bool = False) -> None:
         self.step = step
         self.exploring = False
         self._become(self.previous, "mru")

@@ -174,13 +174,7 @@ class EntryUnits(Units):
 
     def _prune(self, action: Prune, span: Span) -> None:
         if action.layers == "all":
-            active = self._active()
-            scores = {name: self._by("prune")(name) for name in active}
-            self._drop(
-                active,
-                top_k_of_all(scores, sum(self._counts(action).values()), active, floor=1, ranks=self.ranks),
-                self._latent(span),
-            )
+            self._keep_of_all(action, self._by("prune"), self._latent(span))
         else:
             self._keep(action, self._by("prune"), self._latent(span))
 
@@ -262,11 +256,12 @@ class EntryUnits(Units):
         self._count_survivors(before)
         self._mark_grown({name: state.active & ~before[name] for name, state in self.states.items()})
 
-    def end_at_target(self, step: int) -> None:
+    def end_at_target(self, step: int, shares_out: bool = False) -> None:
         self.step = step
         self._become({name: state.previous for name, state in self.states.items()}, "mru")
         criterion = self.saliency.criterion
-        self._keep(Prune(self.target), self._read(CRITERIA["magnitude"] if criterion.uses_grad else criterion))
+        keep = self._keep_of_all if shares_out else self._keep  # a layer may have come to fewer than the pattern's
+        keep(Prune(self.target), self._read(CRITERIA["magnitude"] if criterion.uses_grad else criterion))
         self.mark()
 
     def _keep(self, action: Action, scores: Callable[[str], Tensor], latent: Latent | None = None) -> None:
@@ -274,6 +269,13 @@ class EntryUnits(Units):
         active = self._active()
         nothing = {name: torch.zeros_like(mask) for name, mask in active.items()}
         self._drop(active, self._choose(scores, self._counts(action), active, nothing), latent)
+
+    def _keep_of_all(self, action: Action, scores: Callable[[str], Tensor], latent: Latent | None = None) -> None:
+        """The best of what is active in all layers together, as many as the action's counts add up to."""
+        active = self._active()
+        together = {name: scores(name) for name in active}
+        total = sum(self._counts(action).values())
+        self._drop(active, top_k_of_all(together, total, active, floor=1, ranks=self.ranks), latent)
 
     def _drop(self, active: Masks, chosen: Masks, latent: Latent | None) -> None:
         """Leaves what is chosen of the active units."""

@@ -16,12 +16,16 @@ from regrow.surgery import resize
 
 
 def random_keep(coupling: Coupling, share: float, seed: int = 0) -> dict[str, Tensor]:
-    """Masks that keep each channel with this probability (and at least one of each group): group id → bool."""
+    """Masks that keep each channel with about this probability (and at least one of each group): group id → bool."""
     generator = torch.Generator().manual_seed(seed)
     keep = {}
     for group in coupling.groups:
         mask = torch.rand(group.size, generator=generator) < share
         mask[torch.randint(group.size, (), generator=generator)] = True
+        if group.multiple > 1:  # which a kernel demands
+            count = max(1, int(mask.sum()) // group.multiple) * group.multiple
+            order = mask.to(torch.uint8).argsort(descending=True, stable=True)
+            mask = torch.zeros_like(mask).index_fill(0, order[:count], True)
         keep[group.id] = mask
     return keep
 

@@ -240,6 +240,9 @@ def test_experts_of_a_grouped_product_keep_multiples_of_what_its_kernel_takes() 
     model = Experts(True)
     coupling = couple(model, X)
     assert [(group.size, group.multiple) for group in coupling.groups] == [(32, 8), (16, 8), (16, 8)]
+    keep = random_keep(coupling, 0.6)
+    assert all(int(mask.sum()) % 8 == 0 for mask in keep.values())
+    assert deviation(model, coupling, keep, (X,)) < 1e-5  # there is no kernel for double precision
 
 
 def test_whole_heads_of_torchs_attention_go_with_the_channels_at_their_places() -> None:

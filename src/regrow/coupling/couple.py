@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from regrow import names
 from regrow.coupling.following import Demands, follow
 from regrow.coupling.resolve import Guess, Resolved
+from regrow.coupling.rules_shape import COUNTS
 from regrow.coupling.trial import Trial, TrialFailure
 from regrow.errors import UserError, nearest
 from regrow.groups import Coupling, Group, Size, Slice
@@ -159,7 +160,7 @@ class Search:
 
     def _believes(self, found: Resolved, group: Group) -> bool:
         """Whether the group holds once an attribute of the right value is taken to count its channels."""
-        guesses = sorted(found.guesses.get(group.id, ()))
+        guesses = sorted(found.guesses.get(group.id, ()), key=lambda guess: (guess[1] not in COUNTS, guess))
         for guess in [{guess} for guess in guesses] + ([set(guesses)] if len(guesses) > 1 else []):
             believed = self._believed | guess
             again = [other for other in self._resolved(believed).groups if other.id == group.id]

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regrow.selection import top_k, top_k_of_all
+from regrow.shards import Ranks
 
 values = st.lists(st.sampled_from([0.0, 0.0, 1.0, -2.0, 3.5, math.nan, math.inf, -math.inf]), min_size=1, max_size=30)
 
@@ -89,3 +94,77 @@ def test_of_all_equals_sorting_after_the_floor(layers, data) -> None:
     )
     flat = [a or b for a, b in zip((x for f in first.values() for x in f), rest, strict=True)]
     assert [x for mask in chosen.values() for x in mask.tolist()] == flat
+
+
+class Threads(Ranks):
+    """Ranks that are threads of this process."""
+
+    several = True
+
+    def __init__(self, rank: int, meeting: Barrier, told: list[Any]) -> None:
+        self.rank, self.meeting, self.told = rank, meeting, told
+
+    def tell(self, value: Any) -> list[Any]:
+        self.told[self.rank] = value
+        self.meeting.wait()
+        everybodys = list(self.told)
+        self.meeting.wait()
+        return everybodys
+
+    def totals(self, counts: Iterable[int]) -> list[int]:
+        return [sum(column) for column in zip(*self.tell(list(counts)), strict=True)]
+
+    def sums(self, values: torch.Tensor) -> torch.Tensor:
+        return sum(self.tell(values))
+
+    def gathered(self, counts: Iterable[int]) -> tuple[int, list[list[int]]]:
+        return self.rank, self.tell(list(counts))
+
+
+def on_ranks(count: int, choose: Callable[[int, Ranks], Any]) -> list[Any]:
+    """What each of so many ranks has chosen."""
+    meeting, told = Barrier(count), [None] * count
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(lambda rank: choose(rank, Threads(rank, meeting, told)), range(count)))
+
+
+def rows(whole: torch.Tensor, rank: int, count: int) -> torch.Tensor:
+    """The shard of a rank, as torch cuts it: the last ones may have fewer rows, or none."""
+    parts = whole.chunk(count)
+    return parts[rank] if rank < len(parts) else whole[:0]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("tied", [False, True])
+def test_shards_choose_what_the_whole_does(tied, count, seed) -> None:
+    source = torch.Generator().manual_seed(10 * count + seed)
+    layers, among = {}, {}
+    for name, size in zip("abc", torch.randint(2, 9, (3,), generator=source).tolist(), strict=True):
+        layers[name] = torch.randint(-3, 4, (size, 5), generator=source).float()
+        layers[name] *= 1 if tied else torch.rand(size, 5, generator=source)
+        among[name] = torch.rand(size, 5, generator=source) < 0.7
+    layers["a"][0, :4] = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0])
+
+    def one(rank: int, ranks: Ranks) -> list[torch.Tensor]:
+        shards = [[rows(whole[name], rank, count) for whole in (layers, among)] for name in layers]
+        return [top_k(scores, k, mask, ranks) for scores, mask in shards for k in wanted]
+
+    wanted = range(0, min(int(mask.sum()) for mask in among.values()) + 1, 3)
+    whole = [top_k(layers[name], k, among[name]) for name in layers for k in wanted]
+    for parts, mask in zip(zip(*on_ranks(count, one), strict=True), whole, strict=True):
+        assert torch.equal(torch.cat(parts), mask)
+
+    def together(rank: int, ranks: Ranks) -> dict[str, torch.Tensor]:
+        scores, masks = ({name: rows(of[name], rank, count) for name in of} for of in (layers, among))
+        return top_k_of_all(scores, half, masks, floor=1, ranks=ranks)
+
+    half = sum(int(mask.sum()) for mask in among.values()) // 2
+    chosen = on_ranks(count, together)
+    for name, mask in top_k_of_all(layers, half, among, floor=1).items():
+        assert torch.equal(torch.cat([of_rank[name] for of_rank in chosen]), mask)
+
+
+def test_shards_refuse_more_than_all_have() -> None:
+    with pytest.raises(ValueError, match="cannot choose 7 of 6"):
+        on_ranks(2, lambda rank, ranks: top_k(torch.rand(3), 7, ranks=ranks))

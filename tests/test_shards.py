@@ -17,7 +17,7 @@ import regrow
 import sharded
 from engine import attach
 from regrow.shards import Holding
-from sharded import DDP, FSDP, RESUMED, STOP, WORLDS
+from sharded import CASES, DDP, FSDP, RESUMED, STOP, WORLDS
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +54,10 @@ def test_whole_parameters(case, world, found, alone) -> None:
         check(of_rank["ddp"][DDP.index(case)], alone[case])
 
 
-@pytest.mark.parametrize("world", WORLDS)
-@pytest.mark.parametrize("case", FSDP, ids="-".join)
+@pytest.mark.parametrize(("world", "case"), [(world, case) for world in WORLDS for case in CASES[world]])
 def test_shards(case, world, found, alone) -> None:
     for of_rank in found[world]:
-        check(of_rank["fsdp"][FSDP.index(case)], alone[case])
+        check(of_rank["fsdp"][CASES[world].index(case)], alone[case])
 
 
 @pytest.mark.parametrize("world", WORLDS)

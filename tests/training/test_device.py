@@ -48,3 +48,9 @@ def test_the_runs_of_a_comparison_take_turns_on_the_gpus_that_are_visible(two_gp
     visible = [slot["CUDA_VISIBLE_DEVICES"] for slot in compare._slots(None, 1)]
     assert visible == ["5", "7"]
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in compare._slots(3, 1)] == ["5", "7", "5"]
+
+
+def test_processes_that_do_not_train_together_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"^2 processes were started \(WORLD_SIZE\), but Accelerate trains in 1 as it"):
+        device()

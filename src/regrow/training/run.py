@@ -245,6 +245,12 @@ def _accelerator(recipe: Recipe) -> Any:
         raise UserError(f"{what} does not work on this machine: {error}") from error
     if recipe.train.precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("train.precision fp16 needs a GPU: use bf16 or fp32")
+    started = os.environ.get("WORLD_SIZE", "1")
+    if started not in ("1", str(accelerator.num_processes)):
+        raise UserError(
+            f"{started} processes were started (WORLD_SIZE), but Accelerate trains in {accelerator.num_processes} as "
+            "it finds no GPU for each: on CPUs, set ACCELERATE_USE_CPU=true for torchrun"
+        )
     return accelerator
 
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -33,7 +35,7 @@ class Coded:
         self._memory = torch.zeros_like(self.param, requires_grad=False)
         self._flags = torch.full_like(self.param, codes.TRAINABLE, dtype=torch.uint8, requires_grad=False)
         self.held: dict[str, Tensor] = {}
-        self._counts = [self.holding.size] * 2 if ranks.several else []  # over all processes: active, training
+        self._counts = [self.size] * 2 if ranks.several else []  # over all processes: active, training
 
     @property
     def param(self) -> Tensor:
@@ -91,6 +93,11 @@ class Coded:
     def grown(self) -> Tensor:
         """bool: what the last update grew."""
         return (self.flags & codes.GROWN).to(torch.bool)
+
+    @property
+    def size(self) -> int:
+        """Entries of the whole parameter, at its full width."""
+        return math.prod(self.holding.shape_of(self._flags))
 
     @property
     def active_count(self) -> int:

@@ -236,7 +236,7 @@ class Engine:
 
     def densities(self) -> dict[str, float]:
         """Active / all entries of each sparsified parameter."""
-        return {name: state.active_count / state.holding.size for name, state in self.states.items()}
+        return {name: state.active_count / state.size for name, state in self.states.items()}
 
     def training_cost(self, example_inputs: Any = None) -> dict[str, float]:
         """As `regrow.Sparsifier.training_cost`."""
@@ -258,7 +258,7 @@ class Engine:
 
     def _trained_densities(self) -> dict[str, float]:
         """Entries that train / all entries of each sparsified parameter."""
-        return {name: state.trainable_count / state.holding.size for name, state in self.states.items()}
+        return {name: state.trainable_count / state.size for name, state in self.states.items()}
 
     def finish(self) -> None:
         """Ends updates for good, at the exact target."""

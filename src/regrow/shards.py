@@ -135,11 +135,6 @@ class Holding:
         """A number that changes whenever the parameter is written by a way that is counted."""
         return self.parameter._version
 
-    @property
-    def size(self) -> int:
-        """Entries of the whole parameter."""
-        return self.parameter.numel()
-
     def shape_of(self, part: Tensor) -> tuple[int, ...]:
         """The shape of `whole` of it."""
         return tuple(part.shape)

@@ -172,7 +172,7 @@ class Units(ABC):
 
     def density(self) -> float:
         """Active entries as a share of all sparsified ones; 1.0 where nothing is sparsified."""
-        total = sum(state.holding.size for state in self.states.values())
+        total = sum(state.size for state in self.states.values())
         return sum(state.active_count for state in self.states.values()) / total if total else 1.0
 
     @abstractmethod

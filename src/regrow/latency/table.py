@@ -124,7 +124,7 @@ class LatencyTable:
         Raises:
             UserError: if a name is not a layer of the model.
         """
-        return self.other + sum(self.latency(*place) for place in self._at(widths))
+        return sum((self.latency(*place) for place in self._at(widths)), self.other)  # in the order of `Prices.cost`
 
     def _at(self, widths: Mapping[str, tuple[int, int]] | None) -> list[tuple[Key, int, int]]:
         """The kind and the widths of each unit."""

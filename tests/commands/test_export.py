@@ -95,6 +95,10 @@ REFUSED = [
     ("nowhere --format onnx --out m", "nowhere is no run directory: give one that `regrow train` wrote"),
     (". --format onnx --out m", "holds no run: give a directory that `regrow train` wrote"),
     ("unfinished --format onnx --out m", "is not finished: continue it with regrow train --out unfinished --resume"),
+    (
+        "begun --format onnx --out m",
+        "begun is a comparison that is not finished: give one of its finished runs in begun/runs",
+    ),
     ("several --format onnx --out m", "is not the directory of one run: give one of its runs, such as several/runs/a"),
     ("older --format pt2 --out m", "does not say what builds the network, as an earlier regrow wrote it"),
     ("damaged --format pt2 --out m", "results.json is not valid JSON (line 1), perhaps cut short"),
@@ -135,6 +139,9 @@ def place(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "damaged" / "results.json").write_text('{"runs": [')
     copied("unfinished")
     (place / "unfinished" / "results.json").unlink()
+    copied("begun")
+    (place / "begun" / "results.json").unlink()
+    (place / "begun" / "recipes").mkdir()
     (place / "several" / "runs").mkdir(parents=True)
     shutil.copytree(runs / "weights", place / "several" / "runs" / "a")
     (place / "several" / "results.json").write_text(json.dumps({**whole, "runs": [whole["runs"][0]] * 2}))

@@ -245,6 +245,31 @@ def test_attributes_of_tied_layers():
     assert equal(everything(model, opt), before)
 
 
+class ByEinsum(nn.Module):
+    """Weights of layers that are never called."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.norm = nn.Linear(6, 8), nn.Linear(8, 12), nn.BatchNorm1d(12)
+        self.mixed, self.last = nn.Conv1d(12, 4, 1), nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = torch.einsum("btc,dc->btd", self.a(x).relu(), self.b.weight) * self.norm.weight
+        return self.last(torch.einsum("btc,dc->btd", x, self.mixed.weight[..., 0]))
+
+
+def test_attributes_of_layers_whose_weights_are_used_without_them():
+    torch.manual_seed(0)
+    model = ByEinsum()
+    coupling = couple(model, TOKENS)
+    resize.compact(model, coupling, {group.id: torch.arange(group.size) < 3 for group in coupling.groups})
+    assert (model.a.out_features, model.b.in_features, model.last.in_features) == (3, 3, 3)
+    assert model.b.weight.shape == (model.b.out_features, 3)
+    assert model.b.bias.shape == (model.b.out_features,)  # which nothing uses
+    assert model.norm.weight.shape == model.norm.bias.shape == (model.norm.num_features,)
+    assert model.mixed.weight.shape == (model.mixed.out_channels, model.mixed.in_channels, 1)
+
+
 def test_depthwise_attributes():
     model, coupling, _, _ = make("depthwise")
     resize.compact(model, coupling, {"first": torch.arange(8) < 3})

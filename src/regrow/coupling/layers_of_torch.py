@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from regrow import names
 from regrow.coupling.labels import Ledger
@@ -12,7 +14,8 @@ from regrow.coupling.rules import get
 
 
 def modules_of_torch(replica: nn.Module, ledger: Ledger) -> None:
-    """Adds the demands of recurrent layers and of `nn.MultiheadAttention`.
+    """Adds the demands of recurrent layers and of `nn.MultiheadAttention`, and the attributes of others that count the
+    channels of their own weights, also where these are used without the layer (``torch.einsum`` with its weight).
 
     Args:
         replica: of which the parameters have labels.
@@ -30,6 +33,34 @@ def modules_of_torch(replica: nn.Module, ledger: Ledger) -> None:
                 ledger.sizes.append((name, "input_size", None, taken))
         elif isinstance(module, nn.MultiheadAttention):
             _attention(name, module, ledger)
+        else:
+            _plain(name, module, ledger)
+
+
+def _plain(name: str, module: nn.Module, ledger: Ledger) -> None:
+    """What it has for each channel, used or not, goes with its weight, and its numbers with both."""
+    for attribute, dim in _counts(module).items():
+        counted = _atoms(module._parameters.get("weight"), dim)
+        if counted is None:
+            continue
+        ledger.sizes.append((name, attribute, None, counted))
+        if attribute in ("out_features", "out_channels", "num_features"):
+            for other in ("bias", "running_mean", "running_var"):
+                mine = _atoms(module._parameters.get(other, module._buffers.get(other)), 0)
+                if mine is not None and mine.numel() == counted.numel():
+                    ledger.same(counted, mine, "its layer has one width")
+
+
+def _counts(module: nn.Module) -> dict[str, int]:
+    """Attributes that count a dimension of the layer's weight."""
+    if isinstance(module, nn.Linear):
+        return {"out_features": 0, "in_features": 1}
+    if isinstance(module, _ConvNd) and module.groups == 1:
+        takes = 0 if isinstance(module, _ConvTransposeNd) else 1
+        return {"in_channels": takes, "out_channels": 1 - takes}
+    if isinstance(module, nn.Embedding):
+        return {"embedding_dim": 1}
+    return {"num_features": 0} if isinstance(module, _NormBase) else {}
 
 
 def _recurrent(name: str, module: nn.RNNBase, ledger: Ledger) -> None:
@@ -45,6 +76,8 @@ def _recurrent(name: str, module: nn.RNNBase, ledger: Ledger) -> None:
             ledger.same(found[0], other, "its layers have one width")
         if found:
             ledger.sizes.append((name, attribute, None, found[0]))
+            if attribute == "hidden_size" and module.proj_size:  # torch takes equal widths for no projection at all
+                ledger.fix(found[0][: module.proj_size + 1], "it must stay wider than its projection")
     taken = _atoms(module._parameters["weight_ih_l0"], 1)
     if taken is not None:
         ledger.sizes.append((name, "input_size", None, taken))

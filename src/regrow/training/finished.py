@@ -91,12 +91,10 @@ def read(directory: Path, trusted: bool = False) -> FinishedRun:
     if not directory.is_dir():
         raise UserError(f"{directory} is no run directory: give one that `regrow train` wrote")
     if not rundir.is_finished(directory):
-        if (
-            directory / "recipes"
-        ).is_dir():  # which only a comparison has: resuming as one run would be a wrong way out
+        if (directory / "recipes").is_dir():  # a comparison, which is not resumed as one run
             raise UserError(
-                f"{directory} is a comparison that is not finished: give one of its finished runs in {directory / 'runs'}, "
-                "or finish it with the same regrow compare command"
+                f"{directory} is a comparison that is not finished: give one of its finished runs in "
+                f"{directory / 'runs'}, or finish it with the same regrow compare command"
             )
         if (directory / rundir.RECIPE).is_file():
             raise UserError(

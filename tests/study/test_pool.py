@@ -12,7 +12,21 @@ import pytest
 import tiny_recipe as tiny
 from processes import Marked
 
-# seconds after the start: while modules are imported, while the runs are planned, while the server of processes
+# what answers Ctrl-C before this line is Python itself
+BEGINS = """
+import signal, sys
+from regrow import cli
+
+def said(*handler, install=signal.signal):
+    signal.signal = install
+    before = install(*handler)
+    print("begun", flush=True)
+    return before
+
+signal.signal = said
+sys.exit(cli.main())
+"""
+# seconds after that: while modules are imported, while the runs are planned, while the server of processes
 # imports, and while runs go on; on another machine at other points of these, where the same must hold
 MOMENTS = (0.4, 2.0, 4.0, 6.0, 9.0)
 
@@ -23,6 +37,16 @@ def start(words: list[str], marked: Marked, place: Path | None = None) -> subpro
         cwd=place, env=marked.environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
+
+
+def begin(words: list[str], marked: Marked) -> subprocess.Popen:
+    """The command line as it is called by no other words; returns when it listens to Ctrl-C."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", BEGINS, *words],
+        env=marked.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "begun\n"
+    return process
 
 
 def check_ended(process: subprocess.Popen, marked: Marked) -> str:
@@ -46,19 +70,11 @@ def test_interrupted_at_any_moment(tmp_path, command):
         place.mkdir()
         words = ["demo", "--out", str(place / "out")]
         if command == "compare":
-            words = [
-                "compare",
-                str(tiny.write(place)),
-                "--methods",
-                "static,dense",
-                "--seeds",
-                "0,1",
-                "--steps",
-                "9000",
-            ]
-            words += ["--out", str(place / "out"), "--quiet"]
+            words = ["compare", str(tiny.write(place)), "--methods", "static,dense", "--seeds", "0,1"]
+            words += ["--steps", "9000", "--out", str(place / "out"), "--quiet"]
         marked = Marked()
-        started.append((time.monotonic() + moment, start(words, marked), marked))
+        process = begin(words, marked)
+        started.append((time.monotonic() + moment, process, marked))
     for moment, process, _ in started:
         time.sleep(max(0.0, moment - time.monotonic()))
         os.killpg(process.pid, signal.SIGINT)

@@ -88,7 +88,7 @@ class Channels(Pattern):
                 "normalised=True needs thin=True: a mask over channels that are normalised together computes "
                 "something else than their removal"
             )
-        if self.time_limit <= 0:
+        if not self.time_limit > 0:
             raise UserError(f"time_limit is {self.time_limit!r}, but must be a number of seconds above 0")
         if self.solver == "grouped" and len(self.budgets) > 1:
             raise UserError("solver='grouped' knows one budget only; use solver='joint' for several")

@@ -198,6 +198,7 @@ COMMANDS = [
     ("inspect torchvision:raft_large", "raft_large is a model for optical flow, but only classifiers"),
     ("train tiny.yaml --method.update_end 1 --out out", "for the whole run write update_end=1.0"),
     ("compare tiny.yaml --compare.a/b.name rigl", "compare has the key 'a/b', but it names files"),
+    ("compare tiny.yaml --compare.mine:Own.h 3", "a class of your own is compare.LABEL.name: mine:Own"),
     ("compare tiny.yaml --compare={../x:{name:rigl}}", "compare has the key '../x"),
     ("inspect", "the following arguments are required: MODEL"),
     ("report", "the following arguments are required: RUN_DIR"),

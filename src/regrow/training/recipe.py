@@ -174,9 +174,10 @@ def _compared(section: object) -> dict[str, Mapping[str, Any]]:
     }
     for label, options in compare.items():
         if not _LABEL.fullmatch(label):
+            yours = f"; a class of your own is compare.LABEL.name: {label}" if ":" in label else ""
             raise UserError(
                 f"compare has the key {show(label)}, but it names files: start with a letter or digit, and go on with "
-                "those or any of _ . + -"
+                f"those or any of _ . + -{yours}"
             )
         method = {key: value for key, value in options.items() if key != VARIANT}
         _named("method", {"name": label, **method}, f"compare.{label}")

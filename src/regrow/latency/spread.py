@@ -39,14 +39,14 @@ class Spread:
         Args:
             units: relative standard error of the sum of its units
         """
-        from scipy import stats
+        from scipy.special import ndtri, stdtrit  # normal and Student's t; scipy.stats takes a second to import
 
         upper = (1 + LEVEL) / 2
-        normal = float(stats.norm.ppf(upper))
+        normal = float(ndtri(upper))
         steady = normal * math.hypot(units, self.dense, 0.5 * self.reference)
         if self.wholes is None:
             return math.hypot(steady, normal * _UNFITTED)
-        return math.hypot(steady, float(stats.t.ppf(upper, self.freedom)) * self.wholes)
+        return math.hypot(steady, float(stdtrit(self.freedom, upper)) * self.wholes)
 
 
 def typical(samples: Sequence[float]) -> float:

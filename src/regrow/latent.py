@@ -23,6 +23,10 @@ Rivals = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # see `EntryPattern.
 OfAll = Callable[[Tensor], Tensor]  # the largest here → the largest of the whole parameter
 
 
+def _all_here(largest: Tensor) -> Tensor:
+    return largest
+
+
 @dataclass(frozen=True)
 class Latent:
     """How the latent weights of a phase are trained, and what the network computes with.
@@ -88,7 +92,7 @@ class Latent:
 
     def project(
         self, latent: Tensor, active: Tensor, out: Tensor | None = None, rivals: Rivals | None = None,
-        of_all: OfAll | None = None,
+        of_all: OfAll = _all_here,
     ) -> Tensor:  # fmt: skip
         """What the network computes with: zero outside of `active`.
 
@@ -112,7 +116,6 @@ class Latent:
             sizes, thresholds = rivals(latent.abs(), active)
             left = self._left(sizes, thresholds).pow_(1 / self.p)
             return out.copy_(left.mul(latent).masked_fill_(~active, 0))
-        of_all = of_all or (lambda mine: mine)
         flat = in_order(latent, active, out) if latent.device.type == "cpu" else None
         if flat is None:
             threshold = of_all(_highest(latent.abs().masked_fill_(active, 0)))
@@ -141,7 +144,7 @@ class Latent:
 
     def differs(
         self, live: Tensor, latent: Tensor, active: Tensor, rounding: float, rivals: Rivals | None = None,
-        of_all: OfAll | None = None,
+        of_all: OfAll = _all_here,
     ) -> Tensor:  # fmt: skip
         """Where active values are others than the projection, which may have been taken where powers round otherwise:
         on another device, or before a cast. Compares p-th powers, as roots blow up what rounding is near the threshold.
@@ -160,7 +163,7 @@ class Latent:
         size = values.abs()
         if rivals is None:
             largest = _highest(size.masked_fill(active, 0))
-            left = self._left(size, largest if of_all is None else of_all(largest))
+            left = self._left(size, of_all(largest))
         else:
             left = self._left(*rivals(size, active))
         reached = live.to(values.dtype) / values

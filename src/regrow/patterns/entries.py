@@ -244,7 +244,8 @@ class EntryUnits(Units):
 
     def _mean(self, scores: Tensor) -> float:
         """Of scores on all ranks; 0 of none."""
-        total, count = self.ranks.sums(torch.stack([scores.double().sum(), torch.tensor(scores.numel()).double()]))
+        here = scores.double().sum()
+        total, count = self.ranks.sums(torch.stack([here, torch.full_like(here, scores.numel())]))
         return float((total / count).nan_to_num())
 
     def _select(self, action: Select, span: Span) -> None:
@@ -253,8 +254,9 @@ class EntryUnits(Units):
         everything = {name: ~mask for name, mask in nothing.items()}
         chosen = self._choose(self._by("prune"), self._counts(action), everything, nothing)
         self._become(chosen, "mru", span.latent)
-        self._count_survivors(before)
-        self._mark_grown({name: state.active & ~before[name] for name, state in self.states.items()})
+        now = self._active()
+        self._count_survivors(before, now)
+        self._mark_grown({name: mask & ~before[name] for name, mask in now.items()})
 
     def end_at_target(self, step: int, shares_out: bool = False) -> None:
         self.step = step
@@ -280,14 +282,14 @@ class EntryUnits(Units):
     def _drop(self, active: Masks, chosen: Masks, latent: Latent | None) -> None:
         """Leaves what is chosen of the active units."""
         self._become(chosen, latent=latent)
-        self._count_survivors(active)
+        self._count_survivors(active, self._active())
 
-    def _count_survivors(self, before: Masks) -> None:
-        states = self.states.values()
+    def _count_survivors(self, before: Masks, now: Masks) -> None:
+        grown = {name: state.grown for name, state in self.states.items()}
         self._count(
-            pruned=(mask & ~self.states[name].active for name, mask in before.items()),
-            grown_before=(state.grown for state in states),
-            survived=(state.grown & state.active for state in states),
+            pruned=(mask & ~now[name] for name, mask in before.items()),
+            grown_before=grown.values(),
+            survived=(mask & now[name] for name, mask in grown.items()),
         )
 
     def _choose(

@@ -41,9 +41,9 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"regrow {regrow.__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "compare", "inspect", "export", "report"])
+@pytest.mark.parametrize("command", ["demo", "train", "compare", "inspect", "scan", "export", "report"])
 def test_every_help_has_examples(command, capsys):
-    if command in ("train", "compare"):
+    if command in ("train", "compare", "scan"):
         assert main([command, "--help"]) == 0
     else:
         with pytest.raises(SystemExit, match="0"):
@@ -57,7 +57,7 @@ def test_every_help_has_examples(command, capsys):
 def test_the_help_lists_the_commands_that_there_are(capsys):
     assert main([]) == 0
     text = capsys.readouterr().out
-    for command in ("demo", "train", "compare", "inspect", "profile", "export", "report"):
+    for command in ("demo", "train", "compare", "inspect", "profile", "scan", "export", "report"):
         assert f"\n    {command}" in text
 
 

@@ -81,7 +81,7 @@ def test_the_core_runs(tmp_path: Path) -> None:
 
 COMMANDS = [
     "demo", "train digits-iee", "train digits-iee --help", "compare digits-iee", "inspect wrn22-2 --sparsity 0.9",
-    "profile wrn22-2 --out table.json", "report runs",
+    "profile wrn22-2 --out table.json", "report runs", "scan digits-iee",
     "export runs --format pt2 --out model.pt2",
 ]  # fmt: skip
 

@@ -40,7 +40,9 @@ if TYPE_CHECKING:
         Uniform,
     )
     from regrow.patterns import NM, Blocks, Channels, Weights
+    from regrow.scanning import scan
     from regrow.schedule import Budget
+    from regrow.sensitivity import Scan
     from regrow.sparsifier import Sparsifier
     from regrow.storage import load, load_tensors, save
 
@@ -71,15 +73,17 @@ _HOMES = {
     "batchnorm": ["recalibrate"],
     "exporting.exports": ["export"],
     "exporting.semi_structured": ["to_semi_structured"],
+    "scanning": ["scan"],
     "schedule": ["Budget"],
+    "sensitivity": ["Scan"],
     "sparsifier": ["Sparsifier"],
     "storage": ["load", "load_tensors", "save"],
 }
 
 __all__ = [
     "ACDC", "DSR", "GMP", "HALP", "IEE", "MEST", "NM", "SET", "SNFS", "SRSTE", "STE", "Blocks", "Budget", "Channels",
-    "Chase", "Dense", "GraNet", "OneShot", "RigL", "Sparsifier", "Static", "Uniform", "UserError", "Weights", "export",
-    "load", "load_tensors", "recalibrate", "save", "to_semi_structured",
+    "Chase", "Dense", "GraNet", "OneShot", "RigL", "Scan", "Sparsifier", "Static", "Uniform", "UserError", "Weights",
+    "export", "load", "load_tensors", "recalibrate", "save", "scan", "to_semi_structured",
 ]  # fmt: skip
 
 

@@ -13,9 +13,9 @@ from types import FrameType
 from typing import Any
 
 from regrow import extras
-from regrow.commands import compare, demo, export, inspect, profile, report, train
+from regrow.commands import compare, demo, export, inspect, profile, report, scan, train
 from regrow.commands.recipes import split_overrides
-from regrow.commands.words import AS_WRITTEN, Parser, refuse_empty
+from regrow.commands.words import AS_WRITTEN, WITH_RECIPE, Parser, refuse_empty
 from regrow.errors import UserError, is_out_of_memory, nearest
 
 _DESCRIPTION = "Make PyTorch models sparse while they train, and keep changing your mind about what to remove."
@@ -28,7 +28,7 @@ _EXAMPLES = """examples:
 
 COMMANDS = {
     "demo": demo, "train": train, "compare": compare, "inspect": inspect, "profile": profile,
-    "export": export, "report": report,
+    "scan": scan, "export": export, "report": report,
 }  # fmt: skip
 
 
@@ -152,7 +152,7 @@ def _dispatch(words: list[str]) -> int:
     command = commands[name]
     rest = words[: words.index(name)] + words[words.index(name) + 1 :]
     overrides: list[str] = []
-    if name in ("train", "compare"):
+    if name in WITH_RECIPE:
         rest, overrides = split_overrides(rest, command)
     args = command.parse_args(rest)
     args.overrides = overrides

@@ -37,7 +37,8 @@ def add(group: argparse._SubParsersAction[Parser]) -> Parser:
     )
     add_model(command)
     command.add_argument("--sparsity", type=share, metavar="S", help="share of the weights to remove (default: 0.9)")
-    command.add_argument("--distribution", metavar="D", help="uniform, er, erk or global (default: uniform)")
+    command.add_argument("--distribution", metavar="D",
+                         help="uniform, er, erk, global, or a file that scan wrote (default: uniform)")  # fmt: skip
     command.add_argument("--nm", type=pair, metavar="N:M", help="n of every m weights in a row stay, as in 2:4")
     command.add_argument("--blocks", type=pair, metavar="R:C",
                          help="remove blocks of R outputs and C inputs, as in 16:1, not single weights")  # fmt: skip

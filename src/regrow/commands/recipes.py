@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 _RECIPE = "YAML file, or the name of a shipped recipe such as digits-iee"
 
 
-def add_recipe_arguments(command: Parser) -> None:
-    """Lets a command take a recipe, its keys, and help about both."""
+def add_recipe_arguments(command: Parser, about: str = _RECIPE) -> None:
+    """Lets a command take a recipe, which its help says ``about``, its keys, and help about both."""
     command.set_defaults(parser=command)
-    command.add_argument("recipe", nargs="?", metavar="RECIPE", help=_RECIPE)
+    command.add_argument("recipe", nargs="?", metavar="RECIPE", help=about)
     command.add_argument("--key", dest="_", metavar="value", action=_NeverGiven,
                          help="any key of the recipe, dotted: --seed 1 --method.h 20 --train.ema 0.999")  # fmt: skip
     command.add_argument("--trust", action="store_true",

@@ -12,6 +12,7 @@ from regrow.errors import UserError, percent
 MODEL = "wrn22-2, digits-cnn, timm:NAME, torchvision:NAME or package.module:callable"
 _DIGITS = 12  # of a whole number; more are none that counts anything
 _SIDE = 2**16  # of an image
+WITH_RECIPE = ("train", "compare", "scan")  # commands that take any key of a recipe
 AS_WRITTEN = argparse.RawDescriptionHelpFormatter
 
 
@@ -34,7 +35,7 @@ def command_parser(
         usage=f"regrow {name} {usage}",
         formatter_class=AS_WRITTEN,
         allow_abbrev=False,
-        add_help=name not in ("train", "compare"),
+        add_help=name not in WITH_RECIPE,
     )
 
 

@@ -25,6 +25,7 @@ from regrow.actions import (
     sparsity_of,
 )
 from regrow.criteria import CRITERIA, Criterion
+from regrow.errors import UserError
 from regrow.latent import Latent
 from regrow.patterns.layers import Selection
 from regrow.patterns.pattern import Pattern
@@ -347,6 +348,23 @@ class EntryUnits(Units):
 
     def _read(self, criterion: Criterion) -> Callable[[str], Tensor]:
         return lambda name: self.saliency.read(criterion, name, self.step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "final": {name: kept for name, (kept, _) in self.final.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores from `state_dict`.
+
+        Raises:
+            UserError: it was made with other counts, as a file that said them has changed since.
+        """
+        for name, kept in state.get("final", {}).items():
+            if kept != self.final[name][0]:
+                raise UserError(
+                    f"the state keeps {kept} of {name!r}, but this sparsifier would keep {self.final[name][0]}: its "
+                    "distribution has changed, restore it"
+                )
+        super().load_state_dict(state)
 
     def mark(self) -> None:
         for state in self.states.values():

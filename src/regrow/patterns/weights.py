@@ -31,7 +31,8 @@ class Weights(EntryPattern):
         distribution: how many per layer. ``"uniform"`` (the first layer of the model stays dense), ``"er"``, ``"erk"``
             (Evci et al. 2020; layers that come out denser than full are dense), ``"global"`` (all layers ranked
             together from the start), or a mapping from layer to density (names as in `exclude`; of several that
-            match the last one counts, and a parameter's own name above all), the others uniform at `sparsity`.
+            match the last one counts, and a parameter's own name above all), the others uniform at `sparsity`; or the
+            path of a ``.json`` file that ``regrow scan`` wrote, for the counts that `regrow.Scan.counts` chooses.
         scope: ``"layer"`` keeps each layer's count; ``"global"`` ranks all layers together at every update, so that the
             distribution drifts. Each layer keeps at least one weight.
         exclude: layers that stay dense; names of modules or parameters, ``*`` and ``?`` allowed.
@@ -58,15 +59,22 @@ class Weights(EntryPattern):
 
     def _check_distribution(self) -> None:
         if isinstance(self.distribution, str):
-            if self.distribution not in (*RAW, "global"):
+            if self.distribution not in (*RAW, "global") and not self._is_scanned:
                 hint = nearest(self.distribution, (*RAW, "global"))
-                raise UserError(f"distribution {self.distribution!r} is unknown{hint}")
+                raise UserError(
+                    f"distribution {self.distribution!r} is unknown{hint}, or the path of a scan's .json file"
+                )
             return
         for layer, density in self.distribution.items():
             if not 0 < density <= 1:
                 raise UserError(
                     f"distribution gives {layer!r} the density {density!r}, but it must lie in (0, 1]{percent(density)}"
                 )
+
+    @property
+    def _is_scanned(self) -> bool:
+        """Whether a scan's file says how many per layer."""
+        return isinstance(self.distribution, str) and self.distribution.endswith(".json")
 
     @property
     def ranks_globally(self) -> bool:
@@ -78,6 +86,8 @@ class Weights(EntryPattern):
         return select(model, example_inputs, include=self.include, exclude=self.exclude, keep_first=keep_first)
 
     def counts_of(self, parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
+        if self._is_scanned:
+            return self._counts_of_scan({name: p.numel() for name, p in parameters.items()})
         shapes = {name: tuple(p.shape) for name, p in parameters.items()}
         named: dict[str, float] = {}
         kind = "uniform"
@@ -89,6 +99,19 @@ class Weights(EntryPattern):
                 named |= dict.fromkeys(match([pattern], shapes, "distribution"), density)
         counts = active_counts(shapes, self.sparsity, kind, named)
         return {name: (counts[name], p.numel()) for name, p in parameters.items()}
+
+    def _counts_of_scan(self, sizes: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+        from regrow.sensitivity import Scan  # pydantic takes its time, and most do without
+
+        assert isinstance(self.distribution, str)
+        found = Scan.load(self.distribution)
+        if found.pattern != self.name:
+            raise UserError(f"{self.distribution} is a scan of {found.pattern}, but a scan of weights is needed")
+        try:
+            counts = found.counts(self.sparsity, sizes)
+        except UserError as error:
+            raise UserError(f"distribution {self.distribution}: {error}") from error
+        return {name: (counts[name], size) for name, size in sizes.items()}
 
     def choose(
         self,

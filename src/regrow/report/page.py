@@ -14,6 +14,7 @@ from jinja2.utils import htmlsafe_json_dumps
 from regrow import atomic
 from regrow.errors import UserError
 from regrow.report import about, formats, headline, panels, standing, tables, widths
+from regrow.report.headline import Headline
 from regrow.report.panels import Drawing, Panel, RunGroup
 from regrow.report.parts import LegendEntry, Part, Plot
 from regrow.report.runs import Collection, RecipeText, RunRecord, read
@@ -43,8 +44,6 @@ def write(run_dirs: Sequence[Path], out: Path) -> Path:
 
 def render(collection: Collection) -> str:
     """The whole page as text."""
-    from plotly.offline import get_plotlyjs
-
     runs = collection.runs
     records = [record(run) for run in runs if run.finished]
     summaries = summarise(records)
@@ -59,6 +58,15 @@ def render(collection: Collection) -> str:
         about.loading(_shown(runs, summaries)),
         _recipes(collection.recipes),
     ]
+    head = headline.compose(runs, records, summaries, collection.failures)
+    there = [part for part in parts if part is not None]
+    return page(head, there, _facts(collection, groups), collection.version)
+
+
+def page(head: Headline, parts: Sequence[Part], facts: Sequence[str], version: str | None) -> str:
+    """A page of these parts, with everything that it needs in it."""
+    from plotly.offline import get_plotlyjs
+
     # whatever a file holds is text: every value is escaped, and none may be missing
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("regrow.report"),
@@ -67,14 +75,10 @@ def render(collection: Collection) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = templates.get_template("page.html").render(
-        head=headline.compose(runs, records, summaries, collection.failures),
-        version=collection.version,
-        facts=_facts(collection, groups),
-        parts=[part for part in parts if part is not None],
-        plotly=get_plotlyjs(),
+    text = templates.get_template("page.html").render(
+        head=head, version=version, facts=facts, parts=parts, plotly=get_plotlyjs()
     )
-    return formats.printable(f"{page}\n")
+    return formats.printable(f"{text}\n")
 
 
 def record(run: RunRecord) -> dict[str, Any]:
@@ -107,7 +111,7 @@ def _standing(records: Sequence[Mapping[str, Any]], groups: Sequence[RunGroup]) 
     drawing, table = standing.drawing(records), standing.table(records, groups)
     if drawing is None or table is None:
         return []
-    return [_figure(Panel("ranks", "Mean rank of each method", "", lambda _: drawing), drawing, wide=True), table]
+    return [figure(Panel("ranks", "Mean rank of each method", "", lambda _: drawing), drawing, wide=True), table]
 
 
 def _beside(*parts: Part | None) -> list[Part]:
@@ -126,18 +130,19 @@ def _figures(groups: Sequence[RunGroup]) -> list[Part]:
         row, drawn = (drawn[:1], drawn[1:]) if drawn[0][0].wide else (drawn[:2], drawn[2:])
         # an empty panel does not stand beside a full one, nor two empty ones side by side
         row = [(panel, drawing) for panel, drawing in row if drawing is not None] or row[:1]
-        parts += [_figure(panel, drawing, wide=len(row) == 1) for panel, drawing in row]
+        parts += [figure(panel, drawing, wide=len(row) == 1) for panel, drawing in row]
     return parts
 
 
-def _figure(panel: Panel, drawing: Drawing | None, wide: bool) -> Part:
+def figure(panel: Panel, drawing: Drawing | None, wide: bool) -> Part:
+    """What shows a drawing, or says why there is none."""
     if drawing is None:
         return Part(panel.key, panel.title, "empty", panel.empty)
-    figure = drawing.figure
-    key = _legend(figure)
-    figure.update_layout(showlegend=False)
-    data = htmlsafe_json_dumps(figure, dumps=lambda whole: whole.to_json(engine="json"))
-    content = Plot(data, figure.layout.height, key, drawing.alt)
+    drawn = drawing.figure
+    key = _legend(drawn)
+    drawn.update_layout(showlegend=False)
+    data = htmlsafe_json_dumps(drawn, dumps=lambda whole: whole.to_json(engine="json"))
+    content = Plot(data, drawn.layout.height, key, drawing.alt)
     return Part(panel.key, panel.title, "plot", content, drawing.caption, drawing.remark, wide)
 
 

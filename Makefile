@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test lint types check bench clean
+.PHONY: setup demo test lint types check docs dist clean
 
 setup: $(STAMP)
 
@@ -32,5 +32,10 @@ types: setup
 
 check: lint types test
 
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: setup  ## the documentation as a site, in site/: open site/index.html
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

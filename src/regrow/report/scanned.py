@@ -63,7 +63,7 @@ def _headline(scan: Scan) -> Headline:
     least, most = ranked[-1], ranked[0]
     share = formats.share(scan.sparsities[middle])
     kind = "group" if scan.pattern == "channels" else "layer"
-    title = f"{formats.plural(len(scan.layers), kind)}, one at a time"
+    title = f"{most.name} matters most of {formats.plural(len(scan.layers), kind)}"
     lede = (
         f"Without {share} of its {unit_of(scan)}, and nothing else removed or trained, {most.name} costs most "
         f"({increase(scan.increase(most)[middle])} of the loss) and {least.name} least "

@@ -119,6 +119,31 @@ def test_the_projection_in_every_precision(dtype, rtol, atol, p) -> None:
         torch.testing.assert_close(found.double(), wanted, rtol=rtol, atol=atol)
 
 
+@pytest.mark.parametrize("largest", [0.0, 1e-20, 1e-9, 1.0, 1e9, 1e30])
+@pytest.mark.parametrize("vectors", [True, False])
+def test_cube_roots_are_exact_where_weights_agree_with_the_threshold(monkeypatch, largest, vectors) -> None:
+    monkeypatch.setattr("regrow.latent._VECTOR_ROOTS", vectors)
+    above = torch.logspace(-7, 3, 400) + 1  # in units of the largest removed weight
+    latent = torch.cat([torch.linspace(-1, 1, 201) * largest, above * (largest or 1.0), -above * (largest or 1.0)])
+    active = torch.arange(len(latent)) > 200
+    found = Latent(p=3.0).project(latent, active)
+    assert (found[~active] == 0).all()
+    threshold = latent[~active].abs().max().double()  # rounded to fp32
+    exact = (latent.double().abs() ** 3 - threshold**3).clamp(min=0).pow(1 / 3).copysign(latent.double())[active]
+    direct = vectors and 1e-10 < largest < 1e12  # otherwise by powers, which blow rounding up near the threshold
+    torch.testing.assert_close(
+        found[active].double(), exact, rtol=1e-6 if direct else 2e-3, atol=0 if direct else largest * 1e-2
+    )
+
+
+@pytest.mark.parametrize("large", [1e14, 1e30])
+def test_a_weight_whose_cube_overflows_keeps_its_size(monkeypatch, large) -> None:
+    monkeypatch.setattr("regrow.latent._VECTOR_ROOTS", True)
+    latent = torch.tensor([0.5, -1.0, -large, 2.0])
+    found = Latent(p=3.0).project(latent, torch.tensor([False, False, True, True]))
+    torch.testing.assert_close(found, torch.tensor([0.0, 0.0, -large, 7 ** (1 / 3)]), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: repr(m)[:60])
 def test_the_network_is_the_projection_after_every_step(method, optimizer) -> None:

@@ -57,5 +57,25 @@ LONG = (
 )  # fmt: skip
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--thorough", action="store_true", help="run all of what the marker `sampled` takes a part of")
+
+
+def is_sampled_out(item: pytest.Item) -> bool:
+    """Whether this is one of the parameters' combinations that `sampled(n)` leaves to --thorough: it keeps those whose
+    positions add up to a multiple of n, so that of a product every value is met, with n-ths of every other's."""
+    marker = item.get_closest_marker("sampled")
+    if marker is None or item.config.getoption("thorough"):
+        return False
+    assert isinstance(item, pytest.Function)
+    names = [mark.args[0] for mark in item.iter_markers("parametrize")]  # of parameters given together: those of one
+    firsts = [name.partition(",")[0] if isinstance(name, str) else name[0] for name in names]
+    return sum(item.callspec.indices[name] for name in firsts) % marker.args[0] != 0
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    left = [item for item in items if is_sampled_out(item)]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if not is_sampled_out(item)]
     items.sort(key=lambda item: not item.nodeid.removeprefix("tests/").startswith(LONG))

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 
+from regrow import latent as projections
 from regrow.saliency import generator
 
 DROP_AND_GROW = ("rigl", "set", "granet", "snfs", "dsr", "mest", "chase")
@@ -499,6 +501,10 @@ class Straight:
             of_unit, threshold = (torch.stack([competing[i][which] for i in among]) for which in (0, 1))
             if power == 1 and self.rule is ANY:
                 size = (size - threshold).clamp(min=0)
+            elif power == 3 and self.rule is ANY and projections.VECTOR_ROOTS and threshold[0] > 1e-10:
+                t = float(threshold[0])  # a³ − b³ = (a − b)(a² + ab + b²)
+                cube = (size - t).clamp(min=0) * ((size + t) * size + t * t)
+                size = torch.from_numpy(np.cbrt(cube.numpy()))
             elif not math.isinf(power):
                 size = size * (1 - (threshold / of_unit) ** power).clamp(min=0) ** (1 / power)
             out.zero_()

@@ -68,6 +68,7 @@ def run(model, data, pattern, method, criterion="magnitude", lr=0.05) -> None:
     assert sparsifier.density() == sum(a for a, _ in target.values()) / total
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("method", METHODS_SHORT, ids=repr)
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize("distribution", ["uniform", "er", "erk", "global", {"3": 0.5, "7.weight": 0.11}], ids=str)

@@ -103,6 +103,7 @@ def channel_run(thin: bool, steps: int, kind: str = "ModelEmaV3") -> tuple[Any, 
     return model, optimizer, sparsifier, average, data
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", ["AveragedModel, one at a time", "ModelEmaV3", "ModelEmaV2"])
 @pytest.mark.parametrize("steps", [7, 8, 33, 60])
 def test_thin_and_masked_channels_have_the_same_average(steps: int, kind: str) -> None:

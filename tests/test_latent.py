@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -35,6 +35,7 @@ def states(sparsifier: regrow.Sparsifier) -> list:
 
 
 @settings(max_examples=60, deadline=None)
+@example(values=[1.0, 1e-45, 1e-45], kept=2, p=2.0)  # smaller than any normal number
 @given(
     values=st.lists(st.floats(-1e3, 1e3, width=32), min_size=2, max_size=20),
     kept=st.integers(1, 20),
@@ -122,7 +123,7 @@ def test_the_projection_in_every_precision(dtype, rtol, atol, p) -> None:
 @pytest.mark.parametrize("largest", [0.0, 1e-20, 1e-9, 1.0, 1e9, 1e30])
 @pytest.mark.parametrize("vectors", [True, False])
 def test_cube_roots_are_exact_where_weights_agree_with_the_threshold(monkeypatch, largest, vectors) -> None:
-    monkeypatch.setattr("regrow.latent._VECTOR_ROOTS", vectors)
+    monkeypatch.setattr("regrow.latent.VECTOR_ROOTS", vectors)
     above = torch.logspace(-7, 3, 400) + 1  # in units of the largest removed weight
     latent = torch.cat([torch.linspace(-1, 1, 201) * largest, above * (largest or 1.0), -above * (largest or 1.0)])
     active = torch.arange(len(latent)) > 200
@@ -138,7 +139,7 @@ def test_cube_roots_are_exact_where_weights_agree_with_the_threshold(monkeypatch
 
 @pytest.mark.parametrize("large", [1e14, 1e30])
 def test_a_weight_whose_cube_overflows_keeps_its_size(monkeypatch, large) -> None:
-    monkeypatch.setattr("regrow.latent._VECTOR_ROOTS", True)
+    monkeypatch.setattr("regrow.latent.VECTOR_ROOTS", True)
     latent = torch.tensor([0.5, -1.0, -large, 2.0])
     found = Latent(p=3.0).project(latent, torch.tensor([False, False, True, True]))
     torch.testing.assert_close(found, torch.tensor([0.0, 0.0, -large, 7 ** (1 / 3)]), rtol=1e-6, atol=0)
@@ -166,6 +167,7 @@ def test_the_network_is_the_projection_after_every_step(method, optimizer) -> No
     )
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("stop", [1, 4, 17, 31])
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: repr(m)[:60])

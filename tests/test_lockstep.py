@@ -15,7 +15,7 @@ from reference import ANY, Entries, Reference, Straight
 from regrow.methods import METHODS
 from regrow.patterns import EntryPattern
 
-STEPS = 60
+STEPS = 48
 OPTIMIZERS = {
     "sgd-nesterov": lambda ps: torch.optim.SGD(ps, 0.05, momentum=0.9, nesterov=True),
     "sgd-decay": lambda ps: torch.optim.SGD(ps, 0.05, momentum=0.9, weight_decay=0.05),
@@ -90,6 +90,7 @@ def lockstep(
     assert copy.deepcopy(sparsifier.phase) == "fixed"
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("criterion", ["magnitude", "taylor"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("method", [name for name, kind in METHODS.items() if not kind.channels_only])
@@ -97,6 +98,7 @@ def test_every_method_with_every_optimizer(method: str, optimizer: str, criterio
     lockstep(method, options_of(method, criterion), optimizer, criterion)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("optimizer", ["sgd-decay", "adamw"])
 @pytest.mark.parametrize(
     "options",

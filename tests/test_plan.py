@@ -13,7 +13,7 @@ from regrow.errors import UserError
 from regrow.methods import ACDC, GMP, IEE, METHODS, STE, OneShot, RigL, Static
 from regrow.plan import matching_steps, planned_cost, planned_ledger
 from regrow.tracing.flops import count_flops
-from test_lockstep import OPTIONS
+from test_lockstep import OPTIONS, STEPS
 
 PLANS = [(METHODS[name](**options)) for name, options in OPTIONS.items() if not METHODS[name].shares_out] + [
     IEE(h=4, j=3, q=2, ramp=0.3),
@@ -54,12 +54,12 @@ def test_plan_is_what_the_engine_books(method, criterion) -> None:
     pattern = regrow.Weights(0.7, "erk")
     method, _ = attach.method(method, pattern, Criterion.of(criterion))
     sparsifier = regrow.Sparsifier(
-        model, optimizer, pattern=pattern, method=method, criterion=criterion, total_steps=60
+        model, optimizer, pattern=pattern, method=method, criterion=criterion, total_steps=STEPS
     )
     final = pattern.counts(model)
-    train(model, optimizer, batches(60))
+    train(model, optimizer, batches(STEPS))
     ledger = sparsifier.state_dict()["ledger"]
-    plan = planned_ledger(method, Criterion.of(criterion), final, 60)
+    plan = planned_ledger(method, Criterion.of(criterion), final, STEPS)
     assert list(plan) == list(ledger)
     for phase, entry in plan.items():
         assert (entry.steps, entry.dense_gradient_steps) == (
@@ -69,8 +69,8 @@ def test_plan_is_what_the_engine_books(method, criterion) -> None:
         assert entry.density_steps == pytest.approx(ledger[phase]["density_steps"], abs=1e-9)
         assert entry.gradient_density_steps == pytest.approx(ledger[phase]["gradient_density_steps"], abs=1e-9)
         assert entry.dense_density_steps == pytest.approx(ledger[phase]["dense_density_steps"], abs=1e-9)
-    planned = planned_cost(method, Criterion.of(criterion), final, count_flops(model, batches(1)[0][0]), 60)
-    assert planned == pytest.approx(60 * sparsifier.training_cost()["total"])
+    planned = planned_cost(method, Criterion.of(criterion), final, count_flops(model, batches(1)[0][0]), STEPS)
+    assert planned == pytest.approx(STEPS * sparsifier.training_cost()["total"])
 
 
 def test_matching_steps_spend_the_same() -> None:

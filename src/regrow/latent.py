@@ -17,7 +17,7 @@ from regrow.errors import UserError, percent
 from regrow.hints import LARGEST
 
 _SAFE_CUBES = 1e-10, 1e12  # between them neither a cube nor what is left of it is lost in fp32
-_VECTOR_ROOTS = torch.backends.cpu.get_cpu_capability().startswith("AVX512")  # else roots are taken one by one
+VECTOR_ROOTS = torch.backends.cpu.get_cpu_capability().startswith("AVX512")  # else roots are taken one by one
 _POWERS = 16 * torch.finfo(torch.float32).eps  # how far powers in fp32 are from each other on any two devices
 
 
@@ -143,7 +143,9 @@ class Latent:
     def _left(self, size: Tensor, threshold: Tensor) -> Tensor:
         """1 − (T/size)^p, or zero, in fp32 or more: relative to each other, so that no power overflows."""
         size = size.to(torch.promote_types(size.dtype, torch.float32))
-        return (threshold / size.clamp(min=torch.finfo(size.dtype).tiny)).pow_(self.p).neg_().add_(1).clamp_(min=0)
+        of = torch.finfo(size.dtype)
+        smallest = of.tiny * of.eps  # above 0, however small a weight is
+        return (threshold / size.clamp(min=smallest)).pow_(self.p).neg_().add_(1).clamp_(min=0)
 
     def differs(
         self, live: Tensor, latent: Tensor, active: Tensor, rounding: float, rivals: Rivals | None = None,
@@ -208,7 +210,7 @@ def _shrink_cubes(values: Tensor, threshold: Tensor, out: Tensor) -> bool:
         Whether it is done: not where roots are slow, for other types, or where a cube overflows.
     """
     t, fp32 = float(threshold), values.dtype == out.dtype == torch.float32
-    if not (fp32 and _VECTOR_ROOTS and _SAFE_CUBES[0] < t < _SAFE_CUBES[1]):
+    if not (fp32 and VECTOR_ROOTS and _SAFE_CUBES[0] < t < _SAFE_CUBES[1]):
         return False
     largest = 0.0
     for part, into in pieces(values, out):

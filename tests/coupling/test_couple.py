@@ -207,26 +207,6 @@ def test_dense_with_a_named_reason(name):
     assert reason in coupling.dense["first.weight"]
 
 
-REAL = [
-    ("tv:resnet18", 12), ("tv:mobilenet_v2", 25), ("densenet-small", 10), ("tv:shufflenet_v2_x0_5", 20),
-    ("tv:googlenet", 61), ("swin-small", 8), ("tv:squeezenet1_1", 25), ("tv:regnet_x_400mf", 37),
-    ("vit_tiny_patch16_224", 24), ("convnext_atto", 12), ("regnety_002", 33), ("efficientnet_b0", 40),
-    ("mobilenetv3_small_050", 26), ("skresnet18", 16), ("resnest14d", 19), ("ghostnet_050", 31), ("hgnet_tiny", 33),
-    ("dla34", 25), ("lcnet_035", 17), ("mobilenetv4_conv_small_035", 21),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("name", "groups"), REAL)
-def test_real_models(name, groups):
-    torch.manual_seed(0)
-    model = build(name, 64).double()
-    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
-    coupling = couple(model, images[:1])
-    assert len(coupling.groups) == groups
-    keep = random_keep(coupling, 0.5)
-    assert deviation(model, coupling, keep, (images,), steps=1) < 1e-8
-
-
 def test_float32_to_1e_5():
     torch.manual_seed(0)
     model = build("tv:resnet18", 64)

@@ -64,6 +64,7 @@ def fresh_compiler():
     torch.compiler.reset()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("when", ["before attaching", "after attaching"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("pattern", PATTERNS)

@@ -66,6 +66,7 @@ def flops_of(sparsifier: regrow.Sparsifier) -> float:
     return count_flops(thin, DATA[0][0]).total
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("thin", [True, False])
 @pytest.mark.parametrize("name", METHODS)
 def test_the_budget_holds_and_what_is_removed_is_zero(name: str, thin: bool) -> None:
@@ -200,6 +201,7 @@ def uninterrupted(thin: bool, name: str) -> tuple[dict[int, Any], dict[str, Tens
     return saved, dict(model.state_dict()), sparsifier
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("name", "stop"), [(name, stop) for name, stops in STOPS.items() for stop in stops])
 @pytest.mark.parametrize("thin", [True, False])
 def test_resuming_is_exact(thin: bool, name: str, stop: int) -> None:

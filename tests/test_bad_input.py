@@ -193,7 +193,7 @@ COMMANDS = [
     ("inspect timm:xyzzy", "timm has no model 'xyzzy'; timm.list_models() lists what it has"),
     ("inspect timm:resnet5", "timm has no model 'resnet5'; did you mean 'resnet50"),
     ("inspect torchvision:xyzzy", "torchvision has no model 'xyzzy'; torchvision.models.list_models() lists what"),
-    ("inspect torchvision:fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn is a model for detection, but only"),
+    ("inspect torchvision:keypointrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn needs more than boxes to train on"),
     ("inspect torchvision:fcn_resnet50", "fcn_resnet50 is a model for segmentation, but only classifiers"),
     ("inspect torchvision:raft_large", "raft_large is a model for optical flow, but only classifiers"),
     ("train tiny.yaml --method.update_end 1 --out out", "for the whole run write update_end=1.0"),

@@ -13,7 +13,7 @@ from regrow.extras import EXTRAS
 from test_code_in_documents import blocks
 
 ROOT = Path(__file__).parent.parent
-IMPORTED_AS = {"scikit-learn": "sklearn", "pyyaml": "yaml", "pillow": "PIL"}
+IMPORTED_AS = {"scikit-learn": "sklearn", "pyyaml": "yaml", "pillow": "PIL", "faster-coco-eval": "faster_coco_eval"}
 # read where they are chosen, which say themselves what to install
 ASKED_FOR = {"schedulefree", "tensorboard"}
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from regrow import names
 from regrow.errors import UserError
@@ -94,8 +95,8 @@ def recalibrate(model: nn.Module, loader: Iterable[Any], batches: int | None = N
 
     Args:
         model: on any device. A model without such norms is left alone.
-        loader: yields batches, or tuples or lists whose first element is the batch, or mappings whose first tensor is
-            it (labels are not used).
+        loader: yields batches, or tuples or lists whose first element is the batch (of detectors a list of images), or
+            mappings whose first tensor is it (labels are not used).
         batches: how many to take; None takes them all.
 
     Raises:
@@ -118,7 +119,7 @@ def recalibrate(model: nn.Module, loader: Iterable[Any], batches: int | None = N
                 norm.momentum = None  # a cumulative mean
                 norm.train()
             for batch in islice(loader, batches):
-                model(_inputs(batch).to(device))
+                model(tree_map(lambda tensor: tensor.to(device), _inputs(batch)))
                 seen += 1
     finally:
         for norm, momentum, buffers in zip(norms, momenta, saved, strict=True):
@@ -130,10 +131,12 @@ def recalibrate(model: nn.Module, loader: Iterable[Any], batches: int | None = N
         raise UserError("the loader yielded no batch to re-estimate batch-norm statistics from")
 
 
-def _inputs(batch: Any) -> Tensor:
+def _inputs(batch: Any) -> Tensor | list[Tensor]:
     found = batch
     if isinstance(batch, (tuple, list)):
         found = batch[0] if batch else None
+        if isinstance(found, list) and found and all(isinstance(image, Tensor) for image in found):
+            return found
     elif isinstance(batch, Mapping):
         found = next((value for value in batch.values() if isinstance(value, Tensor)), None)
     if not isinstance(found, Tensor):

@@ -20,6 +20,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         "plotly",
         "jinja2",
     ),
+    "detection": ("torchmetrics", "faster_coco_eval"),
     "export": ("onnx", "onnxscript", "onnxruntime"),
     "integrations": ("lightning", "transformers", "accelerate"),
 }

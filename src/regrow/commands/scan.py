@@ -66,6 +66,11 @@ def run(args: argparse.Namespace) -> int:
     if args.print_config:
         print(recipe.to_yaml(), end="")
         return 0
+    if recipe.top.task != "classification":
+        raise UserError(
+            f"regrow scan measures the loss of classifiers, but the recipe says task: {recipe.top.task}: call "
+            "regrow.scan with a loss= of its own"
+        )
     found = _scan(recipe, model, args, sparsities)
     found.save(args.out)
     from regrow.report import scanned

@@ -72,9 +72,11 @@ def run(args: argparse.Namespace) -> int:
     if not args.no_report:
         _write_report(out)
     if not args.quiet:
+        from regrow.training.measures import measure_of
+
         run = found["runs"][0]
         print(
-            f"{run['label']}: test accuracy {run['accuracy']:.2%} at density {run['density']:.1%}, "
+            f"{run['label']}: test {measure_of([run]).name} {run['accuracy']:.2%} at density {run['density']:.1%}, "
             f"training cost {run['training_cost']:.2f} x dense; see {out}"
         )
     return 0

@@ -9,6 +9,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ Labelled = tuple[Tensor, Tensor]
 
 @dataclass(kw_only=True)
 class BatchSource(ABC):
-    """Batches (x, y): x float32 (batch, C, H, W), normalised; y int64 (batch,).
+    """Batches (x, y): x float32 (batch, C, H, W), normalised; y int64 (batch,). Of images with boxes, lists of both.
 
     Attributes:
         batch_size: examples per batch and process.
@@ -41,7 +42,7 @@ class BatchSource(ABC):
         """How many examples there are, over all processes."""
 
     @abstractmethod
-    def epoch(self, k: int, start: int = 0) -> Iterator[Labelled]:
+    def epoch(self, k: int, start: int = 0) -> Iterator[tuple[Any, Any]]:
         """The batches of epoch ``k`` (0-based), from batch ``start`` on."""
 
     def normalisation(self) -> Labelled | None:

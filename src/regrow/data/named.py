@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from regrow.data.batches import BatchSource, generator
+from regrow.data.coco import coco
 from regrow.data.decode import data_root, folder_at, pool_images, read_folder
+from regrow.data.shapes import shapes
 from regrow.data.splits import DataSet, Settings, in_memory, stratified
 from regrow.data.streams import imagenet, streamed
+from regrow.data.voc import voc
 from regrow.errors import UserError, nearest
 from regrow.importing import call_accepting, import_callable
 from regrow.inputs import first_line
@@ -45,17 +48,19 @@ def load(
     Args:
         spec: ``digits``, ``cifar10``, ``fashion-mnist``, ``folder:PATH``, ``imagenet:PATH``, ``generated:N``,
             ``generated:CxHxW:CLASSES:N``, or ``package.module:callable``, which returns a `DataSet` or the torch data
-            sets (train, test) or (train, val, test). ``pool`` and ``size`` may follow it: ``cifar10,pool=2``.
+            sets (train, test) or (train, val, test). With boxes: ``shapes:N``, ``voc:PATH``, ``coco:PATH``. ``pool``
+            and ``size`` may follow it: ``cifar10,pool=2``.
         batch_size: examples per batch and process.
         seed: of order and augmentation.
         augment: ``"standard"``: shifts by up to an eighth of the image and flips (no flips for digits); random resized
-            crops and flips for ``imagenet``. ``"none"``: nothing. A callable's torch data sets augment by themselves.
+            crops and flips for ``imagenet``; colours, zooming out, crops and flips as SSD has them for ``voc`` and
+            ``coco``, flips for ``shapes``. ``"none"``: nothing. A callable's torch data sets augment by themselves.
         val_fraction: share of the training images that becomes the validation set, stratified by class; default 0.1.
             Left out where the set has a ``val/`` beside its ``test/``, which is used as it is.
         split_seed: of that split.
         workers: processes that decode images on the fly; default: one per core, at most 8. 0: in this process.
         pool: averages squares of this many pixels a side (CIFAR-10 at 16x16: 2).
-        size: resizes images to squares of this side, cropping the longer one.
+        size: resizes images to squares of this side, cropping the longer one (not where there are boxes).
         rank, world: this process's number and the number of processes.
 
     Raises:
@@ -197,4 +202,7 @@ NAMED: dict[str, Named] = {
     "generated": Named(_generated, needs="number", options=("pool",)),
     "folder": Named(_folder, needs="path", options=("pool", "size")),
     "imagenet": Named(imagenet, needs="path", options=("size",)),
+    "shapes": Named(shapes, needs="number", options=("size",)),
+    "voc": Named(voc, needs="path", options=("size",)),
+    "coco": Named(coco, needs="path", options=("size",)),
 }

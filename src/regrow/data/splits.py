@@ -51,6 +51,7 @@ class DataSet:
         shape: (channels, height, width) of an image.
         val: a source without examples where ``val_fraction`` is 0.
         classes: the names of the classes, in the order of their labels.
+        task: what its examples are for: ``"classification"``, or ``"detection"`` where they have boxes.
     """
 
     num_classes: int
@@ -59,6 +60,7 @@ class DataSet:
     val: BatchSource
     test: BatchSource
     classes: tuple[str, ...] = ()
+    task: str = "classification"
 
 
 def in_memory(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -48,25 +48,46 @@ class StreamSource(BatchSource):
         return self.statistics
 
     def epoch(self, k: int, start: int = 0) -> Iterator[Labelled]:
-        loader: DataLoader[Any] = DataLoader(
-            _Seeded(self.dataset),
-            batch_sampler=self._items(k, start),
-            num_workers=self.workers,
-            generator=torch.Generator(),  # or it would draw from the global one
-            pin_memory=torch.cuda.is_available(),
-        )
-        try:
-            for x, y in loader:
-                yield (normalise(x, *self.statistics) if self.statistics else x.float()), y
-        except UserError as error:
-            # a worker's error arrives with its traceback
-            sentence = str(error).strip().splitlines()[-1].rpartition("UserError: ")[2]
-            raise UserError(sentence) from error
+        for x, y in loaded(_Seeded(self.dataset), self._items(k, start), self.workers):
+            yield (normalise(x, *self.statistics) if self.statistics else x.float()), y
 
     def _items(self, k: int, start: int) -> Iterator[list[tuple[int, int]]]:
         for positions, mine, randomness in self._batches(k, start):
             seeds = torch.randint(2**62, (len(positions),), generator=randomness)[mine]
             yield list(zip(seeds.tolist(), self.indices[positions[mine]].tolist(), strict=True))
+
+
+def loaded(
+    dataset: Dataset[Any],
+    items: Iterable[list[Any]],
+    workers: int,
+    collate: Callable[[list[Any]], Any] | None = None,
+) -> Iterator[Any]:
+    """Batches of a data set, made by worker processes.
+
+    Args:
+        dataset: item → example.
+        items: those of each batch.
+        workers: number of processes; 0: this one.
+        collate: examples → batch; default: torch's.
+
+    Raises:
+        UserError: of the data set's own, wherever it was raised.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_sampler=items,
+        num_workers=workers,
+        generator=torch.Generator(),  # or it would draw from the global one
+        pin_memory=torch.cuda.is_available(),
+        collate_fn=collate,
+    )
+    try:
+        yield from loader
+    except UserError as error:
+        # a worker's error arrives with its traceback
+        sentence = str(error).strip().splitlines()[-1].rpartition("UserError: ")[2]
+        raise UserError(sentence) from error
 
 
 class _Seeded(Dataset[Labelled]):
@@ -77,7 +98,7 @@ class _Seeded(Dataset[Labelled]):
 
     def __getitem__(self, item: tuple[int, int]) -> Labelled:
         seed, index = item
-        with _randomness(seed):
+        with randomness(seed):
             example = self.dataset[index]
         if not (
             isinstance(example, Sequence)
@@ -90,7 +111,7 @@ class _Seeded(Dataset[Labelled]):
 
 
 @contextmanager
-def _randomness(seed: int) -> Iterator[None]:
+def randomness(seed: int) -> Iterator[None]:
     """Everything drawn inside (torch, random, NumPy) depends on the seed alone; outside nothing changes."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:

@@ -68,21 +68,28 @@ def _config(about: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str, An
 def _front_matter(about: Mapping[str, Any]) -> str:
     """In JSON, which YAML reads, so that no name can mean anything else."""
     images = isinstance(about.get("model"), Mapping)
-    tags = ["regrow", "sparse", "pruning", "pytorch", *(["image-classification"] if images else [])]
+    judged, task = _judged(about)
+    tags = ["regrow", "sparse", "pruning", "pytorch", *([task] if images else [])]
     lines: dict[str, Any] = {"library_name": "regrow", "tags": tags}
     if images:
-        lines["pipeline_tag"] = "image-classification"
+        lines["pipeline_tag"] = task
     accuracy, data = about.get("accuracy"), about.get("data")
     if isinstance(accuracy, float) and isinstance(data, str) and images:
         lines["model-index"] = [{
             "name": _words(about["model"].get("name")),
             "results": [{
-                "task": {"type": "image-classification"},
+                "task": {"type": task},
                 "dataset": {"name": data, "type": data},
-                "metrics": [{"type": "accuracy", "value": accuracy, "name": "accuracy on the test split"}],
+                "metrics": [{"type": judged, "value": accuracy, "name": f"{judged} on the test split"}],
             }],
         }]  # fmt: skip
     return "".join(f"{key}: {json.dumps(value)}\n" for key, value in lines.items())
+
+
+def _judged(about: Mapping[str, Any]) -> tuple[str, str]:
+    """What the number under ``accuracy`` is, and the task that it is of, as the hub calls it."""
+    name = about.get("metric")
+    return (name, "object-detection") if name == "mAP" else ("accuracy", "image-classification")
 
 
 def _facts(about: Mapping[str, Any], counts: Mapping[str, int]) -> list[tuple[str, str]]:
@@ -95,7 +102,8 @@ def _facts(about: Mapping[str, Any], counts: Mapping[str, int]) -> list[tuple[st
 
     number("dense_parameters", "parameters of the dense model", "{:,}")
     images = about.get("test_images")
-    number("accuracy", f"accuracy on {images:,} test images" if isinstance(images, int) else "test accuracy", "{:.2%}")
+    judged = _judged(about)[0]
+    number("accuracy", f"{judged} on {images:,} test images" if isinstance(images, int) else f"test {judged}", "{:.2%}")
     number("density", "density of what was sparsified", "{:.1%}")
     number("inference_flops", "FLOPs of an image", "{:,.0f}")
     number("dense_flops", "of the dense model", "{:,.0f}")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from regrow.report.panels import judged
 from regrow.report.runs import RunRecord
 
 _SURE = 0.99
@@ -41,7 +42,10 @@ class Chance:
 
 
 def chance_of(runs: Sequence[RunRecord]) -> Chance | None:
-    """That of runs of the same data; None where they do not know their classes, or not all the same."""
+    """That of runs of the same data; None where they do not know their classes, or not all the same, and where they are
+    judged by what no guess reaches."""
+    if not judged(runs).guessed:
+        return None
     known = {run.facts.builder.classes if run.facts.builder else None for run in runs}
     classes = known.pop() if len(known) == 1 else None
     images = [run.facts.test_images for run in runs if run.accuracy is not None]

@@ -52,11 +52,12 @@ def accuracy_against_cost(
     dense: str | None = None,
     axis: str = _COST,
     also: Sequence[float] = (),
+    accuracy_name: str = "Accuracy",
 ) -> go.Figure:
     """One faint mark per run at (cost, accuracy), and the mean with ± one standard deviation.
 
     ``dense`` names the label whose mean accuracy becomes a reference line; ``axis`` says what the cost is, and is long
-    enough for the costs in ``also`` too.
+    enough for the costs in ``also`` too; ``accuracy_name`` what runs are judged by.
     """
     figure = blank(400)
     means = means_of(points)
@@ -84,7 +85,7 @@ def accuracy_against_cost(
     figure.update_yaxes(tickformat=".1~%", range=nice_range(extent, pad=0.14), nticks=7)
     _cost_axis(figure, [*(cost for runs in points.values() for cost, _ in runs), *also], axis)
     name_points(figure, means, {label: shown(label) for label in means}, struck=dense)
-    heading(figure, "Accuracy")
+    heading(figure, accuracy_name)
     return figure
 
 

@@ -9,7 +9,9 @@ from typing import Any
 from regrow.report import formats
 from regrow.report.chance import Chance, chance_of
 from regrow.report.outcome import Failure
+from regrow.report.panels import judged
 from regrow.report.runs import RunRecord
+from regrow.training.measures import ACCURACY, measure_of
 from regrow.training.statistics import Paired, accuracies, by_label, paired
 
 Summary = Mapping[str, Any]
@@ -46,6 +48,7 @@ def compose(
     ranked, sparse = _ranked(summaries)
     if not ranked:
         return _without_accuracy(summaries, note)
+    judge = measure_of(summaries)
     dense = next((s for s in ranked if _is_dense(s)), None)
     best = sparse[0] if sparse else ranked[0]
     guessed = _no_better_than_chance(runs, ranked)
@@ -53,7 +56,8 @@ def compose(
         return _at_chance(best, dense, guessed, note)
     rival = _rival(best, sparse)
     versus = {s["label"]: _compare(records, best, s) for s in (rival, dense) if s is not None and s is not best}
-    title = f"{_name(best)} reaches {formats.accuracy(best['mean'])}{_with_weights(best)}"
+    reached = formats.accuracy(best["mean"]) + ("" if judge == ACCURACY else f" {judge.name}")
+    title = f"{_name(best)} reaches {reached}{_with_weights(best)}"
     parts = [_against_rival(best, rival, versus), _against_dense(dense, versus), _for_cost(best, dense)]
     lede = _sentence([part for part in parts if part])
     lede = " ".join(filter(None, (lede, _others_at_chance(guessed), note)))
@@ -231,7 +235,7 @@ def _tiles(
     spread = (
         f"± {best['std'] * 100:.1f} over {formats.plural(best['n'], 'seed')}" if best["std"] is not None else "one run"
     )
-    tiles = [Tile(f"Accuracy, {formats.name(best['label'])}", formats.accuracy(best["mean"]), spread)]
+    tiles = [Tile(f"{measure_of([best]).title}, {formats.name(best['label'])}", formats.accuracy(best["mean"]), spread)]
     for other, word in ((rival, None), (dense, "dense")):
         if other is not None and other["label"] in versus:
             result = versus[other["label"]]
@@ -263,10 +267,12 @@ def _unfinished(runs: Sequence[RunRecord]) -> Headline:
     lede = "The curves show what has been logged so far."
     if best is not None:
         latest = f"{formats.accuracy(best.last_accuracy)} at step {formats.count(best.steps)}"
-        lede += f" Latest accuracy: {formats.name(best.label)}, {latest}."
+        lede += f" Latest {judged([best]).name}: {formats.name(best.label)}, {latest}."
     tiles = [Tile("Steps so far", formats.count(max((run.steps or 0 for run in runs), default=0)), "most of any run")]
     if best is not None:
-        tiles.append(Tile("Accuracy so far", formats.accuracy(best.last_accuracy), formats.name(best.label)))
+        tiles.append(
+            Tile(f"{judged([best]).title} so far", formats.accuracy(best.last_accuracy), formats.name(best.label))
+        )
     return Headline(title, lede, tuple(tiles))
 
 
@@ -275,7 +281,9 @@ def _without_accuracy(summaries: Sequence[Summary], note: str) -> Headline:
     names = formats.listing([formats.name(s["label"]) for s in summaries[:4]]) + (
         " and others" if len(summaries) > 4 else ""
     )
-    title = f"{names}{_with_weights(first) if len(summaries) == 1 else ''}: accuracy was not measured"
+    title = (
+        f"{names}{_with_weights(first) if len(summaries) == 1 else ''}: {measure_of(summaries).name} was not measured"
+    )
     tiles = (
         Tile("Weights kept", formats.share(first["density"]), formats.name(first["label"])),
         Tile("Training cost", formats.times(first["training_cost"]), "of dense FLOPs"),

@@ -13,9 +13,9 @@ from jinja2.utils import htmlsafe_json_dumps
 
 from regrow import atomic
 from regrow.errors import UserError
-from regrow.report import about, formats, headline, panels, standing, tables, widths
+from regrow.report import about, formats, headline, panels, pictures, standing, tables, widths
 from regrow.report.headline import Headline
-from regrow.report.panels import Drawing, Panel, RunGroup
+from regrow.report.panels import Drawing, Panel, RunGroup, judged
 from regrow.report.parts import LegendEntry, Part, Plot
 from regrow.report.runs import Collection, RecipeText, RunRecord, read
 from regrow.training.statistics import summarise
@@ -51,6 +51,7 @@ def render(collection: Collection) -> str:
     parts = [
         tables.failures(collection.failures),
         tables.summary(summaries, groups),
+        pictures.part(_shown(runs, summaries)),
         *_standing(records, groups),
         *(_figures(groups) if runs else []),
         *_beside(tables.sizes(groups), about.machine(runs, collection.version)),
@@ -87,7 +88,7 @@ def record(run: RunRecord) -> dict[str, Any]:
     keys += ["steps", "cost_steps", "variant_of", "cell", "place"]
     if run.latency is not None:
         keys += ["latency", "latency_predicted", "latency_margin", "dense_latency", "throughput", "train_seconds"]
-    return {**{key: getattr(run, key) for key in keys}, "accuracy": panels.score(run)}
+    return {**{key: getattr(run, key) for key in keys}, **judged([run]).entry, "accuracy": panels.score(run)}
 
 
 # ---- the parts of the page, from top to bottom ----
@@ -121,7 +122,8 @@ def _beside(*parts: Part | None) -> list[Part]:
 
 
 def _figures(groups: Sequence[RunGroup]) -> list[Part]:
-    shown = widths.panels_of(groups)
+    title = panels.judged_in(groups).title
+    shown = [replace(panel, title=panel.title.format(measure=title)) for panel in widths.panels_of(groups)]
     if len(groups) > _BESIDE:
         shown = [replace(panel, wide=True) if panel.key in ("tradeoff", "phases") else panel for panel in shown]
     drawn = [(panel, panel.draw(groups)) for panel in shown]

@@ -12,6 +12,7 @@ from regrow.report import figures, formats
 from regrow.report.figures import LayerChange, Points, Trace
 from regrow.report.runs import RunRecord
 from regrow.report.style import DENSE_GRADIENTS, Look, looks
+from regrow.training.measures import ACCURACY, Measure, measure_of
 from regrow.training.records import MetricForm
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Drawing:
 @dataclass(frozen=True)
 class Panel:
     """A place on the page: ``draw`` returns None where the runs hold nothing to draw, and ``empty`` then says why.
+    ``{measure}`` in its title stands for what runs are judged by.
 
     Panels that are not ``wide`` stand two in a row.
     """
@@ -76,6 +78,16 @@ class Panel:
 def score(run: RunRecord) -> float | None:
     """The accuracy to show for a run: on the test set, or on the validation set where there is no other."""
     return run.accuracy if run.accuracy is not None else run.validation_accuracy
+
+
+def judged(runs: Iterable[RunRecord]) -> Measure:
+    """What the runs are judged by."""
+    return measure_of({"metric": run.metric} for run in runs)
+
+
+def judged_in(groups: Iterable[RunGroup]) -> Measure:
+    """The same of groups."""
+    return judged(run for g in groups for run in g.runs)
 
 
 def series(run: RunRecord, key: str, split: str | None = None) -> list[tuple[float, float]]:
@@ -175,8 +187,10 @@ def _tradeoff(groups: Sequence[RunGroup]) -> Drawing | None:
         caption += " Large marks are means ± one standard deviation, faint marks single runs."
     if dense is not None:
         caption += " The dotted line is dense training."
-    figure = figures.accuracy_against_cost(points, look_of(groups), dense)
-    return Drawing(figure, caption, f"Scatter plot of accuracy against training cost. {spoken_accuracies(points)}.")
+    judge = judged_in(groups)
+    figure = figures.accuracy_against_cost(points, look_of(groups), dense, accuracy_name=judge.title)
+    alt = f"Scatter plot of {judge.name} against training cost. {spoken_accuracies(points)}."
+    return Drawing(figure, caption, alt)
 
 
 def _phases(groups: Sequence[RunGroup]) -> Drawing | None:
@@ -229,14 +243,18 @@ def _curves(groups: Sequence[RunGroup]) -> Drawing | None:
     caption = "Strong lines are means over seeds, thin lines single runs." if several(groups) else ""
     if bands:
         caption += " Shaded: exploration, with the active weights frozen; its loss is that of the reactivated network."
-    word = {"val": "Validation accuracy", "test": "Test accuracy"}.get(split or "", "Accuracy")
+    judge = judged_in(groups)
+    word = {"val": f"Validation {judge.name}", "test": f"Test {judge.name}"}.get(split or "", judge.title)
     last = {label: formats.accuracy((trace.mean or trace.runs[0])[-1][1]) for label, trace in accuracy.items()}
-    shown = " and ".join(name for name, there in ((word.lower(), accuracy), ("training loss", loss)) if there)
+    shown = " and ".join(
+        name for name, there in ((word[:1].lower() + word[1:], accuracy), ("training loss", loss)) if there
+    )
     alt = f"Line chart of {shown} against the training step." + (f" Last values: {spoken(last)}." if last else "")
     figure = figures.curves(accuracy, loss, density, look_of(groups), bands, word)
     lowest = min((y for trace in accuracy.values() for run in trace.runs for _, y in run), default=1.0)
     if accuracy and lowest < figure.layout.yaxis.range[0]:
-        caption += " Low accuracies fall below the axis."
+        low = "accuracies" if judge == ACCURACY else "values"
+        caption += f" Low {low} fall below the axis."
     return Drawing(figure, caption.strip(), alt)
 
 
@@ -285,7 +303,7 @@ def _layers(groups: Sequence[RunGroup]) -> Drawing | None:
 PANELS: tuple[Panel, ...] = (
     Panel(
         "tradeoff",
-        "Accuracy against training cost",
+        "{measure} against training cost",
         "Nothing to compare yet: fewer than two finished runs have an accuracy and a training cost.",
         _tradeoff,
         wide=False,

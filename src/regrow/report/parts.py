@@ -15,7 +15,7 @@ class Part:
     """A titled part of the page; parts that are not ``wide`` stand two in a row.
 
     ``kind`` names the macro of ``templates/contents.html`` that draws ``content``: ``table`` takes a `Table`, ``plot``
-    a `Plot`, ``list`` pairs of texts, ``recipes`` recipes, ``code`` and ``empty`` a text.
+    a `Plot`, ``list`` pairs of texts, ``pictures`` framed pictures, ``recipes`` recipes, ``code`` and ``empty`` a text.
     """
 
     key: str

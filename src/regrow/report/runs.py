@@ -24,7 +24,8 @@ class RunRecord:
     """One run. ``finished`` means that it has results; an unfinished run has curves, and perhaps its structure.
 
     In a grid, ``variant_of`` is what its method is called there, and ``cell`` the values of the varied keys. ``place``
-    names its comparison, where the page is of several that do not go together.
+    names its comparison, where the page is of several that do not go together. ``metric`` says what ``accuracy`` is,
+    where it is something else.
     """
 
     directory: Path
@@ -32,6 +33,7 @@ class RunRecord:
     method: str
     seed: int
     finished: bool
+    metric: str | None = None
     accuracy: float | None = None
     validation_accuracy: float | None = None
     density: float | None = None
@@ -202,13 +204,14 @@ def _unfinished(
         method=str(structure.method or method or label),
         seed=seed or 0,
         finished=False,
+        metric=_last(metrics, "metric"),
         density=latest["density"],
         training_cost=latest["cost"],
         steps=whole(latest["step"]),
     )
 
 
-def _last(metrics: Sequence[MetricForm], key: str) -> float | None:
+def _last(metrics: Sequence[MetricForm], key: str) -> Any:
     return next((getattr(m, key) for m in reversed(metrics) if getattr(m, key) is not None), None)
 
 

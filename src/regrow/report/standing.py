@@ -12,6 +12,7 @@ from regrow.report.figures import escaped, shown
 from regrow.report.panels import Drawing, RunGroup
 from regrow.report.parts import Cell, Part, Table
 from regrow.report.style import Look, blank, looks
+from regrow.training.measures import ACCURACY, measure_of
 from regrow.training.ranks import Ranking, dense_scores, method_of, ranking, scores_of
 
 _ROW = 46  # pixels
@@ -29,8 +30,8 @@ def drawing(records: Sequence[Mapping[str, Any]]) -> Drawing | None:
     figure = diagram(found, looks({method_of(run): str(run["method"]) for run in records}))
     what = "comparisons" if _of_places(records) else "cells (combinations of the varied values)"
     caption = (
-        "Rank 1 is the highest mean accuracy; ties share their ranks. Large marks are means over the "
-        f"{len(found.ranks)} {what} that all methods have, ± one standard deviation; rings are the ranks in each, "
+        f"Rank 1 is the highest mean {measure_of(records).name}; ties share their ranks. Large marks are means over "
+        f"the {len(found.ranks)} {what} that all methods have, ± one standard deviation; rings are the ranks in each, "
         "larger where there are more."
     )
     said = "; ".join(f"{formats.name(method)}: {_mean(found, method)}" for method in found.mean)
@@ -104,11 +105,14 @@ def table(records: Sequence[Mapping[str, Any]], groups: Sequence[RunGroup]) -> P
     last = [Cell(f"{found.mean[method]:.2f}", f"± {found.std[method]:.2f}") for method in methods]
     rows.append(["Mean rank", *last, *([formats.NOTHING] if dense else [])])
     head = ["Comparison" if _of_places(records) else "Cell", *map(formats.name, methods), *(["Dense"] if dense else [])]
-    caption = "Mean accuracies over seeds, each with its rank among the methods."
+    judge = measure_of(records)
+    what = "accuracies" if judge == ACCURACY else judge.name
+    caption = f"Mean {what} over seeds, each with its rank among the methods."
     if len(found.ranks) < len(found.scores):
         caption += " Where a method is missing, nobody is ranked."
     caption += " Dense training is not ranked." if dense or any(g.dense for g in groups) else ""
-    return Part("cells", "Accuracy by cell", "table", Table(head, rows, "Accuracy by cell and method"), caption)
+    title = f"{judge.title} by cell"
+    return Part("cells", title, "table", Table(head, rows, f"{title} and method"), caption)
 
 
 def _of_places(records: Sequence[Mapping[str, Any]]) -> bool:

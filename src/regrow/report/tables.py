@@ -8,9 +8,10 @@ from typing import Any
 
 from regrow.report import formats
 from regrow.report.outcome import Facts, Failure
-from regrow.report.panels import RunGroup
+from regrow.report.panels import RunGroup, judged_in
 from regrow.report.parts import Cell, Part, Table, method
 from regrow.report.runs import RunRecord
+from regrow.training.measures import measure_of
 from regrow.training.statistics import reference_of
 
 _Summary = Mapping[str, Any]
@@ -38,7 +39,7 @@ def _columns(summaries: Sequence[_Summary]) -> dict[str, Callable[[_Summary], st
         spread = f"± {s['std'] * 100:.1f}" if s["std"] is not None else ""
         return Cell(formats.accuracy(s["mean"]), spread, strong=s["mean"] == best and compared)
 
-    columns: dict[str, Callable[[_Summary], str | Cell]] = {"Accuracy": accuracy}
+    columns: dict[str, Callable[[_Summary], str | Cell]] = {measure_of(summaries).title: accuracy}
     if compared:
         columns[f"Difference to {formats.name(reference_of(summaries))}"] = lambda s: _difference(s["paired"])
     columns["Seeds"] = lambda s: str(s["n"])
@@ -126,7 +127,8 @@ def runs(groups: Sequence[RunGroup], failures: Sequence[Failure]) -> Part | None
     failed = {failure.name for failure in failures}
     validated = any(run.validation_accuracy is not None for _, run in shown)
     exploring = any(run.explore_steps for _, run in shown)
-    columns = ["Method", "Seed", "Accuracy", *(["Validation"] if validated else []), "Weights kept", "Training FLOPs"]
+    judge = judged_in(groups)
+    columns = ["Method", "Seed", judge.title, *(["Validation"] if validated else []), "Weights kept", "Training FLOPs"]
     columns += ["Inference FLOPs", "Steps", *(["Exploring"] if exploring else []), "Time", "State"]
     rows: list[list[str | Cell]] = []
     for g, run in shown:
@@ -136,7 +138,7 @@ def runs(groups: Sequence[RunGroup], failures: Sequence[Failure]) -> Part | None
         numbers += [formats.count(run.steps), *([formats.count(run.explore_steps)] if exploring else [])]
         numbers.append(formats.seconds(run.seconds))
         rows.append([method(g), str(run.seed), _accuracy(run), *numbers, _state(run, failed)])
-    said = ["Validation is the accuracy on images that were held out of training."] if validated else []
+    said = [f"Validation is the {judge.name} on images that were held out of training."] if validated else []
     said += ["Exploring: the steps that trained only what had been removed."] if exploring else []
     return Part("runs", "All runs", "table", Table(columns, rows, "All runs"), " ".join(said))
 

@@ -16,6 +16,7 @@ from regrow.report.panels import (
     Panel,
     RunGroup,
     dense_of,
+    judged_in,
     look_of,
     score,
     several,
@@ -45,11 +46,15 @@ def panels_of(groups: Sequence[RunGroup]) -> list[Panel]:
 
 
 def accuracy_against_latency(
-    points: Mapping[str, Points], looks: Mapping[str, Look], dense: str | None = None
+    points: Mapping[str, Points],
+    looks: Mapping[str, Look],
+    dense: str | None = None,
+    accuracy_name: str = "Accuracy",
 ) -> go.Figure:
     """As `figures.accuracy_against_cost`, with a line through the means that none of the others beats in both. Where no
     label is ``dense``, a line stands at the dense network's latency."""
-    figure = figures.accuracy_against_cost(points, looks, dense, _LATENCY, also=() if dense in points else (1.0,))
+    also = () if dense in points else (1.0,)
+    figure = figures.accuracy_against_cost(points, looks, dense, _LATENCY, also, accuracy_name)
     front = pareto(list(figures.means_of(points).values()))
     line = {"color": translucent(MUTED, 0.6), "width": 1.5, "shape": "hv"}
     quiet = {"showlegend": False, "hoverinfo": "skip"}
@@ -147,16 +152,17 @@ def _tradeoff(groups: Sequence[RunGroup]) -> Drawing | None:
     points = {g.label: found for g in groups if (found := _at_latency(g, groups))}
     if sum(len(found) for found in points.values()) < 2 or all(g.dense for g in groups if g.label in points):
         return None
-    dense = dense_of(groups, points)
+    dense, judge = dense_of(groups, points), judged_in(groups)
     caption = "Up and to the left is better; the line joins the means that no other beats in both."
     if several(groups):
         caption += " Large marks are means ± one standard deviation, faint marks single runs."
     if dense is None:
-        caption += " The dotted line is the dense network’s latency; its accuracy is not known here."
+        caption += f" The dotted line is the dense network’s latency; its {judge.name} is not known here."
     else:
         caption += " The dotted line is dense training."
-    figure = accuracy_against_latency(points, look_of(groups), dense)
-    return Drawing(figure, caption, f"Scatter plot of accuracy against measured latency. {spoken_accuracies(points)}.")
+    figure = accuracy_against_latency(points, look_of(groups), dense, judge.title)
+    alt = f"Scatter plot of {judge.name} against measured latency. {spoken_accuracies(points)}."
+    return Drawing(figure, caption, alt)
 
 
 def _at_latency(group: RunGroup, groups: Sequence[RunGroup]) -> list[tuple[float, float]]:
@@ -237,7 +243,7 @@ def _widths(groups: Sequence[RunGroup]) -> Drawing | None:
 
 
 _PANELS = (
-    Panel("latency", "Accuracy against latency", "", _tradeoff, wide=False),
+    Panel("latency", "{measure} against latency", "", _tradeoff, wide=False),
     Panel("prediction", "Latency, predicted and measured", "", _prediction, wide=False),
     Panel("widths", "Channels per group", "", _widths),
 )

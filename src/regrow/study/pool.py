@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from regrow.training import rundir
+from regrow.training.measures import measure_of
 from regrow.training.progress import Interrupted, StopRequest
 
 _POLL = 0.2  # seconds
@@ -249,7 +250,9 @@ class Overview:
             return
         done = sum(j.state in ("finished", "failed") for j in self._jobs)
         accuracy = (
-            f"  accuracy {job.last['accuracy']:.2%}" if "accuracy" in job.last and job.state == "finished" else ""
+            f"  {measure_of([job.last]).name} {job.last['accuracy']:.2%}"
+            if "accuracy" in job.last and job.state == "finished"
+            else ""
         )
         self._console.print(
             f"[{done}/{len(self._jobs)}] {job.name}: {job.state}{accuracy}", highlight=False, markup=False
@@ -262,7 +265,8 @@ class Overview:
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False)
-        for heading in ("run", "", "step", "phase", "loss", "accuracy"):
+        judged = measure_of(job.last for job in self._jobs if "accuracy" in job.last).name
+        for heading in ("run", "", "step", "phase", "loss", judged):
             table.add_column(heading)
         for job in self._jobs:
             last = job.last

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from regrow.training.measures import measure_of
 from regrow.training.statistics import reference_of
 
 
@@ -18,7 +19,7 @@ def print_table(summary: Sequence[Mapping[str, Any]], width: int | None = None) 
     from rich.console import Console
     from rich.table import Table
 
-    title = "test accuracy, mean ± standard deviation over seeds"
+    title = f"test {measure_of(summary).name}, mean ± standard deviation over seeds"
     dense_steps = next((row["cost_steps"] for row in summary if row["cost_steps"] is not None), None)
     if dense_steps is not None:
         title += f"\nmatched by training FLOPs (1× is dense training for {dense_steps:,.0f} steps)"
@@ -69,7 +70,7 @@ def _columns(
         return lambda row: "" if row.get(key) is None else form.format(row[key])
 
     columns = {
-        "accuracy": _score,
+        measure_of(summary).name: _score,
         "runs": number("n", "{}"),
         f"difference to {reference} (95%)": lambda row: _difference(row["paired"]),
     }

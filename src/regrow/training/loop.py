@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from regrow import atomic, recalibrate, storage
 from regrow.cost import training_cost
@@ -23,7 +23,8 @@ from regrow.data.named import BatchSource
 from regrow.errors import UserError
 from regrow.training import checkpoint, rundir
 from regrow.training import resume as resume_checks
-from regrow.training.evaluation import accuracy, averaged_weights
+from regrow.training.evaluation import averaged_weights
+from regrow.training.measures import measure_of
 from regrow.training.own import label_of
 from regrow.training.progress import Interrupted, Progress, StopRequest, Stopwatch
 from regrow.training.provenance import sizes
@@ -32,6 +33,7 @@ from regrow.training.results import results, run_entry, structure
 from regrow.training.run import Run, model_of, seed_step, summary_writer
 from regrow.training.speed import is_channels, needs_table, read_table
 from regrow.training.speed import measured as latency
+from regrow.training.tasks.task import Batch
 
 
 def train(
@@ -128,7 +130,7 @@ class Trainer:
                     self._save_checkpoint()
             return self._finish()
 
-    def _step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
+    def _step(self, batches: Iterator[Batch]) -> None:
         run, settings = self.run, self.settings
         run.wrap()
         seed_step(run.recipe.seed, run.step, run.accelerator.process_index)
@@ -136,13 +138,9 @@ class Trainer:
         for group, peak in zip(run.optimizer.param_groups, run.peak_lr, strict=True):
             group["lr"] = peak * factor
         for _ in range(settings.accumulate):
-            images, labels = next(batches)
-            images, labels = images.to(run.device, non_blocking=True), labels.to(run.device, non_blocking=True)
-            if settings.channels_last:
-                images = images.contiguous(memory_format=torch.channels_last)
+            batch = next(batches)
             with run.accelerator.accumulate(run.prepared):
-                logits = run.forward(images)
-                loss = nn.functional.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+                loss = run.task.loss(run.forward, batch, run.device, settings)
                 run.accelerator.backward(loss)
                 run.loss_sum += loss.detach()
                 run.loss_count += 1
@@ -175,7 +173,7 @@ class Trainer:
         record = self._record(loss)
         if evaluate and not last:  # the last one follows at the very end, on the model as it is saved
             with self._evaluated_model() as model:
-                record |= {"accuracy": self._accuracy(model, run.data.val), "split": "val"}
+                record |= {**self._evaluated(model, run.data.val), "split": "val"}
         self._write(record)
 
     def _where_to_go_on(self) -> str:
@@ -207,7 +205,7 @@ class Trainer:
             split = record.get("split")
             for key in ("loss", "lr", "density", "cost", "accuracy"):
                 if key in record:
-                    name = f"{split}/{key}" if key == "accuracy" else f"train/{key}"
+                    name = f"{split}/{measure_of([record]).name}" if key == "accuracy" else f"train/{key}"
                     self.writer.add_scalar(name, record[key], record["step"])
             for name, value in self.run.sparsifier.metrics().items():
                 self.writer.add_scalar(name, value, record["step"])
@@ -239,11 +237,11 @@ class Trainer:
                 run.ema.apply()
             yield run.sparsifier.compact()
 
-    def _accuracy(self, model: nn.Module, source: BatchSource) -> float:
-        accelerator = self.run.accelerator
-        self.run.share_buffers(model)
-        with accelerator.autocast():
-            return accuracy(model, source.epoch(0), self.run.device, lambda t: accelerator.reduce(t, "sum"))
+    def _evaluated(self, model: nn.Module, source: BatchSource) -> dict[str, Any]:
+        run = self.run
+        run.share_buffers(model)
+        with run.accelerator.autocast():
+            return run.task.evaluate(model, source.epoch(0), run.device, run.accelerator)
 
     def _stop_wanted(self, stop: StopRequest) -> bool:
         return self._any(stop.wanted)
@@ -273,28 +271,36 @@ class Trainer:
             checkpoint.save(self.out, {**state, **spent, "metrics_lines": self.metrics.lines})
         self.last_checkpoint = time.monotonic()
 
+    def _write_pictures(self, model: nn.Module) -> None:
+        """What the page shows of the model at work, where there is anything to see of its task."""
+        if self.out is not None and (shown := self.run.task.pictures(model, self.run.data, self.run.device)):
+            atomic.write_json(self.out / rundir.PICTURES, shown)
+
     def _finish(self) -> dict[str, Any]:
         """The exact target, fresh statistics, the one look at the test split, and the saved model."""
         run = self.run
         run.sparsifier.finalize()
         cost = run.cost()
         measured: dict[str, Any] = {}
+        found: dict[str, dict[str, Any]] = {}
         with self._final_model() as model:
             if self.settings.recalibrate:
                 with run.accelerator.autocast():
                     recalibrate(model, run.data.train.epoch(0), self.settings.recalibrate)
-            measured["validation_accuracy"] = self._accuracy(model, run.data.val) if len(run.data.val) else None
-            measured["accuracy"] = self._accuracy(model, run.data.test)
+            for split, source in (("val", run.data.val), ("test", run.data.test)):
+                if split == "test" or len(source):
+                    found[split] = self._evaluated(model, source)
+            measured |= {"validation_accuracy": found.get("val", {}).get("accuracy"), **found["test"]}
             if self.out is not None:
-                extra = {"recipe": run.recipe.resolved(), "accuracy": measured["accuracy"]}
+                self._write_pictures(model)
+                extra = {"recipe": run.recipe.resolved(), "accuracy": measured["accuracy"], **run.task.measure.entry}
                 storage.save(model, self.out / "model", extra=extra)
                 atomic.write_json(self.out / rundir.STRUCTURE, structure(run, cost))
             masks = {} if run.sparsifier.widths() else run.sparsifier.masks
             measured |= sizes(run.dense_size, model, masks, None if self.out is None else self.out / "model")
         record = self._record(run.last_loss)
-        for split, key in (("val", "validation_accuracy"), ("test", "accuracy")):
-            if measured[key] is not None:
-                self._write({**record, "accuracy": measured[key], "split": split})
+        for split, numbers in found.items():
+            self._write({**record, **numbers, "split": split})
         if self.out is not None and is_channels(run.recipe):
             dense = model_of(run.recipe, run.data)
             measured |= latency(run.recipe, model, dense, run.data.shape, run.table)

@@ -8,13 +8,15 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
+from regrow.training.measures import measure_of
+
 
 class Interrupted(Exception):
     """What was running has been asked to stop, and has: it can be continued."""
 
 
 class Progress:
-    """A rich progress bar with step, epoch, phase, loss, accuracy and time left.
+    """A rich progress bar with step, epoch, phase, loss, accuracy (or what the task has in its place) and time left.
 
     Args:
         total: steps of the run
@@ -59,12 +61,13 @@ class Progress:
             "loss": f"loss {record['loss']:.3f}",
         }
         if "accuracy" in record:
-            shown["accuracy"] = f"accuracy {record['accuracy']:.2%}"
+            shown["accuracy"] = f"{measure_of([record]).name} {record['accuracy']:.2%}"
         self._bar.update(self._task, **shown)
         if not self._live and "accuracy" in record:
             self._console.print(
                 f"step {record['step']}/{self._total}  epoch {record['epoch']:.1f}  {record['phase']}  "
-                f"loss {record['loss']:.4f}  {record['split']} accuracy {record['accuracy']:.2%}",
+                f"loss {record['loss']:.4f}  {record['split']} "
+                f"{measure_of([record]).name} {record['accuracy']:.2%}",
                 highlight=False, soft_wrap=True,
             )  # fmt: skip
 

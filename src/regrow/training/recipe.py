@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -22,6 +22,9 @@ from regrow.training.optimizers import OPTIMIZERS, SCHEDULES, Optimizer, Schedul
 from regrow.training.recipe_layers import NAMED, VARIANT, WHOLE, Tree, merge, override_tree, shipped, tree_of
 from regrow.training.sections import DataSection, ModelSection, StudySection, TopSection, TrainSection
 from regrow.training.typed import join, leaves, plain, require_mapping, suggest, typed
+
+if TYPE_CHECKING:
+    from regrow.training.tasks import Task
 
 __all__ = [
     "HARMLESS", "VARIANT", "WHOLE", "Recipe", "Tree", "differences", "load", "merge", "override_tree", "parse",
@@ -66,6 +69,13 @@ class Recipe:
     def criterion(self) -> str:
         return self.top.criterion
 
+    @property
+    def task(self) -> Task:
+        """What a batch becomes, and how the model is judged."""
+        from regrow.training.tasks import TASKS
+
+        return TASKS[self.top.task]
+
     def total_steps(self, steps_per_epoch: float) -> int:
         """Optimizer steps of the whole run, where an epoch has ``steps_per_epoch`` of them."""
         if self.top.steps is not None:
@@ -76,7 +86,9 @@ class Recipe:
     def resolved(self) -> Tree:
         """The whole recipe as plain YAML values, with every default written out."""
         length = {"steps": self.top.steps} if self.top.steps is not None else {"epochs": self.top.epochs}
+        task = {"task": self.top.task} if self.top.task != TopSection().task else {}
         return {
+            **task,
             "model": plain(self.model),
             "data": plain(self.data),
             **length,
@@ -150,6 +162,7 @@ def parse(tree: Mapping[str, Any]) -> Recipe:
     if (top.epochs is None) == (top.steps is None):
         raise UserError("a recipe needs its length: give either epochs or steps" + (", not both" if top.steps else ""))
     _check_criterion(top.criterion)
+    _check_task(top.task)
     named = {section: _named(section, tree.get(section), section) for section in NAMED}
     sections: dict[str, Any] = {}
     for section, (name, built) in named.items():
@@ -280,6 +293,13 @@ def _check_criterion(name: str) -> None:
 
     if ":" not in name and name not in CRITERIA:  # a module of the user's is imported once it is needed, as its model
         raise UserError(f"unknown criterion {name!r}{nearest(name, CRITERIA)}")
+
+
+def _check_task(name: str) -> None:
+    from regrow.training.tasks import TASKS
+
+    if name not in TASKS:
+        raise UserError(f"unknown task {name!r}{nearest(name, TASKS)}")
 
 
 def _named(section: str, options: object, path: str) -> tuple[str, Any]:

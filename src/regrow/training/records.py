@@ -29,13 +29,15 @@ Loss = Annotated[float, Field(allow_inf_nan=True), AfterValidator(_drawable)] | 
 
 
 class RecordForm(OpenForm):
-    """A run in ``results.json``; what else it has is kept as it is."""
+    """A run in ``results.json``; what else it has is kept as it is. ``metric`` names what ``accuracy`` is, where it is
+    something else (see `regrow.training.measures`)."""
 
     model_config = ConfigDict(extra="allow")
 
     method: Word
     seed: Seed
     label: Word | None = None
+    metric: Word | None = None
     accuracy: Share = None
     validation_accuracy: Share = None
     density: Share = None
@@ -79,6 +81,7 @@ class MetricForm(OpenForm):
     phase: Word | None = None
     loss: Loss = None
     density: Share = None
+    metric: Word | None = None
     accuracy: Share = None
     split: Word | None = None
     cost: Amount = None

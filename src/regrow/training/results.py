@@ -28,6 +28,7 @@ def run_entry(run: Run, cost: Mapping[str, float], /, **measured: Any) -> dict[s
         "method": recipe.method_name,
         "label": run.label,
         "seed": recipe.seed,
+        **run.task.measure.entry,
         "accuracy": measured.pop("accuracy"),
         "density": density,
         "sparsity": 1.0 - density,

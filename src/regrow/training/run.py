@@ -22,7 +22,6 @@ from regrow.data.named import load as load_data
 from regrow.errors import UserError
 from regrow.importing import import_callable
 from regrow.inputs import first_line
-from regrow.quiet import evaluating
 from regrow.sparsifier import Sparsifier
 from regrow.tracing.flops import count_flops
 from regrow.training import provenance, resume
@@ -30,6 +29,7 @@ from regrow.training.evaluation import moving_average
 from regrow.training.initial import start_from
 from regrow.training.recipe import Recipe
 from regrow.training.speed import check_batch, is_channels, needs_table, table_of
+from regrow.training.tasks.task import Batch
 from regrow.zoo.models import GIVEN, build_with, example_input
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ class Run:
 
     def __init__(self, recipe: Recipe, label: str, table: LatencyTable | None = None, quiet: bool = True) -> None:
         self.recipe, self.label = recipe, label
-        settings = recipe.train
+        settings, self.task = recipe.train, recipe.task
+        self.task.check(settings)
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         if settings.tensorboard:
@@ -59,6 +60,7 @@ class Run:
         self.accelerator = _accelerator(recipe)
         self.device: torch.device = self.accelerator.device
         self.data = data_of(recipe, self.accelerator.process_index, self.accelerator.num_processes)
+        self.task.check_data(self.data, recipe.data.name)
         self.stream = Stream(self.data.train)
         self.steps_per_epoch = self.stream.batches_per_epoch / settings.accumulate
         self.total_steps = recipe.total_steps(self.steps_per_epoch)
@@ -70,7 +72,7 @@ class Run:
         self.example = example_input(self.model, self.data.shape)
         self.flops = count_flops(self.model, self.example)
         self.dense_size = provenance.size(self.model)
-        _check_output(self.model, self.example, self.data.num_classes, recipe.model.name)
+        self.task.check_model(self.model, self.example, self.data.num_classes, recipe.model.name)
         optimizer = recipe.optimizer.build(self.model.named_parameters())
         self.peak_lr = [group["lr"] for group in optimizer.param_groups]
         averaged = moving_average(self.model, settings.ema) if settings.ema is not None else None
@@ -214,7 +216,7 @@ class Stream:
     def batches_per_epoch(self) -> int:
         return len(self.source)
 
-    def starting_at(self, position: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def starting_at(self, position: int) -> Iterator[Batch]:
         """The batches from ``position`` on."""
         epoch, index = divmod(position, len(self.source))
         while True:
@@ -334,20 +336,6 @@ def data_of(recipe: Recipe, rank: int = 0, world: int = 1) -> DataSet:
     """The recipe's data set: the share of one of ``world`` processes."""
     options = dataclasses.asdict(recipe.data)
     return load_data(options.pop("name"), seed=recipe.seed, rank=rank, world=world, **options)
-
-
-def _check_output(model: nn.Module, example: Tensor, classes: int, name: str) -> None:
-    """Refuse a model that does not turn an image into one logit for each class."""
-    shape = "x".join(str(n) for n in example.shape[1:])
-    try:
-        with evaluating(model), torch.no_grad():
-            output = model(example)
-    except Exception as error:  # whatever the model's own code raises
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"the model {name!r} does not take images of {shape}: {reason}") from error
-    if not isinstance(output, Tensor) or output.shape != (1, classes):
-        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise UserError(f"the model {name!r} gives {found} for one image, but a tensor (1, {classes}) is needed")
 
 
 def summary_writer() -> Any:

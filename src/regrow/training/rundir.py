@@ -21,11 +21,12 @@ RECIPE = "recipe.yaml"
 METRICS = "metrics.jsonl"
 RESULTS = "results.json"
 STRUCTURE = "structure.json"
+PICTURES = "pictures.json"
 REPORT = "report.html"
 LATENCY = "latency.json"
 CHECKPOINT = "checkpoint/state.pt"
 _LOCK = ".lock"
-_OURS = {RECIPE, METRICS, RESULTS, STRUCTURE, REPORT, LATENCY, "checkpoint", "model", "tensorboard"}
+_OURS = {RECIPE, METRICS, RESULTS, STRUCTURE, PICTURES, REPORT, LATENCY, "checkpoint", "model", "tensorboard"}
 
 
 def is_finished(directory: Path) -> bool:

@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from regrow.training.cells import within
+from regrow.training.measures import measure_of
 
 
 class Paired(NamedTuple):
@@ -71,8 +72,9 @@ def summarise(runs: Sequence[Mapping[str, Any]], reference: str | None = None) -
     """One summary per label, in order of first appearance, in the format of ``results.json``.
 
     ``runs`` are the run objects of ``results.json``. Keys of a summary: ``label``, ``method``, ``mean`` and ``std`` of
-    the accuracy (fractions; ``std`` is the sample standard deviation), ``n`` (runs with an accuracy), the means of
-    ``training_cost`` (× dense), ``density``, ``inference_flops``, ``dense_flops``, ``steps`` and ``seconds``,
+    the accuracy, or of what ``metric`` names in its place (fractions; ``std`` is the sample standard deviation), ``n``
+    (runs with an accuracy), the means of ``training_cost`` (× dense), ``density``, ``inference_flops``,
+    ``dense_flops``, ``steps`` and ``seconds``,
     ``cost_steps`` (the steps of the dense training that costs are multiples of; None: those of the run itself),
     ``inference_ratio`` (inference FLOPs × dense), and ``paired``: ``{"reference", "difference", "ci_low", "ci_high",
     "n"}`` against the label ``reference`` (default: the first one), or None for that label itself and where no
@@ -141,6 +143,7 @@ def _summary(
         "label": label,
         "method": str(members[0]["method"]),
         **grid,
+        **measure_of(members).entry,
         "mean": fmean(scores) if scores else None,
         "std": sample_std(scores),
         "n": len(scores),

@@ -1,9 +1,9 @@
-"""Models by name: built-in networks for small images, timm, torchvision, or a callable of the user's."""
+"""Models by name: built-in networks, timm, torchvision's classifiers and detectors, or a callable of the user's."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -13,10 +13,17 @@ from torch import Tensor, nn
 from regrow.errors import UserError, closest, nearest
 from regrow.importing import call_accepting, import_callable
 from regrow.inputs import first_line
+from regrow.zoo.detectors import Detector, family_of, fill, is_torchvision_detector, torchvision_detector
 from regrow.zoo.networks import DigitsCNN, WideResNet
+from regrow.zoo.ssd import shapes_ssd, ssd512_resnet50
 
 GIVEN = ("num_classes", "in_channels", "in_chans")  # what a model is told of the data, and is no option of a recipe
-_BUILT_IN = ("wrn22-2", "wrn10-2", "wrn16-4", "wrn28-10", "digits-cnn")
+# name → what builds it, and the side of the images that it is made for
+_DETECTORS: dict[str, tuple[Callable[..., Detector], int]] = {
+    "shapes-ssd": (shapes_ssd, 64),
+    "ssd512-resnet50": (ssd512_resnet50, 512),
+}
+_BUILT_IN = ("wrn22-2", "wrn10-2", "wrn16-4", "wrn28-10", "digits-cnn", *_DETECTORS)
 _OTHERS = "others are timm:NAME, torchvision:NAME or package.module:callable"
 _WRN = re.compile(r"wrn(\d{1,4})-(\d{1,4})")
 
@@ -27,8 +34,9 @@ def build(spec: str, num_classes: int, in_channels: int = 3, seed: int | None = 
     Args:
         spec: ``wrn{depth}-{width}`` (e.g. ``wrn22-2``), ``digits-cnn``, ``timm:NAME``, ``torchvision:NAME``, or
             ``package.module:callable``, which is called with ``num_classes`` and ``in_channels`` (or ``in_chans``)
-            where it accepts them. The current directory can be imported from.
-        num_classes: size of the output.
+            where it accepts them. The current directory can be imported from. Detectors are ``shapes-ssd``,
+            ``ssd512-resnet50`` and those of torchvision; they are a `regrow.zoo.detectors.Detector`.
+        num_classes: size of the output; of detectors, without a background.
         in_channels: channels of the images; torchvision's models take 3.
         seed: seeds the initial weights and leaves the global random state alone; None: uses and advances the latter.
         **options: passed on to the model. ``pretrained=True`` downloads weights; nothing is ever downloaded without it.
@@ -92,6 +100,8 @@ def default_shape(spec: str) -> tuple[int, int, int]:
         import torchvision
 
         _check_torchvision(name)
+        if is_torchvision_detector(name):
+            return 3, family_of(name).size, family_of(name).size
         size = torchvision.models.get_model_weights(name).DEFAULT.transforms().crop_size[0]
         return 3, size, size
     if name:
@@ -99,6 +109,8 @@ def default_shape(spec: str) -> tuple[int, int, int]:
         raise UserError(f"the input shape of {spec!r} is not known: give one, such as --data-shape 3,32,32")
     if spec == "digits-cnn":
         return 1, 8, 8
+    if spec in _DETECTORS:
+        return 3, _DETECTORS[spec][1], _DETECTORS[spec][1]
     _check_built_in(spec)
     return 3, 32, 32
 
@@ -122,9 +134,13 @@ def example_input(model: nn.Module | str, shape: Sequence[int] | None = None, ba
 
 def _built_in(spec: str, num_classes: int, in_channels: int, options: dict[str, Any]) -> nn.Module:
     _check_built_in(spec)
+    given = {"num_classes": num_classes, "in_channels": in_channels}
+    if spec == "ssd512-resnet50":  # the only one with weights to begin with
+        return call_accepting(ssd512_resnet50, spec, options, **given)
     if options.pop("pretrained", False):
         raise UserError(f"there are no pretrained weights for {spec!r}: drop pretrained, or choose a timm: model")
-    given = {"num_classes": num_classes, "in_channels": in_channels}
+    if spec in _DETECTORS:
+        return call_accepting(_DETECTORS[spec][0], spec, options, **given)
     if spec == "digits-cnn":
         return call_accepting(DigitsCNN, spec, options, **given)
     depth, width = map(int, spec.removeprefix("wrn").split("-"))
@@ -132,7 +148,7 @@ def _built_in(spec: str, num_classes: int, in_channels: int, options: dict[str, 
 
 
 def _check_built_in(spec: str) -> None:
-    if spec == "digits-cnn":
+    if spec == "digits-cnn" or spec in _DETECTORS:
         return
     match = _WRN.fullmatch(spec)
     if not match:
@@ -154,7 +170,8 @@ def _elsewhere(name: str) -> str:
         found = [f"{library}:{same(name)}" for library, known in names.items() if same(name) in known]
         if found:
             return f"; did you mean {' or '.join(map(repr, found))}?"
-    if closest(name, _BUILT_IN) is None:
+    near = closest(name, _BUILT_IN)
+    if near is None or near[:1] != name[:1]:  # only a part of it is near
         for library, known in names.items():
             if close := closest(name, known):
                 return f"; did you mean '{library}:{close}'?"
@@ -189,11 +206,14 @@ def _check_torchvision(name: str) -> None:
     names = models.list_models(module=models)
     if name in names:
         return
-    for kind in ("detection", "segmentation", "video", "optical_flow", "quantization"):
+    if is_torchvision_detector(name):
+        family_of(name)
+        return
+    for kind in ("segmentation", "video", "optical_flow", "quantization"):
         if name in models.list_models(module=getattr(models, kind)):
             raise UserError(
-                f"torchvision's {name} is a model for {kind.replace('_', ' ')}, but only classifiers of images are "
-                "supported, such as torchvision:resnet50"
+                f"torchvision's {name} is a model for {kind.replace('_', ' ')}, but only classifiers of images and "
+                "detectors are supported, such as torchvision:resnet50"
             )
     _unknown("torchvision", name, names, "torchvision.models.list_models()")
 
@@ -212,14 +232,12 @@ def _torchvision(name: str, num_classes: int, in_channels: int, options: dict[st
         raise UserError(
             f"torchvision's {name} takes images of 3 channels, not {in_channels}: use the same network from timm:"
         )
+    if is_torchvision_detector(name):
+        return torchvision_detector(name, num_classes, options)
     pretrained = options.pop("pretrained", False)
     if name in ("inception_v3", "googlenet"):
         options = {"aux_logits": False, "init_weights": True} | options
     model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
     if pretrained:
-        weights = torchvision.models.get_model_weights(name).DEFAULT
-        saved = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-        own = model.state_dict()
-        # a head of another size keeps its fresh weights
-        model.load_state_dict({k: v for k, v in saved.items() if k in own and own[k].shape == v.shape}, strict=False)
+        fill(model, torchvision.models.get_model_weights(name).DEFAULT)  # a head of another size stays fresh
     return model

@@ -37,5 +37,9 @@ docs: setup  ## the documentation as a site, in site/: open site/index.html
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/mkdocs build --strict
 
+dist: setup  ## wheel and sdist in dist/, tried in an environment of their own with the core alone
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dist]'
+	PYTHON=$(PYTHON) BUILDER=$(BIN)/python tools/release_check.sh
+
 clean:
 	rm -rf .venv build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

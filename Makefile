@@ -35,7 +35,7 @@ check: lint types test
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: setup  ## the documentation as a site, in site/: open site/index.html
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
-	$(BIN)/mkdocs build --strict
+	$(BIN)/python -m mkdocs build --strict
 
 dist: setup  ## wheel and sdist in dist/, tried in an environment of their own with the core alone
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dist]'

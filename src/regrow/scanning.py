@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from regrow import batchnorm, names, shards
 from regrow.coupling.couple import couple
@@ -75,8 +74,8 @@ def scan(
             sparsity), `Channels`, or a pattern of entries of one's own. Only which units there are matters; sparsities,
             distributions, budgets, ``round_to`` and ``min_channels`` do not, and the first layer is scanned, too.
         loss: ``loss(model, batch)`` → the mean loss of a batch (a scalar tensor), or a pair of it and the accuracy (a
-            fraction). Default: those of classification, for batches ``(inputs, labels)``. Batches count by the length
-            of their first tensor.
+            fraction). Default: those of classification, for batches ``(inputs, labels)``. Batches count by their
+            examples, the length of their first part.
         sparsities: increasing shares of a layer to remove, in (0, 1); default `SPARSITIES`. One unit stays at least.
         criterion: that ranks, as in `Sparsifier`. Gradients are those of the loss on ``batches`` in eval mode.
         example_inputs: one batch as the model takes it: needed for `Channels`, and as in `Sparsifier` for others.
@@ -369,8 +368,11 @@ def _pair(value: Any) -> tuple[Tensor, float | None]:
 
 
 def _length(batch: Any) -> int:
-    first = next((leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.dim()), None)
-    return 1 if first is None else max(1, len(first))
+    """How many examples a batch has: those of its first part, a tensor or a list."""
+    parts = list(batch.values()) if isinstance(batch, Mapping) else batch
+    first = parts[0] if isinstance(parts, (tuple, list)) and parts else parts
+    counts = (isinstance(first, Tensor) and first.dim() > 0) or isinstance(first, (tuple, list))
+    return max(1, len(first)) if counts else 1
 
 
 @contextmanager

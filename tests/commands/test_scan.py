@@ -7,14 +7,24 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+import torch
 
 import regrow
 import tiny_recipe as tiny
 from regrow.cli import main
 from regrow.training import loop
 from regrow.training.recipe import load
-from regrow.training.run import data_of
+from regrow.training.run import data_of, model_of
 from regrow.zoo.models import build
+
+SHAPES = """\
+task: detection
+model: {name: shapes-ssd, options: {width: 4, size: 32}}
+data: {name: "shapes:30,size=32", batch_size: 6, val_fraction: 0.2}
+steps: 4
+method: {name: iee, h: 2}
+pattern: {sparsity: 0.5, distribution: erk}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +69,25 @@ def test_channels_of_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (found.pattern, found.criterion, found.recalibrated) == ("channels", "taylor", True)
     assert [layer.kept for layer in found.layers] == [(layer.units // 2,) for layer in found.layers]
     assert (tmp_path / "channels.html").is_file()
+
+
+def test_a_detector_is_measured_by_its_own_losses(tmp_path: Path) -> None:
+    (tmp_path / "shapes.yaml").write_text(SHAPES)
+    out = tmp_path / "shapes.json"
+    assert (
+        main(["scan", str(tmp_path / "shapes.yaml"), "--sparsities", "0.9", "--batches", "1", "--out", str(out)]) == 0
+    )
+    found = regrow.Scan.load(out)
+    assert (found.accuracy, found.examples) == (None, 6)
+    recipe = load(tmp_path / "shapes.yaml")
+    data = data_of(recipe)
+    model = model_of(recipe, data).eval()
+    for module in (model.train(), *(m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))):
+        module.train(module is model)
+    batch = next(iter(data.val.epoch(0)))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        assert found.loss == float(recipe.task.loss(model, batch, torch.device("cpu"), recipe.train))
 
 
 BAD = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,11 +67,6 @@ def run(args: argparse.Namespace) -> int:
     if args.print_config:
         print(recipe.to_yaml(), end="")
         return 0
-    if recipe.top.task != "classification":
-        raise UserError(
-            f"regrow scan measures the loss of classifiers, but the recipe says task: {recipe.top.task}: call "
-            "regrow.scan with a loss= of its own"
-        )
     found = _scan(recipe, model, args, sparsities)
     found.save(args.out)
     from regrow.report import scanned
@@ -114,7 +110,9 @@ def _scan(recipe: Recipe, model: nn.Module | None, args: argparse.Namespace, spa
 
     if recipe.train.threads is not None:
         torch.set_num_threads(recipe.train.threads)
+    recipe.task.check(recipe.train)
     data = data_of(recipe)
+    recipe.task.check_data(data, recipe.data.name)
     held_out = _held_out(data, args.batches)
     if model is None:
         model = model_of(recipe, data)
@@ -136,8 +134,27 @@ def _scan(recipe: Recipe, model: nn.Module | None, args: argparse.Namespace, spa
         found = scan(
             model, held_out, recipe.pattern, sparsities=sparsities, criterion=criterion_of(recipe),
             example_inputs=example_input(model, data.shape), recalibrate=fresh, seed=recipe.seed, progress=progress,
+            loss=None if recipe.task.name == "classification" else _loss_of(recipe),
         )  # fmt: skip
     return replace(found, model=f"{args.recipe} ({recipe.model.name})")
+
+
+def _loss_of(recipe: Recipe) -> Callable[[nn.Module, Any], Any]:
+    """That of a task whose models tell it in training mode alone; their norms stay as in eval mode."""
+    from torch import nn
+
+    def loss(model: nn.Module, batch: Any) -> Any:
+        device = next(model.parameters()).device
+        try:
+            model.train()
+            for module in model.modules():
+                if isinstance(module, nn.modules.batchnorm._NormBase):
+                    module.eval()
+            return recipe.task.loss(model, batch, device, recipe.train)
+        finally:
+            model.eval()
+
+    return loss
 
 
 def _held_out(data: DataSet, batches: int) -> list[Any]:

@@ -132,3 +132,12 @@ def test_ssd512_is_as_in_the_paper():
 def test_what_cannot_be_built_is_refused(spec, options, said):
     with pytest.raises(UserError, match=said):
         build(spec, 3, options.pop("in_channels", 3), **options)
+
+
+def test_weights_of_torchvisions_own_detector_are_taken(tmp_path):
+    from regrow.training.initial import start_from
+
+    model, other = shapes_ssd(), build("shapes-ssd", 3, seed=1, width=4, size=32)
+    torch.save(other.net.state_dict(), tmp_path / "plain.pt")
+    start_from(model, str(tmp_path / "plain.pt"), 3)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))

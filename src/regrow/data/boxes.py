@@ -144,6 +144,10 @@ class BoxSource(BatchSource):
     def examples(self) -> int:
         return len(self.indices)
 
+    def normalisation(self) -> tuple[Tensor, Tensor]:
+        """Bytes of pixels become 0…1, whatever a detector makes of them."""
+        return torch.zeros(3), torch.full((3,), 255.0)
+
     def epoch(self, k: int, start: int = 0) -> Iterator[BoxBatch]:
         varied = VARIATIONS[self.augmentation]() if self.training and self.augmentation else None
         dataset = _SeededBoxes(self.dataset, varied, self.training)

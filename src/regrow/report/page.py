@@ -88,6 +88,7 @@ def record(run: RunRecord) -> dict[str, Any]:
     keys += ["steps", "cost_steps", "variant_of", "cell", "place"]
     if run.latency is not None:
         keys += ["latency", "latency_predicted", "latency_margin", "dense_latency", "throughput", "train_seconds"]
+    keys += ["mAP50"] if run.mAP50 is not None else []
     return {**{key: getattr(run, key) for key in keys}, **judged([run]).entry, "accuracy": panels.score(run)}
 
 

@@ -35,6 +35,7 @@ class RunRecord:
     finished: bool
     metric: str | None = None
     accuracy: float | None = None
+    mAP50: float | None = None
     validation_accuracy: float | None = None
     density: float | None = None
     training_cost: float | None = None

@@ -40,6 +40,8 @@ def _columns(summaries: Sequence[_Summary]) -> dict[str, Callable[[_Summary], st
         return Cell(formats.accuracy(s["mean"]), spread, strong=s["mean"] == best and compared)
 
     columns: dict[str, Callable[[_Summary], str | Cell]] = {measure_of(summaries).title: accuracy}
+    if any(s.get("mAP50") is not None for s in summaries):
+        columns["mAP50"] = lambda s: formats.accuracy(s.get("mAP50"))
     if compared:
         columns[f"Difference to {formats.name(reference_of(summaries))}"] = lambda s: _difference(s["paired"])
     columns["Seeds"] = lambda s: str(s["n"])

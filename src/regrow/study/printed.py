@@ -71,6 +71,7 @@ def _columns(
 
     columns = {
         measure_of(summary).name: _score,
+        "mAP50": number("mAP50", "{:.2%}"),
         "runs": number("n", "{}"),
         f"difference to {reference} (95%)": lambda row: _difference(row["paired"]),
     }

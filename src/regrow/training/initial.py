@@ -20,6 +20,7 @@ from regrow.errors import UserError
 
 INSIDE = ("model", "state_dict", "model_state_dict")  # where checkpoints keep the model's tensors
 _WRAPPER = "module."  # which DistributedDataParallel puts before every name
+_DETECTOR = "net."  # before the names of what a `regrow.zoo.detectors.Detector` holds, e.g. a detector of torchvision
 _COUNTER = "num_batches_tracked"  # of batch norms; older files lack it
 
 
@@ -100,6 +101,8 @@ def _content(path: Path) -> Any:
 
 def _load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, classes: int) -> None:
     own = {names.canonical(name): value for name, value in model.state_dict().items()}
+    if all(name.startswith(_DETECTOR) for name in own) and not any(name.startswith(_DETECTOR) for name in tensors):
+        tensors = {_DETECTOR + name: value for name, value in tensors.items()}
     _check_head(model, {name: tuple(value.shape) for name, value in tensors.items()}, path, classes)
     for name, value in own.items():
         if name not in tensors and not name.endswith(_COUNTER):

@@ -39,6 +39,7 @@ class RecordForm(OpenForm):
     label: Word | None = None
     metric: Word | None = None
     accuracy: Share = None
+    mAP50: Share = None
     validation_accuracy: Share = None
     density: Share = None
     training_cost: Amount = None

@@ -78,7 +78,8 @@ def summarise(runs: Sequence[Mapping[str, Any]], reference: str | None = None) -
     ``cost_steps`` (the steps of the dense training that costs are multiples of; None: those of the run itself),
     ``inference_ratio`` (inference FLOPs × dense), and ``paired``: ``{"reference", "difference", "ci_low", "ci_high",
     "n"}`` against the label ``reference`` (default: the first one), or None for that label itself and where no
-    seed is shared. What is not known is None (``mean`` without accuracies, ``std`` and interval of a single run).
+    seed is shared. Of detection there is also the mean of ``mAP50``. What is not known is None (``mean`` without
+    accuracies, ``std`` and interval of a single run).
 
     Runs of a grid (``variant_of`` and ``cell``) have these in their summaries, too, and differences are against the
     first method in the same cell; where there is only one method, against its first cell.
@@ -152,6 +153,7 @@ def _summary(
         "inference_flops": inference,
         "dense_flops": dense,
         "inference_ratio": inference / dense if inference is not None and dense else None,
+        **({"mAP50": at_half} if (at_half := _mean_of(members, "mAP50")) is not None else {}),
         "seconds": _mean_of(members, "seconds"),
         "steps": _mean_of(members, "steps"),
         "cost_steps": _mean_of(members, "cost_steps"),

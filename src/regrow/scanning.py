@@ -10,15 +10,13 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,13 +25,13 @@ from regrow.coupling.couple import couple
 from regrow.criteria import Criterion
 from regrow.errors import UserError, percent
 from regrow.groups import Coupling
+from regrow.losses import Loss, MeanLoss, Measured, classification, left_as_it_was
 from regrow.patterns.channel_saliency import ChannelSaliency
 from regrow.patterns.channels import Channels
 from regrow.patterns.entries import EntryPattern
 from regrow.patterns.nm import NM
 from regrow.patterns.pattern import Pattern
 from regrow.patterns.weights import Weights
-from regrow.quiet import evaluating
 from regrow.saliency import Saliency, Scoring
 from regrow.sensitivity import LayerScan, Scan
 from regrow.shards import ALONE
@@ -44,7 +42,6 @@ from regrow.units import Attached
 
 SPARSITIES = (0.5, 0.7, 0.9, 0.95, 0.99)
 
-Loss = Callable[[nn.Module, Any], Any]
 Progress = Callable[[int, int], object]
 
 
@@ -94,9 +91,9 @@ def scan(
     chosen = _pattern(pattern)
     shares, ranking = _sparsities(chosen, sparsities), Criterion.of(criterion)
     _refuse_shards(model)
-    with _left_as_it_was(model):
+    with left_as_it_was(model):
         fresh = None if recalibrate is None else list(recalibrate)
-        measure = _Measure(model, list(batches), loss or classification, fresh, seed)
+        measure = MeanLoss(model, list(batches), loss or classification, fresh, seed)
         find = _groups if isinstance(chosen, Channels) else _layers
         parts = find(names.unwrap(model), chosen, example_inputs, ranking, measure, seed)  # type: ignore[arg-type]
         layers, whole = _measured(parts, shares, measure, progress)
@@ -110,22 +107,6 @@ def _refuse_shards(model: nn.Module) -> None:
     sharded = next((name for name, p in names.parameters(model).items() if shards.is_sharded(p)), None)
     if sharded is not None:
         raise UserError(f"{sharded} is sharded (a DTensor), which scan cannot prune: scan the model before sharding it")
-
-
-def classification(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and accuracy of a batch ``(inputs, labels)``, on the model's device.
-
-    Raises:
-        UserError: it is no such pair.
-    """
-    if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(one, Tensor) for one in batch)):
-        raise UserError(
-            f"a batch is a {type(batch).__name__}, not (inputs, labels): give scan loss=, a function of (model, batch)"
-        )
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    inputs, labels = (one.to(device) for one in batch)
-    logits = model(inputs)
-    return nn.functional.cross_entropy(logits, labels), (logits.argmax(1) == labels).float().mean()
 
 
 # ---- arguments ----
@@ -184,7 +165,7 @@ class _Part:
 
 
 def _layers(
-    model: nn.Module, pattern: EntryPattern, example: Any, criterion: Criterion, measure: _Measure, seed: int
+    model: nn.Module, pattern: EntryPattern, example: Any, criterion: Criterion, measure: MeanLoss, seed: int
 ) -> list[_Part]:
     selection = pattern.select(model, example)
     states = _states(selection.parameters)
@@ -214,7 +195,7 @@ def _layers(
 
 
 def _groups(
-    model: nn.Module, pattern: Channels, example: Any, criterion: Criterion, measure: _Measure, seed: int
+    model: nn.Module, pattern: Channels, example: Any, criterion: Criterion, measure: MeanLoss, seed: int
 ) -> list[_Part]:
     if example is None:
         raise UserError("Channels follows a batch through the model; pass example_inputs=one batch to scan")
@@ -261,7 +242,7 @@ def _kept(units: int, multiple: int, sparsity: float) -> int:
     return min(units, max(1, round((1 - sparsity) * units / multiple)) * multiple)
 
 
-def _observe(saliency: Saliency, states: Mapping[str, WeightState], criterion: Criterion, measure: _Measure) -> None:
+def _observe(saliency: Saliency, states: Mapping[str, WeightState], criterion: Criterion, measure: MeanLoss) -> None:
     """Scores all batches, where the criterion needs their gradients."""
     for _ in measure.gradients() if criterion.uses_grad else ():
         there = {name: state for name, state in states.items() if state.grad is not None}
@@ -273,15 +254,9 @@ def _observe(saliency: Saliency, states: Mapping[str, WeightState], criterion: C
 # ---- measuring ----
 
 
-@dataclass(frozen=True)
-class _Result:
-    loss: float
-    accuracy: float | None
-
-
 def _measured(
-    parts: Sequence[_Part], sparsities: Sequence[float], measure: _Measure, progress: Progress | None
-) -> tuple[tuple[LayerScan, ...], _Result]:
+    parts: Sequence[_Part], sparsities: Sequence[float], measure: MeanLoss, progress: Progress | None
+) -> tuple[tuple[LayerScan, ...], Measured]:
     whole = measure()
     if not math.isfinite(whole.loss):
         raise UserError(f"the loss of the whole network is {whole.loss}, so that nothing can be compared with it")
@@ -290,7 +265,7 @@ def _measured(
     tell(done, total)
     for part in parts:
         kept = tuple(part.keep(share) for share in sparsities)
-        found: dict[int, _Result] = {part.units: whole}
+        found: dict[int, Measured] = {part.units: whole}
         for count in kept:
             if count not in found:
                 with part.pruned(count):
@@ -301,98 +276,3 @@ def _measured(
         losses = tuple(found[count].loss if math.isfinite(found[count].loss) else math.inf for count in kept)
         layers.append(LayerScan(part.name, part.shape, part.units, kept, losses, accuracies))
     return tuple(layers), whole
-
-
-class _Measure:
-    """The mean loss of the model as it is, over the same batches with the same dice.
-
-    Args:
-        model: whose loss.
-        batches: each counts by its length.
-        loss: of (model, batch).
-        fresh: batches to re-estimate statistics of batch norms from, or None.
-        seed: of the dice.
-    """
-
-    def __init__(self, model: nn.Module, batches: list[Any], loss: Loss, fresh: list[Any] | None, seed: int) -> None:
-        self._model, self._batches, self._loss, self._fresh, self._seed = model, batches, loss, fresh, seed
-        if not batches:
-            raise UserError("batches is empty: give scan a few batches of held-out data")
-        self.count, self._lengths = len(batches), [_length(batch) for batch in batches]
-        self.examples = sum(self._lengths)
-
-    @torch.no_grad()
-    def __call__(self) -> _Result:
-        torch.manual_seed(self._seed)
-        norms = batchnorm.norm_buffers(self._model)
-        before = {name: buffer.clone() for name, buffer in norms.items()} if self._fresh is not None else {}
-        try:
-            if self._fresh is not None:
-                batchnorm.recalibrate(self._model, self._fresh)
-            pairs = [_pair(self._loss(self._model, batch)) for batch in self._batches]
-        finally:
-            batchnorm.write(norms, before)
-        accuracies = [accuracy for _, accuracy in pairs if accuracy is not None]
-        return _Result(
-            self._mean([float(loss) for loss, _ in pairs]),
-            self._mean(accuracies) if len(accuracies) == len(pairs) else None,
-        )
-
-    def _mean(self, values: Sequence[float]) -> float:
-        return sum(value * length for value, length in zip(values, self._lengths, strict=True)) / self.examples
-
-    @torch.enable_grad()
-    def gradients(self) -> Iterator[None]:
-        """Yields once for each batch, while parameters have its gradients."""
-        torch.manual_seed(self._seed)
-        for batch in self._batches:
-            self._model.zero_grad(set_to_none=True)
-            loss = _pair(self._loss(self._model, batch))[0]
-            if not loss.requires_grad:
-                raise UserError("loss must return a tensor with a gradient, as the criterion needs it")
-            loss.backward()
-            yield
-
-
-def _pair(value: Any) -> tuple[Tensor, float | None]:
-    """What a loss function returns.
-
-    Raises:
-        UserError: it is neither a scalar tensor nor a pair of one and an accuracy.
-    """
-    loss, accuracy = value if isinstance(value, tuple) and len(value) == 2 else (value, None)
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        raise UserError(f"loss must return a scalar tensor, or a pair of it and the accuracy, not {got}")
-    return loss.reshape(()), None if accuracy is None else float(accuracy)
-
-
-def _length(batch: Any) -> int:
-    """How many examples a batch has: those of its first part, a tensor or a list."""
-    parts = list(batch.values()) if isinstance(batch, Mapping) else batch
-    first = parts[0] if isinstance(parts, (tuple, list)) and parts else parts
-    counts = (isinstance(first, Tensor) and first.dim() > 0) or isinstance(first, (tuple, list))
-    return max(1, len(first)) if counts else 1
-
-
-@contextmanager
-def _left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Inside it, the model is in eval mode and without gradients; afterwards modes, gradients, buffers and the random
-    state are as before."""
-    buffers = {name: b.detach().clone() for name, b in names.buffers(model).items()}
-    gradients = [(p, p.grad) for p in model.parameters()]
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=devices))
-        stack.callback(np.random.set_state, states[1])
-        stack.callback(random.setstate, states[0])
-        stack.callback(lambda: batchnorm.write(names.buffers(model), buffers))
-        stack.enter_context(evaluating(model))
-        try:
-            for p in model.parameters():
-                p.grad = None
-            yield
-        finally:
-            for p, gradient in gradients:
-                p.grad = gradient

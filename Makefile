@@ -3,14 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test lint types check docs dist clean
+.PHONY: setup demo test test-thorough lint types check docs dist clean
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "regrow needs Python 3.11 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 demo: setup  ## train dense, static, RigL and IEE networks on handwritten digits, and compare them
@@ -20,6 +20,9 @@ demo: setup  ## train dense, static, RigL and IEE networks on handwritten digits
 test: export PYTHONDONTWRITEBYTECODE =
 test: setup  ## the whole test suite
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+test-thorough: setup  ## all combinations of parameters, of which `test` takes a part
+	$(BIN)/python -m pytest -n auto --dist worksteal --thorough
 
 lint: setup
 	$(BIN)/ruff check src tests benchmarks examples tools

@@ -1,6 +1,7 @@
 """Tests run on one thread: small tensors, and results that do not depend on the machine; and with Ctrl-C as a terminal
 has it, also where the tests themselves run in the background, whose processes inherit that it is ignored."""
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -55,6 +56,12 @@ LONG = (
     "study/test_pool.py", "training/test_processes.py", "training/test_resume.py::test_killed",
     "training/test_resume.py::test_asked_to_stop", "training/test_loop.py::test_large_recipes",
 )  # fmt: skip
+
+
+def pytest_collection_finish() -> None:
+    """What all libraries have made while they were imported stays; to look through it again is a tenth of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

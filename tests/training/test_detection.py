@@ -229,8 +229,3 @@ def test_without_its_packages_it_says_what_to_install(monkeypatch):
         UserError, match=r"task: detection needs .*\(faster_coco_eval\): pip install 'regrow\[detection"
     ):
         TASKS["detection"].check(load("shapes-ssd-iee").train)
-
-
-def test_a_scan_is_refused(tmp_path, capsys):
-    assert main(["scan", str(write(tmp_path)), "--out", str(tmp_path / "scan.json")]) == 2
-    assert "the recipe says task: detection: call regrow.scan with a loss= of its own" in capsys.readouterr().err

@@ -151,7 +151,8 @@ class BoxSource(BatchSource):
     def epoch(self, k: int, start: int = 0) -> Iterator[BoxBatch]:
         varied = VARIATIONS[self.augmentation]() if self.training and self.augmentation else None
         dataset = _SeededBoxes(self.dataset, varied, self.training)
-        yield from loaded(dataset, self._items(k, start), self.workers, _listed)
+        for packed in loaded(dataset, self._items(k, start), self.workers, _packed):
+            yield _unpacked(packed)
 
     def _items(self, k: int, start: int) -> Iterator[list[tuple[int, int]]]:
         for positions, mine, random in self._batches(k, start):
@@ -165,7 +166,7 @@ class _SeededBoxes(Dataset[Any]):
     def __init__(self, dataset: BoxImages, vary: Callable[[dict[str, Any]], dict[str, Any]] | None, training: bool):
         self.dataset, self.vary, self.training = dataset, vary, training
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, dict[str, Tensor]]:
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, Objects]:
         seed, index = item
         image, objects = self.dataset[index]
         if self.training and not self.dataset.trains_on_ignored:
@@ -173,7 +174,7 @@ class _SeededBoxes(Dataset[Any]):
         if self.vary is not None:
             with randomness(seed):
                 image, objects = _varied(self.vary, image, objects)
-        return image.float() / 255, {"boxes": objects.boxes, "labels": objects.labels, "ignored": objects.ignored}
+        return image, objects
 
 
 def _varied(
@@ -209,8 +210,31 @@ def _ssd() -> Any:
 VARIATIONS: dict[Augmentation, Callable[[], Any]] = {"flip": _flips, "ssd": _ssd}
 
 
-def _listed(examples: Sequence[tuple[Tensor, dict[str, Tensor]]]) -> BoxBatch:
-    return [image for image, _ in examples], [target for _, target in examples]
+@dataclass(frozen=True)
+class _Sizes:
+    """What a packed batch is taken apart by: height and width of each image, and its number of objects."""
+
+    images: tuple[tuple[int, int], ...]
+    objects: tuple[int, ...]
+
+
+_Packed = tuple[Tensor, Tensor, Tensor, Tensor, _Sizes]
+
+
+def _packed(examples: Sequence[tuple[Tensor, Objects]]) -> _Packed:
+    """A batch as four tensors: worker processes hold a file open for every tensor that they send."""
+    images, objects = [image for image, _ in examples], [one for _, one in examples]
+    sizes = _Sizes(tuple((i.shape[1], i.shape[2]) for i in images), tuple(len(one.labels) for one in objects))
+    parts = [torch.cat([getattr(one, key) for one in objects]) for key in ("boxes", "labels", "ignored")]
+    return torch.cat([image.flatten() for image in images]), parts[0], parts[1], parts[2], sizes
+
+
+def _unpacked(packed: _Packed) -> BoxBatch:
+    pixels, boxes, labels, ignored, sizes = packed
+    each = pixels.float().div_(255).split([3 * height * width for height, width in sizes.images])
+    images = [one.reshape(3, *size) for one, size in zip(each, sizes.images, strict=True)]
+    parts = (part.split(list(sizes.objects)) for part in (boxes, labels, ignored))
+    return images, [{"boxes": b, "labels": n, "ignored": i} for b, n, i in zip(*parts, strict=True)]
 
 
 def boxed(

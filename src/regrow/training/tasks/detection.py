@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -75,7 +76,7 @@ class Detection(Task):
     ) -> dict[str, Any]:
         found: list[Found] = []
         truth: list[Found] = []
-        with evaluating(model), torch.no_grad():
+        with _exactly(model, device):
             for batch in batches:
                 images, targets = on(device, batch)
                 found += model(images)
@@ -86,10 +87,17 @@ class Detection(Task):
         source = data.val if len(data.val) else data.test
         images, targets = next(iter(source.shard(0, 1).epoch(0)))
         images, targets = images[:_SHOWN], targets[:_SHOWN]
-        with evaluating(model), torch.no_grad():
+        with _exactly(model, device):
             found = model([image.to(device) for image in images])
         shown = [picture(*parts) for parts in zip(images, found, targets, strict=True)]
         return {"split": "val" if len(data.val) else "test", "classes": list(data.classes), "images": shown}
+
+
+@contextmanager
+def _exactly(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Inside it, the model evaluates in single precision: boxes need more digits than half precision has."""
+    with evaluating(model), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
 
 
 def on(device: torch.device, batch: Batch) -> tuple[list[Tensor], list[Found]]:

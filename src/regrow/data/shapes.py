@@ -49,19 +49,19 @@ def draw(random: np.random.Generator, side: int) -> tuple[Tensor, Objects]:
     """One image, uint8 (3, side, side), with one to five objects that hardly cover each other."""
     rows, columns = np.mgrid[:side, :side] + 0.5
     image = random.uniform(40, 215, 3)[:, None, None] + random.normal(0, 28, (3, side, side))
-    taken = np.zeros((side, side), dtype=bool)
     boxes, labels = [], []
+    taken: list[np.ndarray] = []
     for _ in range(int(random.integers(1, _MOST + 1))):
         for _ in range(_TRIES):
-            label, mask = int(random.integers(len(CLASSES))), None
+            label = int(random.integers(len(CLASSES)))
             half = random.uniform(0.07, 0.2) * side
             x, y = random.uniform(half, side - half, 2)
             mask = _mask(label, rows - y, columns - x, half)
-            if (mask & taken).sum() <= _OVERLAP * mask.sum():
+            if all((mask & other).sum() <= _OVERLAP * min(mask.sum(), other.sum()) for other in taken):
                 break
         else:
             continue
-        taken |= mask
+        taken.append(mask)
         image[:, mask] = random.uniform(0, 255, 3)[:, None] + random.normal(0, 14, (3, int(mask.sum())))
         boxes.append(_box(mask))
         labels.append(label)

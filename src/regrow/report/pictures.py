@@ -127,7 +127,7 @@ def _framed(picture: PictureForm, classes: Sequence[str]) -> Framed:
     found = [_rectangle(mark, classes, dashed=False) for mark in picture.found]
     alt = f"Found: {formats.listing([box.label for box in found]) or 'nothing'}. "
     alt += f"There: {formats.listing([box.label for box in boxes]) or 'nothing'}."
-    stroke = max(picture.width, picture.height) / 160
+    stroke = max(picture.width, picture.height) / 110
     return Framed(
         f"data:image/png;base64,{picture.png}", picture.width, picture.height, stroke, [*boxes, *found], alt
     )  # fmt: skip

@@ -60,7 +60,10 @@ def test_a_box_is_the_smallest_around_its_shape():
         def integers(self, *bounds):
             return 1 if len(bounds) == 2 else 0
 
-    image, objects = draw(Still(), 64)
+    made = draw(Still(), 64)
+    image, objects = made.image, made.objects
+    assert made.mask.unique().tolist() == [0, 1]
+    assert (made.mask == 1).sum() == (image[0] == 200).sum()
     assert objects.boxes.tolist() == [[10.0, 10.0, 30.0, 30.0]]
     assert objects.labels.tolist() == [0]
     assert image[0, 20, 20] == 200

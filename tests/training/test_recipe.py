@@ -62,7 +62,7 @@ def test_the_shipped_recipes_are_those_of_the_documentation():
     budgets = [("resnet50", 55), ("resnet50", 30), ("mobilenetv1", 60), ("mobilenetv1", 42)]
     channels = [f"imagenet-{name}-latency{share}" for name, share in budgets]
     channels += ["digits-channels", "cifar10-wrn22-2-channels"]
-    detection = [f"shapes-ssd-{m}" for m in ("dense", "iee", "channels")]
+    detection = [f"shapes-ssd-{m}" for m in ("dense", "iee", "channels")] + ["shapes-fcn-channels"]
     detection += [f"voc-ssd512-resnet50-latency{share}" for share in (50, 30)]
     assert shipped() == sorted([*cifar, *imagenet, *channels, *detection, "digits-iee", "digits-rigl"])
 

@@ -123,7 +123,7 @@ def test_callables(my_models):
         ("timm:resnet5O", {}, "did you mean 'resnet50'"),
         ("timm:", {}, "timm has no model ''"),
         ("torchvision:resnet81", {}, "torchvision has no model 'resnet81'; did you mean 'resnet18'"),
-        ("torchvision:fcn_resnet50", {}, "torchvision's fcn_resnet50 is a model for segmentation, but only"),
+        ("torchvision:r3d_18", {}, "torchvision's r3d_18 is a model for video, but only"),
         ("wrn22-2", {"droput": 0.1}, "no option 'droput'; did you mean 'dropout'"),
         ("wrn22-2", {"pretrained": True}, "no pretrained weights for 'wrn22-2'"),
         ("timm:resnet18", {"foo": 1}, "'timm:resnet18' cannot be built: .*'foo'"),

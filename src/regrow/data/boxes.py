@@ -5,7 +5,6 @@ Order and augmentation of an example depend on (seed, epoch, batch) alone, as of
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from torch.utils.data import Dataset
 from regrow.data.batches import BatchSource
 from regrow.data.decode import open_image
 from regrow.data.splits import DataSet, Settings, validation_split
-from regrow.data.streams import loaded, randomness
+from regrow.data.streams import default_workers, loaded, randomness
 from regrow.errors import UserError
 
 BoxBatch = tuple[list[Tensor], list[dict[str, Tensor]]]
@@ -263,8 +262,7 @@ def boxed(
     if not len(train) or not len(test):
         raise UserError(f"the data set has no image to {'test' if len(train) else 'train'} on")
     kept, held_out = validation_split(torch.zeros(len(train), dtype=torch.int64), settings, has_val=False)
-    if workers is None:
-        workers = min(8, os.cpu_count() or 1) if settings.workers is None else settings.workers
+    workers = default_workers(settings) if workers is None else workers
 
     def source(images: BoxImages, indices: Tensor, training: bool = False) -> BoxSource:
         return BoxSource(

@@ -14,6 +14,7 @@ from torch import Tensor
 from regrow.data.batches import BatchSource, generator
 from regrow.data.coco import coco
 from regrow.data.decode import data_root, folder_at, pool_images, read_folder
+from regrow.data.masks import shape_masks, voc_masks
 from regrow.data.shapes import shapes
 from regrow.data.splits import DataSet, Settings, in_memory, stratified
 from regrow.data.streams import imagenet, streamed
@@ -48,8 +49,8 @@ def load(
     Args:
         spec: ``digits``, ``cifar10``, ``fashion-mnist``, ``folder:PATH``, ``imagenet:PATH``, ``generated:N``,
             ``generated:CxHxW:CLASSES:N``, or ``package.module:callable``, which returns a `DataSet` or the torch data
-            sets (train, test) or (train, val, test). With boxes: ``shapes:N``, ``voc:PATH``, ``coco:PATH``. ``pool``
-            and ``size`` may follow it: ``cifar10,pool=2``.
+            sets (train, test) or (train, val, test). With boxes: ``shapes:N``, ``voc:PATH``, ``coco:PATH``. With
+            masks: ``shapes-masks:N``, ``voc-masks:PATH``. ``pool`` and ``size`` may follow it: ``cifar10,pool=2``.
         batch_size: examples per batch and process.
         seed: of order and augmentation.
         augment: ``"standard"``: shifts by up to an eighth of the image and flips (no flips for digits); random resized
@@ -203,6 +204,8 @@ NAMED: dict[str, Named] = {
     "folder": Named(_folder, needs="path", options=("pool", "size")),
     "imagenet": Named(imagenet, needs="path", options=("size",)),
     "shapes": Named(shapes, needs="number", options=("size",)),
+    "shapes-masks": Named(shape_masks, needs="number", options=("size",)),
+    "voc-masks": Named(voc_masks, needs="path", options=("size",)),
     "voc": Named(voc, needs="path", options=("size",)),
     "coco": Named(coco, needs="path", options=("size",)),
 }

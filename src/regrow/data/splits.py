@@ -51,7 +51,8 @@ class DataSet:
         shape: (channels, height, width) of an image.
         val: a source without examples where ``val_fraction`` is 0.
         classes: the names of the classes, in the order of their labels.
-        task: what its examples are for: ``"classification"``, or ``"detection"`` where they have boxes.
+        task: what its examples are for: ``"classification"``, or ``"detection"`` where they have boxes,
+            ``"segmentation"`` where they have masks.
     """
 
     num_classes: int

@@ -149,7 +149,7 @@ def streamed(
     labels = _labels(train)
     kept, held_out = validation_split(labels, settings, has_val=val is not None)
     classes = class_names(getattr(train, "classes", None) or (), labels)
-    workers = min(8, os.cpu_count() or 1) if settings.workers is None else settings.workers
+    workers = default_workers(settings)
 
     def source(dataset: Dataset[Any], indices: Tensor, training: bool = False) -> StreamSource:
         return StreamSource(
@@ -174,6 +174,11 @@ def streamed(
         test=source(test, whole(test)),
         classes=classes,
     )
+
+
+def default_workers(settings: Settings) -> int:
+    """Processes that decode images: those of the settings, or one for each core, at most 8."""
+    return min(8, os.cpu_count() or 1) if settings.workers is None else settings.workers
 
 
 def _labels(dataset: Any) -> Tensor:

@@ -17,6 +17,7 @@ from regrow.version import __version__
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 CARD = "README.md"
+_TASKS = {"mAP": "object-detection", "mIoU": "image-segmentation"}  # by what runs are judged by, as the hub calls them
 _ENVIRONMENT = ("regrow", "torch", "device", "cpu")  # of what a run says of its machine
 
 
@@ -88,8 +89,8 @@ def _front_matter(about: Mapping[str, Any]) -> str:
 
 def _judged(about: Mapping[str, Any]) -> tuple[str, str]:
     """What the number under ``accuracy`` is, and the task that it is of, as the hub calls it."""
-    name = about.get("metric")
-    return (name, "object-detection") if name == "mAP" else ("accuracy", "image-classification")
+    name = str(about.get("metric") or "accuracy")
+    return (name, _TASKS[name]) if name in _TASKS else ("accuracy", "image-classification")
 
 
 def _facts(about: Mapping[str, Any], counts: Mapping[str, int]) -> list[tuple[str, str]]:

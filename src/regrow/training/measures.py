@@ -33,9 +33,10 @@ class Measure:
 
 ACCURACY = Measure("accuracy", "Accuracy", guessed=True)
 MAP = Measure("mAP", "mAP")
+MIOU = Measure("mIoU", "mIoU")
 SEVERAL = Measure("score", "Score")  # of runs that are judged by different numbers
 
-MEASURES = {measure.name: measure for measure in (ACCURACY, MAP)}
+MEASURES = {measure.name: measure for measure in (ACCURACY, MAP, MIOU)}
 
 
 def measure_of(rows: Iterable[Mapping[str, Any]]) -> Measure:

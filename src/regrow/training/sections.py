@@ -32,7 +32,7 @@ class DataSection:
 
     Attributes:
         name: digits, cifar10, fashion-mnist, folder:PATH, imagenet:PATH, generated:... or package.module:callable;
-            with boxes shapes:N, voc:PATH and coco:PATH
+            with boxes shapes:N, voc:PATH and coco:PATH, with masks shapes-masks:N and voc-masks:PATH
         batch_size: images per batch and process; an optimizer step sees batch_size x processes x train.accumulate
         augment: standard augmentation of the data set, or none
         val_fraction: share of the training images that is held out for validation; null means a tenth, or the val/ of
@@ -105,7 +105,7 @@ class TopSection:
         steps: length of the training in optimizer steps
         seed: seed of the weights, the order of the data, the augmentation and the structure
         criterion: how important a weight is: magnitude, taylor, gradient, random or package.module:callable
-        task: what is learnt: classification, or detection of objects with boxes
+        task: what is learnt: classification, detection of objects with boxes, or segmentation into classes of pixels
     """
 
     epochs: float | None = number(None, above=0, cap=10**6)

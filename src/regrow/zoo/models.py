@@ -13,17 +13,20 @@ from torch import Tensor, nn
 from regrow.errors import UserError, closest, nearest
 from regrow.importing import call_accepting, import_callable
 from regrow.inputs import first_line
-from regrow.zoo.detectors import Detector, family_of, fill, is_torchvision_detector, torchvision_detector
+from regrow.zoo.detectors import family_of, fill, is_torchvision_detector, torchvision_detector
 from regrow.zoo.networks import DigitsCNN, WideResNet
+from regrow.zoo.segmenters import SmallSegmenter, is_torchvision_segmenter, torchvision_segmenter
 from regrow.zoo.ssd import shapes_ssd, ssd512_resnet50
 
 GIVEN = ("num_classes", "in_channels", "in_chans")  # what a model is told of the data, and is no option of a recipe
 # name → what builds it, and the side of the images that it is made for
-_DETECTORS: dict[str, tuple[Callable[..., Detector], int]] = {
+_SEGMENTED = 520  # pixels of the side that torchvision's networks for segmentation are made for
+_OTHER_TASKS: dict[str, tuple[Callable[..., nn.Module], int]] = {
     "shapes-ssd": (shapes_ssd, 64),
+    "shapes-fcn": (SmallSegmenter, 64),
     "ssd512-resnet50": (ssd512_resnet50, 512),
 }
-_BUILT_IN = ("wrn22-2", "wrn10-2", "wrn16-4", "wrn28-10", "digits-cnn", *_DETECTORS)
+_BUILT_IN = ("wrn22-2", "wrn10-2", "wrn16-4", "wrn28-10", "digits-cnn", *_OTHER_TASKS)
 _OTHERS = "others are timm:NAME, torchvision:NAME or package.module:callable"
 _WRN = re.compile(r"wrn(\d{1,4})-(\d{1,4})")
 
@@ -35,7 +38,8 @@ def build(spec: str, num_classes: int, in_channels: int = 3, seed: int | None = 
         spec: ``wrn{depth}-{width}`` (e.g. ``wrn22-2``), ``digits-cnn``, ``timm:NAME``, ``torchvision:NAME``, or
             ``package.module:callable``, which is called with ``num_classes`` and ``in_channels`` (or ``in_chans``)
             where it accepts them. The current directory can be imported from. Detectors are ``shapes-ssd``,
-            ``ssd512-resnet50`` and those of torchvision; they are a `regrow.zoo.detectors.Detector`.
+            ``ssd512-resnet50`` and those of torchvision; they are a `regrow.zoo.detectors.Detector`. ``shapes-fcn`` and
+            torchvision's networks for segmentation give classes of pixels.
         num_classes: size of the output; of detectors, without a background.
         in_channels: channels of the images; torchvision's models take 3.
         seed: seeds the initial weights and leaves the global random state alone; None: uses and advances the latter.
@@ -102,6 +106,8 @@ def default_shape(spec: str) -> tuple[int, int, int]:
         _check_torchvision(name)
         if is_torchvision_detector(name):
             return 3, family_of(name).size, family_of(name).size
+        if is_torchvision_segmenter(name):
+            return 3, _SEGMENTED, _SEGMENTED
         size = torchvision.models.get_model_weights(name).DEFAULT.transforms().crop_size[0]
         return 3, size, size
     if name:
@@ -109,8 +115,8 @@ def default_shape(spec: str) -> tuple[int, int, int]:
         raise UserError(f"the input shape of {spec!r} is not known: give one, such as --data-shape 3,32,32")
     if spec == "digits-cnn":
         return 1, 8, 8
-    if spec in _DETECTORS:
-        return 3, _DETECTORS[spec][1], _DETECTORS[spec][1]
+    if spec in _OTHER_TASKS:
+        return 3, _OTHER_TASKS[spec][1], _OTHER_TASKS[spec][1]
     _check_built_in(spec)
     return 3, 32, 32
 
@@ -139,8 +145,8 @@ def _built_in(spec: str, num_classes: int, in_channels: int, options: dict[str, 
         return call_accepting(ssd512_resnet50, spec, options, **given)
     if options.pop("pretrained", False):
         raise UserError(f"there are no pretrained weights for {spec!r}: drop pretrained, or choose a timm: model")
-    if spec in _DETECTORS:
-        return call_accepting(_DETECTORS[spec][0], spec, options, **given)
+    if spec in _OTHER_TASKS:
+        return call_accepting(_OTHER_TASKS[spec][0], spec, options, **given)
     if spec == "digits-cnn":
         return call_accepting(DigitsCNN, spec, options, **given)
     depth, width = map(int, spec.removeprefix("wrn").split("-"))
@@ -148,7 +154,7 @@ def _built_in(spec: str, num_classes: int, in_channels: int, options: dict[str, 
 
 
 def _check_built_in(spec: str) -> None:
-    if spec == "digits-cnn" or spec in _DETECTORS:
+    if spec == "digits-cnn" or spec in _OTHER_TASKS:
         return
     match = _WRN.fullmatch(spec)
     if not match:
@@ -209,11 +215,13 @@ def _check_torchvision(name: str) -> None:
     if is_torchvision_detector(name):
         family_of(name)
         return
-    for kind in ("segmentation", "video", "optical_flow", "quantization"):
+    if is_torchvision_segmenter(name):
+        return
+    for kind in ("video", "optical_flow", "quantization"):
         if name in models.list_models(module=getattr(models, kind)):
             raise UserError(
-                f"torchvision's {name} is a model for {kind.replace('_', ' ')}, but only classifiers of images and "
-                "detectors are supported, such as torchvision:resnet50"
+                f"torchvision's {name} is a model for {kind.replace('_', ' ')}, but only those for images, "
+                "detection and segmentation are supported, such as torchvision:resnet50"
             )
     _unknown("torchvision", name, names, "torchvision.models.list_models()")
 
@@ -234,6 +242,8 @@ def _torchvision(name: str, num_classes: int, in_channels: int, options: dict[st
         )
     if is_torchvision_detector(name):
         return torchvision_detector(name, num_classes, options)
+    if is_torchvision_segmenter(name):
+        return torchvision_segmenter(name, num_classes, options)
     pretrained = options.pop("pretrained", False)
     if name in ("inception_v3", "googlenet"):
         options = {"aux_logits": False, "init_weights": True} | options

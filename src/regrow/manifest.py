@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from regrow import schema
+from regrow import regular, schema
 from regrow.errors import UserError
 from regrow.schema import Form
 
@@ -56,7 +56,7 @@ def read(directory: Path) -> tuple[dict[str, Any], bytes]:
     """
     path = directory / NAME
     try:
-        text = path.read_bytes()
+        text = regular.read_bytes(path)
     except OSError as error:
         raise UserError(f"{directory} holds no saved model: {NAME} cannot be read ({error.strerror})") from error
     return parse(text, path), text

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from regrow import atomic
+from regrow import atomic, regular
 from regrow.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -83,7 +83,7 @@ def _read(path: Path, checksum: str | None) -> dict[str, Tensor] | None:
     from regrow.schema import digest_of
 
     try:
-        with path.open("rb", buffering=0) as file:
+        with regular.opened(path) as file:
             if checksum is not None and digest_of(file) != checksum:
                 return None
             found = load_file(path)

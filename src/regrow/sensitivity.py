@@ -10,12 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from os import PathLike
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from regrow import atomic, schema
+from regrow import atomic, regular, schema
 from regrow.distribution import round_to_total
 from regrow.errors import UserError, percent
 from regrow.schema import Form
@@ -197,7 +196,7 @@ class Scan:
             UserError: there is no such file, or it is damaged or something else.
         """
         try:
-            text = Path(path).read_bytes()
+            text = regular.read_bytes(path)
         except OSError as error:
             raise UserError(f"the scan {path} cannot be read ({error.strerror}): regrow scan writes one") from error
         content = schema.parse_json(text, path, _WAY_OUT)

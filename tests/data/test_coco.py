@@ -70,6 +70,9 @@ def changed(place, value):
         (changed("bbox", [3, 0, 2]), "train2017.json is damaged: annotations.1.bbox"),
         ({"images": []}, "train2017.json is damaged: annotations"),
         ("{", "train2017.json is not valid JSON"),
+        ({**TRAIN, "images": [*TRAIN["images"], TRAIN["images"][0]]}, "train2017.json gives two images the same id"),
+        ({**TRAIN, "images": [{**i, "file_name": "../../x.png"} for i in TRAIN["images"]]}, "which is outside of"),
+        (changed("bbox", [8.2, 0, 0.5, 6]), r"annotation 1 of .* has the box .*, of which next to nothing is in"),
         ({**TRAIN, "categories": CATEGORIES[:1]}, "categories of .* differ: only one of them has 'cat'"),
     ],
 )
@@ -81,7 +84,7 @@ def test_a_wrong_file_is_refused(tmp_path, train, said):
 def test_what_is_missing_is_named(tmp_path):
     root = write(tmp_path / "coco")
     (root / "train2017" / "y.png").unlink()
-    with pytest.raises(UserError, match=r"the image .*y\.png, which .*instances_train2017\.json lists, does not exist"):
+    with pytest.raises(UserError, match=r"the file .*y\.png, which .*instances_train2017\.json lists, does not exist"):
         made(root)
     (root / "annotations" / "instances_val2017.json").unlink()
     with pytest.raises(UserError, match=r"annotations has no file instances_val\*\.json"):

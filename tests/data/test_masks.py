@@ -89,10 +89,21 @@ def test_what_is_wrong_is_named(root):
     with pytest.raises(UserError, match=r"c\.png has class 30, but there are only 21"):
         list(made.test.epoch(0))
     (root / "SegmentationClass" / "a.png").unlink()
-    with pytest.raises(UserError, match=r"a\.png, which .*train\.txt asks for, does not exist"):
+    with pytest.raises(UserError, match=r"a\.png, which .*train\.txt lists, does not exist"):
         load(f"voc-masks:{root}", batch_size=1)
     (root / "ImageSets/Segmentation/train.txt").unlink()
     with pytest.raises(UserError, match=r"train\.txt does not exist"):
         load(f"voc-masks:{root}", batch_size=1)
     with pytest.raises(UserError, match="'shapes-masks:x' is not shapes-masks:N"):
         load("shapes-masks:x", batch_size=1)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32, np.uint16])
+def test_masks_of_numbers_that_are_no_classes_are_refused(root, kind):
+    levels = np.full((4, 8), -1 if kind is np.int32 else 300, dtype=kind)
+    (root / "SegmentationClass" / "c.png").unlink()
+    Image.fromarray(levels).save(root / "SegmentationClass" / "c.png", "TIFF")
+    with pytest.raises(UserError, match=r"c\.png (holds|has class 300)"):
+        list(load(f"voc-masks:{root}", batch_size=1, workers=0).test.epoch(0))
+    Image.fromarray(np.full((4, 8), 12, dtype=np.uint16)).save(root / "SegmentationClass" / "c.png", "TIFF")
+    assert next(load(f"voc-masks:{root},size=4", batch_size=1, workers=0).test.epoch(0))[1].unique().tolist() == [12]

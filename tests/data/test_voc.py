@@ -1,5 +1,7 @@
 """Folders of PASCAL VOC: what is read, and what is refused."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from PIL import Image
@@ -104,7 +106,7 @@ def test_a_wrong_annotation_is_refused(root, text, said):
 
 def test_what_is_missing_is_named(root, tmp_path):
     (root / "JPEGImages" / "a.jpg").unlink()
-    with pytest.raises(UserError, match=r"the image .*a\.jpg, which .*trainval\.txt lists, does not exist"):
+    with pytest.raises(UserError, match=r"the file .*a\.jpg, which .*trainval\.txt lists, does not exist"):
         made(root)
     write(root, {}, FILES)
     (root / "Annotations" / "c.xml").unlink()
@@ -123,3 +125,38 @@ def test_a_box_outside_the_file_itself_is_refused(root):
     (root / "Annotations" / "b.xml").write_text(annotation(("dog", 1, 1, 30, 30, 0), width=40, height=40))
     with pytest.raises(UserError, match=r"b\.jpg has 8x6 pixels, but a box that its annotation gives lies outside"):
         list(made(root).test.epoch(0))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('<?xml version="1.0" encoding="nonsense"?>', "a.xml is no XML: unknown encoding: nonsense"),
+        ('<?xml version="1.0" encoding="shift-jis"?>', "a.xml is no XML: multi-byte encodings are not supported"),
+        ('<?xml version="1.0" encoding="idna"?>', "a.xml is no XML: decoding with 'idna' codec failed"),
+    ],
+)
+def test_an_encoding_that_cannot_be_read_is_refused(root, text, said):
+    (root / "Annotations" / "a.xml").write_text(text + FILES["a"])
+    with pytest.raises(UserError, match=said):
+        made(root)
+
+
+def test_entities_do_not_grow(root):
+    entities = "".join(f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in pairwise("abcdefghij"))
+    text = f'<!DOCTYPE d [<!ENTITY a "aaaaaaaaaa">{entities}]><annotation>&j;</annotation>'
+    (root / "Annotations" / "a.xml").write_text(text)
+    with pytest.raises(UserError, match=r"a\.xml is no XML: limit on input amplification"):
+        made(root)
+
+
+@pytest.mark.parametrize("box", [(9, 1, 9, 6), ("9.2", 1, "8.9", 6), ("0.5", 1, 0, 6), (1, 1, "1e-9", 6)])
+def test_a_box_of_which_nothing_is_left_is_refused(root, box):
+    (root / "Annotations" / "a.xml").write_text(annotation(("dog", *box, 0)))
+    with pytest.raises(UserError, match=r"object 1 of .*a\.xml has .* box .*: correct the annotation"):
+        made(root)
+
+
+def test_flags_are_0_or_1(root):
+    (root / "Annotations" / "a.xml").write_text(annotation(("dog", 1, 1, 8, 6, "true")))
+    with pytest.raises(UserError, match=r"object 1 of .*a\.xml has 'true' as difficult, where 0 or 1 is due"):
+        made(root)

@@ -23,6 +23,7 @@ BoxBatch = tuple[list[Tensor], list[dict[str, Tensor]]]
 Augmentation = Literal["flip", "ssd"]
 
 _MEAN = (123, 117, 104)  # colour of an average photograph, around images that are zoomed out
+_LEAST = 1e-3  # pixels that a box has at least in each direction
 _SLACK = 1.0  # pixels by which annotations that were rounded leave their image; such boxes are cut
 
 
@@ -113,14 +114,20 @@ def box_in(corners: Sequence[float], size: tuple[float, float], where: str) -> t
     """
     x1, y1, x2, y2 = corners
     width, height = size
+    given = f"({x1:g}, {y1:g}, {x2:g}, {y2:g})"
     if not (x1 < x2 and y1 < y2):
-        raise UserError(f"{where} has an empty box ({x1:g}, {y1:g}, {x2:g}, {y2:g}): correct the annotation")
+        raise UserError(f"{where} has an empty box {given}: correct the annotation")
     if x1 < -_SLACK or y1 < -_SLACK or x2 > width + _SLACK or y2 > height + _SLACK:
         raise UserError(
-            f"{where} has the box ({x1:g}, {y1:g}, {x2:g}, {y2:g}), outside its image of {width:g}x{height:g} pixels: "
+            f"{where} has the box {given}, outside its image of {width:g}x{height:g} pixels: correct the annotation"
+        )
+    x1, y1, x2, y2 = max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)
+    if x2 - x1 < _LEAST or y2 - y1 < _LEAST:  # single precision could not tell its sides apart
+        raise UserError(
+            f"{where} has the box {given}, of which next to nothing is in its image of {width:g}x{height:g} pixels: "
             "correct the annotation"
         )
-    return max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)
+    return x1, y1, x2, y2
 
 
 @dataclass(kw_only=True)

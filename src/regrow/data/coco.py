@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from regrow import schema
+from regrow import regular, schema
+from regrow.data import listed
 from regrow.data.boxes import BoxImages, Objects, box_in, boxed
 from regrow.data.decode import folder_at
 from regrow.data.splits import DataSet, Settings
@@ -88,7 +89,7 @@ def _file_of(root: Path, split: str) -> Path:
 
 def _form(file: Path) -> InstancesForm:
     try:
-        content: Any = schema.parse_json(file.read_bytes(), file, _WAY_OUT)
+        content: Any = schema.parse_json(regular.read_bytes(file), file, _WAY_OUT)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
     return schema.check(InstancesForm, content, file, _WAY_OUT)
@@ -106,6 +107,8 @@ def _read(form: InstancesForm, file: Path, numbers: list[int], size: int | None)
     folder = file.parent.parent / file.stem.removeprefix(_PREFIX)
     label = {number: place for place, number in enumerate(numbers)}
     images = {image.id: image for image in form.images}
+    if len(images) != len(form.images):
+        raise UserError(f"{file} gives two images the same id")
     found: dict[int, list[tuple[tuple[float, ...], int, bool]]] = {number: [] for number in images}
     for place, one in enumerate(form.annotations):
         where = f"annotation {place} of {file}"
@@ -119,11 +122,9 @@ def _read(form: InstancesForm, file: Path, numbers: list[int], size: int | None)
         image = images[one.image_id]
         box = box_in((x, y, x + width, y + height), (image.width, image.height), where)
         found[one.image_id].append((box, label[one.category_id], bool(one.iscrowd)))
-    for image in form.images:
-        if not (folder / image.file_name).is_file():
-            raise UserError(f"the image {folder / image.file_name}, which {file} lists, does not exist")
+    files = [listed.inside(file.parent.parent, folder, image.file_name, file) for image in form.images]
     objects = [
         Objects.of([box for box, *_ in own], [label for _, label, _ in own], [crowd for *_, crowd in own])
         for own in found.values()
     ]
-    return BoxImages([str(folder / image.file_name) for image in images.values()], objects, size)
+    return BoxImages([*map(str, files)], objects, size)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from regrow.data import shapes, voc
+from regrow.data import listed, shapes, voc
 from regrow.data.decode import folder_at, open_image
 from regrow.data.splits import DataSet, Settings, validation_split
 from regrow.data.streams import StreamSource, default_workers
@@ -70,9 +70,14 @@ class MaskImages(Dataset[Any]):
         pixels = functional.pil_to_tensor(open_image(str(image))[0])
         try:
             with Image.open(mask) as opened:
-                found = torch.from_numpy(np.array(opened))
+                levels = np.array(opened)
         except Exception as error:
             raise UserError(f"the mask {mask} cannot be read: {first_line(error)}") from error
+        if levels.dtype.kind not in "bui" or levels.min(initial=0) < 0:
+            raise UserError(
+                f"the mask {mask} holds {levels.dtype} or negative numbers, which are no indices of classes"
+            )
+        found = torch.from_numpy(levels.astype(np.int64))
         if found.shape != pixels.shape[1:]:
             raise UserError(
                 f"the mask {mask} has the shape {tuple(found.shape)}, but its image {tuple(pixels.shape[1:])}: it must "
@@ -118,12 +123,9 @@ def voc_masks(settings: Settings, path: str) -> DataSet:
         file = root / "ImageSets" / "Segmentation" / f"{split}.txt"
         if not file.is_file():
             raise UserError(f"{file} does not exist: it lists the images of this split, one a line")
-        stems = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        images = [root / "JPEGImages" / f"{stem}.jpg" for stem in stems]
-        masks = [root / "SegmentationClass" / f"{stem}.png" for stem in stems]
-        for one in (*images, *masks):
-            if not one.is_file():
-                raise UserError(f"{one}, which {file} asks for, does not exist")
+        stems = listed.lines(file)
+        images = [listed.inside(root, root / "JPEGImages", f"{stem}.jpg", file) for stem in stems]
+        masks = [listed.inside(root, root / "SegmentationClass", f"{stem}.png", file) for stem in stems]
         return MaskImages(images, masks, size, len(names))
 
     return masked(read("train"), read("val"), settings, classes=names)

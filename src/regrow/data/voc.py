@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
+from regrow import regular
+from regrow.data import listed
 from regrow.data.boxes import BoxImages, Objects, box_in, boxed
 from regrow.data.decode import folder_at, open_image
 from regrow.data.splits import DataSet, Settings
@@ -51,7 +53,7 @@ def _shape_of(images: BoxImages) -> tuple[int, int, int]:
 def _classes(file: Path) -> Sequence[str]:
     if not file.is_file():
         return CLASSES
-    names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    names = listed.lines(file)
     if not names or len(set(names)) != len(names):
         raise UserError(f"{file} must name each class on a line of its own, and once")
     return names
@@ -69,14 +71,8 @@ def _read(years: Sequence[Path], name: str, classes: Sequence[str], size: int | 
     images: list[str] = []
     objects: list[Objects] = []
     for year, file in lists:
-        for line in file.read_text(encoding="utf-8").splitlines():
-            stem = line.strip()
-            if not stem:
-                continue
-            image = year / "JPEGImages" / f"{stem}.jpg"
-            if not image.is_file():
-                raise UserError(f"the image {image}, which {file} lists, does not exist")
-            images.append(str(image))
+        for stem in listed.lines(file):
+            images.append(str(listed.inside(year, year / "JPEGImages", f"{stem}.jpg", file)))
             objects.append(read_annotation(year / "Annotations" / f"{stem}.xml", classes))
     if not images:
         raise UserError(f"{lists[0][1]} lists no images")
@@ -91,10 +87,10 @@ def read_annotation(file: Path, classes: Sequence[str]) -> Objects:
         UserError: it is not there, is no annotation, or has an unknown class or a box outside the image.
     """
     try:
-        root = ElementTree.parse(file).getroot()
+        root = ElementTree.fromstring(regular.read_bytes(file))
     except OSError as error:
         raise UserError(f"the annotation {file} cannot be read: {error.strerror or error}") from error
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # the latter two of encodings that it declares
         raise UserError(f"the annotation {file} is no XML: {error}") from error
     size = (_number(root, "size/width", file), _number(root, "size/height", file))
     boxes, labels, difficult = [], [], []
@@ -109,8 +105,15 @@ def read_annotation(file: Path, classes: Sequence[str]) -> Objects:
         x1, y1, x2, y2 = (_number(entry, f"bndbox/{key}", file) for key in ("xmin", "ymin", "xmax", "ymax"))
         boxes.append(box_in((x1 - 1, y1 - 1, x2, y2), size, where))
         labels.append(classes.index(name))
-        difficult.append((entry.findtext("difficult") or "0").strip() == "1")
+        difficult.append(_flag(entry, "difficult", where))
     return Objects.of(boxes, labels, difficult)
+
+
+def _flag(entry: ElementTree.Element, key: str, where: str) -> bool:
+    text = (entry.findtext(key) or "0").strip()
+    if text not in ("0", "1"):
+        raise UserError(f"{where} has {text[:40]!r} as {key}, where 0 or 1 is due")
+    return text == "1"
 
 
 def _number(entry: ElementTree.Element, path: str, file: Path) -> float:

@@ -8,13 +8,12 @@ import os
 import warnings
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regrow import atomic
+from regrow import atomic, regular
 from regrow.errors import UserError
 from regrow.latency.machine import Machine
 from regrow.latency.network import LAYERS, Key, Network, Unit
@@ -248,7 +247,7 @@ class LatencyTable:
         from regrow.schema import parse_json
 
         try:
-            text = Path(path).read_bytes()
+            text = regular.read_bytes(path)
         except OSError as error:
             raise UserError(f"the latency table {path} cannot be read ({error.strerror})") from error
         content = parse_json(text, f"the latency table {path}", "measure it again")

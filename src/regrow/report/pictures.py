@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from regrow import schema
+from regrow import regular, schema
 from regrow.errors import UserError
 from regrow.report import formats
 from regrow.report.parts import Part
@@ -116,7 +116,7 @@ def part(run: RunRecord | None) -> Part | None:
 def _read(path: Path) -> PicturesForm:
     way_out = "restore it or delete it"
     try:
-        content = schema.parse_json(path.read_bytes(), path, way_out)
+        content = schema.parse_json(regular.read_bytes(path), path, way_out)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     return schema.check(PicturesForm, content, path, way_out)

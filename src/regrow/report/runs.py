@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from regrow import schema
+from regrow import regular, schema
 from regrow.errors import UserError
 from regrow.report.outcome import Facts, Failure, facts_of
 from regrow.report.plain import whole
@@ -247,7 +247,7 @@ def _distinct(found: Sequence[RunRecord], known: Sequence[RunRecord], directory:
 
 def _text(path: Path) -> str | None:
     try:
-        return path.read_text(encoding="utf-8")
+        return regular.read_bytes(path).decode("utf-8")
     except FileNotFoundError:
         return None
     except UnicodeDecodeError:

@@ -63,7 +63,7 @@ def load(directory: Path, recipe: Recipe) -> dict[str, Any] | None:
     if not path.exists():
         return None
     damaged = f"{path} is damaged or no checkpoint of regrow: {_WAY_OUT}"
-    if not zipfile.is_zipfile(path):  # torch would go on to read it as a pickle
+    if not path.is_file() or not zipfile.is_zipfile(path):  # torch would go on to read it as a pickle
         raise UserError(damaged)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

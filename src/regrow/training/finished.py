@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from torch import nn
 
-from regrow import recalibrate, schema, storage
+from regrow import recalibrate, regular, schema, storage
 from regrow.errors import UserError
 from regrow.schema import OpenForm
 from regrow.training import rundir, trust
@@ -101,7 +101,7 @@ def read(directory: Path, trusted: bool = False) -> FinishedRun:
                 f"the run in {directory} is not finished: continue it with regrow train --out {directory} --resume"
             )
         raise UserError(f"{directory} holds no run: give a directory that `regrow train` wrote")
-    content = schema.parse_json(path.read_bytes(), path, _WAY_OUT)
+    content = schema.parse_json(regular.read_bytes(path), path, _WAY_OUT)
     found = schema.check(ResultsForm, content, path, _WAY_OUT).runs
     if len(found) != 1 or not (directory / "model" / storage.MANIFEST).is_file():
         inside = next((str(p.parent) for p in sorted(directory.glob("runs/*/results.json"))), None)

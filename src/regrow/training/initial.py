@@ -38,6 +38,10 @@ def start_from(model: nn.Module, source: str, classes: int) -> None:
     path = Path(source).expanduser()
     if not path.exists():
         raise UserError(f"{path} does not exist: give a run directory, a model saved by regrow, or a file of tensors")
+    if not path.is_dir() and not path.is_file():
+        raise UserError(
+            f"{path} is no regular file: give a run directory, a model saved by regrow, or a file of tensors"
+        )
     if not path.is_dir():
         _load_tensors(model, read_tensors(path), path, classes)
         return

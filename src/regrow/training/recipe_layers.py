@@ -7,8 +7,6 @@ instead of merging with it, so options of the old one never linger.
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -17,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from regrow import regular
 from regrow.errors import UserError, nearest
 from regrow.hints import show
 from regrow.training.typed import join, require_mapping
@@ -169,9 +168,7 @@ def read_text(path: Path) -> str:
         UserError: otherwise.
     """
     try:
-        with open(path, "rb", opener=_without_waiting) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise UserError(f"{path} is not a recipe: it is no regular file")
+        with regular.opened(path) as file:
             data = file.read(_MAX_BYTES + 1)
     except OSError as error:
         raise UserError(f"cannot read the recipe {path}: {error.strerror or error}") from error
@@ -183,11 +180,6 @@ def read_text(path: Path) -> str:
         return data.decode("utf-8")
     except ValueError as error:
         raise UserError(f"{path} is not a recipe: it is no text file") from error
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Opens a file; a pipe that nobody writes to would make it wait."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _shipped_text(name: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regrow import names
+from regrow import names, regular
 from regrow.cost import dense_gradient_cost
 from regrow.errors import UserError
 from regrow.training import provenance
@@ -75,7 +75,7 @@ def result_of(path: Path) -> dict[str, Any]:
 
     way_out = f"delete {path.parent} and run the comparison again"
     try:
-        text = path.read_bytes()
+        text = regular.read_bytes(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): {way_out}") from error
     content = schema.parse_json(text, path, way_out)

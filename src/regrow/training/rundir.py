@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from regrow import atomic
+from regrow import atomic, regular
 from regrow.errors import UserError
 from regrow.training import own
 from regrow.training.recipe import Recipe, differences, parse
@@ -177,7 +177,7 @@ def _lines(path: Path, count: int) -> list[bytes]:
     Raises:
         UserError: for one that is none.
     """
-    lines = path.read_bytes().splitlines(keepends=True)[:count]
+    lines = regular.read_bytes(path).splitlines(keepends=True)[:count]
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)

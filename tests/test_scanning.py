@@ -237,7 +237,16 @@ BAD = [
     ({"pattern": regrow.Channels(flops=0.5)}, "pass example_inputs=one batch to scan"),
     ({"pattern": regrow.Channels(flops=0.5, normalised=True)}, "set normalised=False"),
     ({"criterion": "magnitud"}, "did you mean 'magnitude'?"),
-    ({"loss": lambda model, batch: model(batch[0])}, r"loss must return a scalar tensor, .* not \(8, 4\)"),
+    (
+        {"loss": lambda model, batch: model(batch[0])},
+        r"loss must return a scalar tensor, .* not \('torch.float32', 8, 4\)",
+    ),
+    (
+        {"loss": lambda model, batch: torch.tensor(1j)},
+        r"loss must return a scalar tensor, .* not \('torch.complex64',\)",
+    ),
+    ({"loss": lambda model, batch: (torch.tensor(1.0), 93.0)}, r"from 0 to 1; did you mean 0\.93 \(93%\)"),
+    ({"loss": lambda model, batch: (torch.tensor(1.0), "all")}, "loss returned 'all' as the accuracy, which must be a"),
     ({"loss": lambda model, batch: torch.tensor(float("nan"))}, "the loss of the whole network is nan"),
     ({"loss": lambda model, batch: torch.ones(()), "criterion": "taylor"}, "loss must return a tensor with a gradient"),
     ({"pattern": regrow.Weights(0.5, exclude=["fc"])}, "exclude names 'fc'"),
@@ -251,6 +260,13 @@ def test_bad_input(options: dict[str, object], message: str) -> None:
     with pytest.raises(regrow.UserError, match=message):
         regrow.scan(model, **{"batches": BATCHES, **options})
     assert same_bits(everything(model), before)
+
+
+def test_inference_mode_makes_no_difference() -> None:
+    model = two_layers()
+    with torch.inference_mode():
+        inside = regrow.scan(model, BATCHES, sparsities=(0.5,), criterion="taylor")
+    assert inside == regrow.scan(model, BATCHES, sparsities=(0.5,), criterion="taylor")
 
 
 def test_batches_of_a_loader_are_read_once() -> None:

@@ -172,6 +172,7 @@ def test_bad_files(tmp_path: Path) -> None:
     refused(wrong(path, sparsities=[0.9, 0.5]), "its sparsities do not increase")
     refused(wrong(path, loss="low"), "wrong.json is damaged: loss should be a valid number")
     refused(wrong(path, layers=[*layers, layers[0]]), "it has a layer twice")
+    refused(wrong(path, layers=[{**layers[0], "units": 10**200}]), "layers.0.units should be less than or equal to")
     refused(wrong(path, layers=[{**layers[0], "kept": [1]}]), "'1.weight' has not one number for each sparsity")
     refused(wrong(path, layers=[{**layers[0], "kept": [1, 2, 3, 4, 5]}]), "or more at a higher sparsity")
     (tmp_path / "short.json").write_text(path.read_text()[:-20])

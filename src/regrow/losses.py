@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow import batchnorm, names
-from regrow.errors import UserError
+from regrow.errors import UserError, percent
 from regrow.quiet import evaluating
 
 Loss = Callable[[nn.Module, Any], Any]
@@ -103,13 +104,25 @@ def _pair(value: Any) -> tuple[Tensor, float | None]:
     """What a loss function returns.
 
     Raises:
-        UserError: it is neither a scalar tensor nor a pair of one and an accuracy.
+        UserError: it is neither a real scalar tensor nor a pair of one and an accuracy from 0 to 1.
     """
     loss, accuracy = value if isinstance(value, tuple) and len(value) == 2 else (value, None)
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.is_complex():
+        got = (str(loss.dtype), *loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise UserError(f"loss must return a scalar tensor, or a pair of it and the accuracy, not {got}")
-    return loss.reshape(()), None if accuracy is None else float(accuracy)
+    return loss.reshape(()), None if accuracy is None else _fraction(accuracy)
+
+
+def _fraction(accuracy: Any) -> float:
+    try:
+        found = float(accuracy)
+    except (TypeError, ValueError, RuntimeError):  # a text, or several numbers
+        found = math.nan
+    if not 0 <= found <= 1:
+        raise UserError(
+            f"loss returned {accuracy!r:.80} as the accuracy, which must be a fraction from 0 to 1{percent(found)}"
+        )
+    return found
 
 
 def _length(batch: Any) -> int:

@@ -91,7 +91,7 @@ def scan(
     chosen = _pattern(pattern)
     shares, ranking = _sparsities(chosen, sparsities), Criterion.of(criterion)
     _refuse_shards(model)
-    with left_as_it_was(model):
+    with torch.inference_mode(False), left_as_it_was(model):  # where tensors count their changes
         fresh = None if recalibrate is None else list(recalibrate)
         measure = MeanLoss(model, list(batches), loss or classification, fresh, seed)
         find = _groups if isinstance(chosen, Channels) else _layers

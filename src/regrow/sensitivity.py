@@ -24,7 +24,7 @@ FORMAT = "regrow-scan"
 VERSION = 1
 _WAY_OUT = "scan again with regrow scan"
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=2**53)]  # more than any model has, and exact as a float
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -213,7 +213,7 @@ class ScannedForm(Form):
     """A layer, as the file has it; null stands for a loss that is not finite."""
 
     name: str
-    shape: list[Annotated[int, Field(ge=0)]]
+    shape: list[Annotated[int, Field(ge=0, le=2**53)]]
     units: Count
     kept: list[Count]
     loss: list[float | None]

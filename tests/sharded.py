@@ -131,6 +131,7 @@ def worker(rank: int, world: int, where: str) -> None:
     found["fsdp"] = [trained(case, mesh) for case in CASES[world][1:]]
     torch.distributed.set_debug_level(torch.distributed.DebugLevel.DETAIL)  # what is decided is compared
     found["fsdp"].insert(0, trained(CASES[world][0], mesh))
+    found["settings"] = [odd_settings(mesh, ddp) for ddp in (True, False)]
     found["odd"] = [odd_gradients(mesh, ddp) for ddp in (True, False)]
     torch.distributed.set_debug_level(torch.distributed.DebugLevel.OFF)
     found["resumed"] = resumed(mesh, where)
@@ -149,6 +150,15 @@ def odd_gradients(mesh: DeviceMesh, ddp: bool) -> str:
         run.sparsifier._units.final = {name: (n - 1, size) for name, (n, size) in run.sparsifier._units.final.items()}
     try:
         run.train(3)
+    except regrow.UserError as error:
+        return str(error)
+    return ""
+
+
+def odd_settings(mesh: DeviceMesh, ddp: bool) -> str:
+    """What is said where one process attaches another method than the others."""
+    try:
+        Training(("gmp" if mesh.get_local_rank() == 1 else "rigl", "erk", "magnitude", "sgd"), mesh, ddp)
     except regrow.UserError as error:
         return str(error)
     return ""

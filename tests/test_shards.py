@@ -84,6 +84,14 @@ def test_decisions_that_differ_are_found(world, found) -> None:
             assert said.startswith(f"process 1 has other {what} than process 0: ")
 
 
+@pytest.mark.parametrize("world", WORLDS)
+def test_processes_that_attach_with_other_settings_are_refused(world, found) -> None:
+    for of_rank in found[world]:
+        assert (
+            of_rank["settings"] == ["process 1 attaches with another method than process 0: give the same to each"] * 2
+        )
+
+
 @pytest.fixture
 def one_process():
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)

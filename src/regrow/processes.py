@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from regrow.errors import UserError
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 def together() -> bool:
@@ -77,6 +80,32 @@ def compare(what: str, *decided: object, group: torch.distributed.ProcessGroup |
             f"process {other} has other {what} than process 0: their gradients or weights differ, or they were loaded "
             "from different checkpoints"
         )
+
+
+def require_same(
+    settings: Mapping[str, str], device: torch.device, group: torch.distributed.ProcessGroup | None = None
+) -> None:
+    """Refuses processes that attach with other settings, whose updates would not come together, or not fit together.
+
+    Args:
+        settings: name → value as text; addresses of objects in it do not count.
+        device: to send from.
+        group: of the processes; None for all.
+
+    Raises:
+        UserError: naming the first process that differs, and the setting; on all of them.
+    """
+    if not together():
+        return
+    texts = (_ADDRESS.sub("", text) for text in settings.values())
+    mine = torch.tensor([int.from_bytes(sha256(text.encode()).digest()[:7]) for text in texts], device=device)
+    of_all = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size(group))]
+    with taking_part():
+        torch.distributed.all_gather(of_all, mine, group=group)
+    for rank, theirs in enumerate(of_all):
+        for key, same in zip(settings, (theirs == of_all[0]).tolist(), strict=True):
+            if not same:
+                raise UserError(f"process {rank} attaches with another {key} than process 0: give the same to each")
 
 
 def refuse_join(module: nn.Module, args: object) -> None:

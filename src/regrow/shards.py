@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,6 +53,10 @@ class Ranks:
 
     def compare(self, what: str, *decided: object) -> None:
         """As `regrow.processes.compare`, of what all must have decided alike; nothing to compare for one alone."""
+
+    def require_same(self, settings: Mapping[str, str], device: torch.device) -> None:
+        """As `regrow.processes.require_same`."""
+        processes.require_same(settings, device)
 
 
 ALONE = Ranks()
@@ -102,6 +106,9 @@ class ShardRanks(Ranks):
 
     def compare(self, what: str, *decided: object) -> None:
         processes.compare(what, *decided, group=self._group)
+
+    def require_same(self, settings: Mapping[str, str], device: torch.device) -> None:
+        processes.require_same(settings, self._device, self._group)
 
     def __deepcopy__(self, memo: object) -> ShardRanks:
         return self

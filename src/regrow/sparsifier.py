@@ -92,8 +92,9 @@ class Sparsifier:
         self._shapes = {name: tuple(p.shape) for name, p in names.parameters(self.model).items()}
         attach.check_weights(params, groups)
         ranks = attach.ranks(self.pattern, self._units, scorings, self.criterion)
-
         self._states = {name: _state(name, param, groups.get(id(param)), ranks) for name, param in params.items()}
+        if params:
+            ranks.require_same(self._fingerprint(), next(iter(params.values())).device)
         if not ranks.several:
             for state in self._states.values():
                 processes.agree(state.param.data)

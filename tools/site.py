@@ -17,7 +17,7 @@ WORKER = "assets/javascripts/file_worker.js"
 FETCHED = re.compile(r'src="https://unpkg\.com/iframe-worker/shim"')
 COPIED = "repository"  # folder of the site for files of the repository
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-_LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:|#|mailto:)([^)\s#]+)(#[^)\s]*)?\)")
+_LINK = re.compile(r"\[([^\]]+)\]\((?!https?:|#|mailto:)([^)\s#]+)(#[^)\s]*)?\)")
 
 # page of the reference → its title, and what it shows
 REFERENCE: dict[str, tuple[str, tuple[str, ...]]] = {

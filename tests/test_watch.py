@@ -53,6 +53,22 @@ def test_parameters_that_are_others_are_noticed_at_the_next_step(change: Any) ->
         step(model, optimizer)
 
 
+@pytest.mark.parametrize("change", [replaced, sharded, assigned])
+def test_others_that_another_optimizer_trains_are_noticed_too(change: Any) -> None:
+    model = network()
+    optimizer = sgd(model)
+    sparsifier = attach(model, optimizer)
+    step(model, optimizer)
+    change(model)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    other = sgd(model)  # which has nothing of what was attached to
+    with pytest.raises(UserError, match=r"\d\.weight is not the parameter any more that regrow was attached to"):
+        step(model, other)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    sparsifier.detach()
+    step(model, other)
+
+
 def other_sgd(model: nn.Module) -> torch.optim.Optimizer:
     return sgd(model)
 

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from regrow.units import Units
 
 
+_REPLACED = (
+    "{} is not the parameter any more that regrow was attached to (the model was sharded, or its parameters were "
+    "replaced): attach after that, or detach() this sparsifier"
+)
+
+
 class Watch:
     """Looks whether the parameters still are the model's, and are trained by nobody else.
 
@@ -48,12 +54,12 @@ class Watch:
         Raises:
             UserError: naming the first.
         """
-        for name, holder, key, param in self._places:
-            if holder.get(key) is not param:
-                raise UserError(
-                    f"{name} is not the parameter any more that regrow was attached to (the model was sharded, or its "
-                    "parameters were replaced): attach after that, or detach() this sparsifier"
-                )
+        for name in self._replaced().values():
+            raise UserError(_REPLACED.format(name))
+
+    def _replaced(self) -> dict[int, str]:
+        """The id of what now stands in the place of a parameter → its name."""
+        return {id(holder.get(key)): name for name, holder, key, param in self._places if holder.get(key) is not param}
 
     def hook(self) -> RemovableHandle:
         """Looks at the steps of all optimizers, as another than the known ones has no hook of its own."""
@@ -75,8 +81,11 @@ class Watch:
         """What there is to say of an optimizer that is about to step; "" for one that has no part in this."""
         if self.stepping or id(optimizer) in self._known:
             return ""
+        replaced = self._replaced()
         for group in optimizer.param_groups:
             for param in group["params"]:
+                if id(param) in replaced:
+                    return _REPLACED.format(replaced[id(param)])
                 if id(param) in self._names and param.grad is not None:
                     return (
                         f"{self._names[id(param)]} would be trained by an optimizer that regrow is not attached to, "

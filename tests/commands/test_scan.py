@@ -58,6 +58,9 @@ def test_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
     assert main([*words, "--steps", "2", "--out", "sparse", "--quiet", "--no-report"]) == 0
     layers = json.loads((tmp_path / "sparse" / "structure.json").read_text())["layers"]
     assert {one["name"]: one["active"] for one in layers} == found.counts(0.8)
+    capsys.readouterr()
+    assert main(["scan", "sparse", "--sparsities", "0.5", "--batches", "1", "--out", "again.json"]) == 0
+    assert capsys.readouterr().err.startswith("regrow: 80% of the network's weights are zero already, and layers lose")
 
 
 def test_channels_of_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,7 +103,7 @@ BAD = [
     ("RUN --out .", "--out . does not end in .json"),
     ("RUN --pattern.sparcity 0.9", "did you mean"),
     (".", "holds no run: give a directory that `regrow train` wrote"),
-    ("", "scan needs a RECIPE"),
+    ("", "scan needs a RECIPE: a directory that `regrow train` wrote, a YAML file, or one of cifar10-"),
 ]
 
 

@@ -80,8 +80,8 @@ def show_help(args: argparse.Namespace) -> int:
     return 0
 
 
-def require_recipe(args: argparse.Namespace) -> None:
-    """Refuses a command without a recipe.
+def require_recipe(args: argparse.Namespace, kinds: str = "a YAML file") -> None:
+    """Refuses a command without a recipe; ``kinds`` is what it takes beside the names of shipped ones.
 
     Raises:
         UserError: naming those that the package ships.
@@ -89,7 +89,7 @@ def require_recipe(args: argparse.Namespace) -> None:
     if args.recipe is None:
         from regrow.training.recipe import shipped
 
-        raise UserError(f"{args.parser.prog.split()[-1]} needs a RECIPE: a YAML file, or one of {', '.join(shipped())}")
+        raise UserError(f"{args.parser.prog.split()[-1]} needs a RECIPE: {kinds}, or one of {', '.join(shipped())}")
 
 
 def stem(recipe: str) -> str:

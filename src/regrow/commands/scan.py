@@ -46,7 +46,7 @@ def add(group: argparse._SubParsersAction[Parser]) -> Parser:
 def run(args: argparse.Namespace) -> int:
     if args.help:
         return show_help(args)
-    require_recipe(args)
+    require_recipe(args, "a directory that `regrow train` wrote, a YAML file")
     for option in ("batches", "recalibrate"):
         value = getattr(args, option)
         if value is not None and value < 1:
@@ -74,6 +74,8 @@ def run(args: argparse.Namespace) -> int:
     scanned.write(found, page)
     _print(found)
     print(f"numbers: {args.out}, page: {page}")
+    if model is not None and found.pattern != "channels":
+        _say_if_sparse(model)
     return 0
 
 
@@ -94,6 +96,17 @@ def _finished(directory: Path, trusted: bool) -> nn.Module:
     from regrow.training import finished
 
     return finished.read(directory, trusted).network()
+
+
+def _say_if_sparse(model: nn.Module) -> None:
+    """Such a scan looks as if layers could lose nearly everything, although they have lost it already."""
+    weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    zeros = sum(int((weight == 0).sum()) for weight in weights) / max(1, sum(weight.numel() for weight in weights))
+    if zeros >= 0.01:
+        print(
+            f"regrow: {zeros:.0%} of the network's weights are zero already, and layers lose these first, which costs "
+            "nothing: to see what layers can lose, scan one that was trained with --method.name dense", file=sys.stderr,
+        )  # fmt: skip
 
 
 def _scan(recipe: Recipe, model: nn.Module | None, args: argparse.Namespace, sparsities: list[float] | None) -> Scan:
@@ -180,7 +193,7 @@ def _print(found: Scan) -> None:
 
     accuracy = "" if found.accuracy is None else f", accuracy {found.accuracy:.2%}"
     title = (
-        f"{found.model}, {found.pattern} by {found.criterion}: growth of the loss ({found.loss:.4f} of all{accuracy}), "
+        f"{found.model}, {found.pattern} by {found.criterion}: growth of the loss ({found.loss:.4f} before{accuracy}), "
         f"{found.examples:,} images"
     )
     table = Table(title=title, title_justify="left")

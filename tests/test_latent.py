@@ -15,7 +15,7 @@ from torch import nn
 import regrow
 from attack_updates import Interrupted, interrupted_at
 from engine import attach, batches, loss_of, network, same, snapshot, train
-from regrow import SRSTE, STE, UserError, latent_values
+from regrow import SRSTE, STE, UserError, coded, latent_values, shards
 from regrow.actions import counts_at
 from regrow.latent import Latent
 from regrow.state import EXPLORED, PRUNED, TRAINABLE, WeightState
@@ -411,6 +411,37 @@ def test_a_step_that_is_interrupted_while_it_is_scaled_is_scaled_once(again, mon
             tried, expected = lines[0], torch.where(active, before + 1.0, torch.lerp(before, before + 1.0, 0.3))
         assert torch.equal(state.memory, expected), at
         assert torch.equal(param.detach(), expected.masked_fill(~active, 0)), at
+        at += 1
+    assert tried > 20
+
+
+@pytest.mark.parametrize("event", ["call", "line"])
+@pytest.mark.parametrize("normalizes", [False, True], ids=["steps as they are", "steps that are scaled"])
+def test_an_interruption_while_latent_values_are_shown_or_hidden_loses_nothing(normalizes, event) -> None:
+    """Also between a parameter's data and the note of it: a call of a property stands between the two."""
+    files = tuple(module.__file__ for module in (latent_values, coded, shards))
+    before, at, tried = torch.randn(7, 11), 0, 0  # at 0 nothing is interrupted
+    active = torch.arange(77).view(7, 11) % 3 == 0
+    while at <= tried:
+        param = nn.Parameter(before.clone())
+        state = WeightState("w", param, lambda: {}, holds_zero=False, normalizes=normalizes)
+        state.transition(torch.where(active, TRAINABLE, EXPLORED).to(torch.uint8), "mru", Latent(scale=0.3))
+        stepped = False
+        with contextlib.suppress(Interrupted), interrupted_at(at, event, files) as seen:
+            state.show_latent()
+            param.data.add_(1.0)
+            stepped = True
+            state.hide_latent()
+        if not stepped:  # once more, as the next step does
+            state.show_latent()
+            param.data.add_(1.0)
+        state.hide_latent()
+        moved = torch.lerp(before, before + 1.0, 0.3) if normalizes else before + 1.0
+        expected = torch.where(active, before + 1.0, moved)
+        assert torch.equal(state.memory, expected), at
+        assert torch.equal(param.detach(), expected.masked_fill(~active, 0)), at
+        assert param.data_ptr() != state.memory.data_ptr(), at
+        tried = max(tried, seen[0])
         at += 1
     assert tried > 20
 

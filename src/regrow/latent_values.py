@@ -81,16 +81,21 @@ class LatentValues:
         done, result = self._scaled
         if done or result is not None:  # `hide` was interrupted
             self.hide(project=False)
+        state = self._state
+        param, memory = state.param, state.memory
         if self._live is not None:
+            if param.data_ptr() == self._live.data_ptr():  # an interruption came between the two lines that show
+                param.data = memory
             return
         self.catch_up()
         self.take_written()
-        state = self._state
-        live, memory = state.param.data, state.memory
+        live = param.data
         if self._changes_steps:
             self._behind = True
             live.copy_(memory)  # what the step sets out from; the projection is made anew after it
-        self._live, state.param.data, self._behind = live, memory, False
+        self._live = live  # before the parameter loses it: nothing is between two lines but an interruption
+        param.data = memory
+        self._behind = False
 
     @torch.no_grad()
     def hide(self, project: bool = True) -> None:
@@ -98,12 +103,15 @@ class LatentValues:
         on where it was interrupted."""
         state, live = self._state, self._live
         if live is not None:
-            memory = state.memory
-            if state.param.data_ptr() != memory.data_ptr():  # an optimizer that makes new data
-                memory.copy_(state.param)
+            param, memory = state.param, state.memory
+            if param.data_ptr() not in (memory.data_ptr(), live.data_ptr()):  # an optimizer that makes new data
+                memory.copy_(param)
             if self._changes_steps:
                 self._change_step(memory, live)
-            self._live, state.param.data, self._behind, self._scaled = None, live, True, (0, None)
+            self._behind = True
+            param.data = live
+            self._live = None  # until here, it would begin again
+        self._scaled = 0, None
         if project:
             self.catch_up()
 

@@ -2,6 +2,7 @@
 
     python benchmarks/study_tables.py            # rewrites the tables, between their marks in docs/studies.md
     python benchmarks/study_tables.py --picture  # and draws docs/accuracy-and-cost.svg (with matplotlib)
+    python benchmarks/study_tables.py --gather field-wrn10-2 DIR ...  # first keeps the finished runs of comparisons
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; the names are the keys of `TABLES`.
 """
@@ -16,7 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from regrow.report.style import looks
-from regrow.training.statistics import accuracies, by_label, paired, sample_std
+from regrow.training.statistics import accuracies, by_label, label_of, paired, sample_std
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
@@ -36,10 +37,23 @@ MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "tr
 Runs = Sequence[Mapping[str, Any]]
 
 
-def results(name: str) -> dict[str, Runs]:
-    """Label → runs of benchmarks/results/exploration-NAME.json."""
-    found = json.loads((HERE / "results" / f"exploration-{name}.json").read_text(encoding="utf-8"))
+def results(name: str, study: str = "exploration") -> dict[str, Runs]:
+    """Label → runs of benchmarks/results/STUDY-NAME.json."""
+    found = json.loads((HERE / "results" / f"{study}-{name}.json").read_text(encoding="utf-8"))
     return by_label(found["runs"])
+
+
+def gather(name: str, places: Sequence[Path]) -> None:
+    """Keeps the finished runs of comparisons in benchmarks/results/NAME.json, one for each label and seed."""
+    path = HERE / "results" / f"{name}.json"
+    runs = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
+    kept = {(label_of(run), run["seed"]): run for run in runs}
+    for found in sorted(file for place in places for file in place.glob("runs/*/results.json")):
+        for run in json.loads(found.read_text(encoding="utf-8"))["runs"]:
+            if run.get("accuracy") is not None:
+                kept[label_of(run), run["seed"]] = {**run, "run": f"runs/{found.parent.name}"}
+    ordered = [kept[key] for key in sorted(kept)]
+    path.write_text(json.dumps({"runs": ordered}, indent=1) + "\n", encoding="utf-8")
 
 
 def score(runs: Runs) -> str:
@@ -113,6 +127,17 @@ def equal_cost(setting: str) -> str:
     ])  # fmt: skip
 
 
+def field(setting: str) -> str:
+    """The strongest methods that begin dense, and how far each is ahead of pruning gradually."""
+    runs = results(setting, "field")
+    heads = ["", "accuracy", "ahead of gmp-late by", "training cost"]
+    return table(heads, [
+        [label, score(runs[label]), "" if label == "gmp-late" else ahead(runs[label], runs["gmp-late"]),
+         f"{average(runs[label], 'training_cost'):.2f}"]
+        for label in sorted(runs, key=lambda label: -average(runs[label], "accuracy"))
+    ])  # fmt: skip
+
+
 def epochs(runs: Runs) -> str:
     return f"{average(runs, 'steps') / STEPS_PER_EPOCH:.1f}"
 
@@ -123,6 +148,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "equal cost, first setting": lambda: equal_cost("wrn10-2"),
     "equal cost, second setting": lambda: equal_cost("wrn16-1"),
     "ablation": ablation,
+    "field, first setting": lambda: field("wrn10-2"),
+    "field, second setting": lambda: field("wrn16-1"),
 }
 
 
@@ -174,7 +201,10 @@ def picture(path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--picture", action="store_true", help="draw docs/accuracy-and-cost.svg, too")
+    parser.add_argument("--gather", nargs="+", metavar="NAME DIR", help="results/NAME.json, of these comparisons")
     args = parser.parse_args()
+    if args.gather:
+        gather(args.gather[0], [Path(place) for place in args.gather[1:]])
     STUDIES.write_text(filled(STUDIES.read_text(encoding="utf-8")), encoding="utf-8")
     if args.picture:
         picture(DOCS / "accuracy-and-cost.svg")

@@ -59,15 +59,16 @@ def gather(name: str, places: Sequence[Path]) -> None:
 def score(runs: Runs) -> str:
     """Accuracy in percent, ± its sample standard deviation."""
     values = list(accuracies(runs).values())
-    return f"{100 * fmean(values):.1f} ± {100 * (sample_std(values) or 0):.1f}"
+    spread = sample_std(values)
+    return f"{100 * fmean(values):.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
 
 
 def ahead(a: Runs, b: Runs) -> str:
     """Points that a is ahead of b, with the 95% interval."""
     found = paired(accuracies(a), accuracies(b))
     assert found.difference is not None
-    assert found.ci_low is not None
-    assert found.ci_high is not None
+    if found.ci_low is None or found.ci_high is None:  # one seed has no interval
+        return f"{100 * found.difference:+.1f}".replace("-", "−")
     numbers = (f"{100 * x:+.1f}".replace("-", "−") for x in (found.difference, found.ci_low, found.ci_high))
     return "{} ({} to {})".format(*numbers)
 
@@ -130,9 +131,10 @@ def equal_cost(setting: str) -> str:
 def field(setting: str) -> str:
     """The strongest methods that begin dense, and how far each is ahead of pruning gradually."""
     runs = results(setting, "field")
-    heads = ["", "accuracy", "ahead of gmp-late by", "training cost"]
+    heads = ["", "seeds", "accuracy", "ahead of gmp-late by", "training cost"]
     return table(heads, [
-        [label, score(runs[label]), "" if label == "gmp-late" else ahead(runs[label], runs["gmp-late"]),
+        [label, str(len(runs[label])), score(runs[label]),
+         "" if label == "gmp-late" else ahead(runs[label], runs["gmp-late"]),
          f"{average(runs[label], 'training_cost'):.2f}"]
         for label in sorted(runs, key=lambda label: -average(runs[label], "accuracy"))
     ])  # fmt: skip

@@ -87,6 +87,13 @@ def write(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
         targets[name].copy_(value)
 
 
+def hold_still(model: nn.Module) -> None:
+    """Puts norms with running statistics into eval mode, in which a batch changes nothing of them."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            module.eval()
+
+
 @torch.no_grad()
 def recalibrate(model: nn.Module, loader: Iterable[Any], batches: int | None = None) -> None:
     """Re-estimates the running statistics of batch norms, which pruning leaves stale.

@@ -154,15 +154,13 @@ def _scan(recipe: Recipe, model: nn.Module | None, args: argparse.Namespace, spa
 
 def _loss_of(recipe: Recipe) -> Callable[[nn.Module, Any], Any]:
     """That of a task whose models tell it in training mode alone; their norms stay as in eval mode."""
-    from torch import nn
+    from regrow.batchnorm import hold_still
 
     def loss(model: nn.Module, batch: Any) -> Any:
         device = next(model.parameters()).device
         try:
             model.train()
-            for module in model.modules():
-                if isinstance(module, nn.modules.batchnorm._NormBase):
-                    module.eval()
+            hold_still(model)
             return recipe.task.loss(model, batch, device, recipe.train)
         finally:
             model.eval()

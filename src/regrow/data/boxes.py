@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from regrow.data.batches import BatchSource
 from regrow.data.decode import open_image
 from regrow.data.splits import DataSet, Settings, validation_split
-from regrow.data.streams import default_workers, loaded, randomness
+from regrow.data.streams import SeededSource, default_workers, loaded, randomness
 from regrow.errors import UserError
 
 BoxBatch = tuple[list[Tensor], list[dict[str, Tensor]]]
@@ -131,24 +130,16 @@ def box_in(corners: Sequence[float], size: tuple[float, float], where: str) -> t
 
 
 @dataclass(kw_only=True)
-class BoxSource(BatchSource):
+class BoxSource(SeededSource):
     """Batches (images, targets): images float32 (3, H, W) in 0…1, each of its size; targets dicts of `Objects`' fields.
 
     Attributes:
         dataset: of all images.
-        indices: which of them belong to this source.
         augmentation: of training images; None: none.
-        workers: processes that decode images; 0: this one.
     """
 
     dataset: BoxImages
-    indices: Tensor
     augmentation: Augmentation | None = None
-    workers: int = 0
-
-    @property
-    def examples(self) -> int:
-        return len(self.indices)
 
     def normalisation(self) -> tuple[Tensor, Tensor]:
         """Bytes of pixels become 0…1, whatever a detector makes of them."""
@@ -159,11 +150,6 @@ class BoxSource(BatchSource):
         dataset = _SeededBoxes(self.dataset, varied, self.training)
         for packed in loaded(dataset, self._items(k, start), self.workers, _packed):
             yield _unpacked(packed)
-
-    def _items(self, k: int, start: int) -> Iterator[list[tuple[int, int]]]:
-        for positions, mine, random in self._batches(k, start):
-            seeds = torch.randint(2**62, (len(positions),), generator=random)[mine]
-            yield list(zip(seeds.tolist(), self.indices[positions[mine]].tolist(), strict=True))
 
 
 class _SeededBoxes(Dataset[Any]):

@@ -25,24 +25,40 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(kw_only=True)
-class StreamSource(BatchSource):
-    """Batches of a torch data set, made by worker processes; randomness inside it (torch, random, NumPy) is seeded.
+class SeededSource(BatchSource):
+    """Batches of a data set that worker processes decode, each example by a seed of its own.
 
     Attributes:
-        dataset: map-style, with examples (image, label): a tensor (C, H, W), and a whole number.
+        dataset: map-style.
         indices: which of its examples belong to this source.
-        statistics: mean and std of each channel, in the units of the images; None: images are taken as they come.
         workers: number of processes; 0: this one.
     """
 
     dataset: Dataset[Any]
     indices: Tensor
-    statistics: Labelled | None = None
     workers: int = 0
 
     @property
     def examples(self) -> int:
         return len(self.indices)
+
+    def _items(self, k: int, start: int) -> Iterator[list[tuple[int, int]]]:
+        """Seed and index of each example, a list for each batch of this process."""
+        for positions, mine, randomness in self._batches(k, start):
+            seeds = torch.randint(2**62, (len(positions),), generator=randomness)[mine]
+            yield list(zip(seeds.tolist(), self.indices[positions[mine]].tolist(), strict=True))
+
+
+@dataclass(kw_only=True)
+class StreamSource(SeededSource):
+    """Batches of a torch data set; randomness inside it (torch, random, NumPy) is seeded.
+
+    Attributes:
+        dataset: map-style, with examples (image, label): a tensor (C, H, W), and a whole number.
+        statistics: mean and std of each channel, in the units of the images; None: images are taken as they come.
+    """
+
+    statistics: Labelled | None = None
 
     def normalisation(self) -> Labelled | None:
         return self.statistics
@@ -50,11 +66,6 @@ class StreamSource(BatchSource):
     def epoch(self, k: int, start: int = 0) -> Iterator[Labelled]:
         for x, y in loaded(_Seeded(self.dataset), self._items(k, start), self.workers):
             yield (normalise(x, *self.statistics) if self.statistics else x.float()), y
-
-    def _items(self, k: int, start: int) -> Iterator[list[tuple[int, int]]]:
-        for positions, mine, randomness in self._batches(k, start):
-            seeds = torch.randint(2**62, (len(positions),), generator=randomness)[mine]
-            yield list(zip(seeds.tolist(), self.indices[positions[mine]].tolist(), strict=True))
 
 
 def loaded(

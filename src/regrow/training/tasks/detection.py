@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from regrow import extras
+from regrow import batchnorm, extras
 from regrow.errors import UserError
 from regrow.inputs import first_line
 from regrow.quiet import evaluating
@@ -117,9 +117,7 @@ def _sum_of(losses: Any, name: str) -> Tensor:
 
 def _with_still_norms(model: nn.Module, images: list[Tensor], targets: list[Found]) -> Any:
     """What the model returns in training mode, with norms that learn nothing of it: one image has no variance."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase):
-            module.eval()
+    batchnorm.hold_still(model)
     return model(images, targets)
 
 

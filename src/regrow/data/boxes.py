@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from regrow.data.decode import open_image
-from regrow.data.splits import DataSet, Settings, validation_split
+from regrow.data.splits import DataSet, Settings, random_split
 from regrow.data.streams import SeededSource, default_workers, loaded, randomness
 from regrow.errors import UserError
 
@@ -252,9 +252,7 @@ def boxed(
     Raises:
         UserError: there is nothing to train on.
     """
-    if not len(train) or not len(test):
-        raise UserError(f"the data set has no image to {'test' if len(train) else 'train'} on")
-    kept, held_out = validation_split(torch.zeros(len(train), dtype=torch.int64), settings, has_val=False)
+    kept, held_out = random_split(len(train), len(test), settings)
     workers = default_workers(settings) if workers is None else workers
 
     def source(images: BoxImages, indices: Tensor, training: bool = False) -> BoxSource:

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from regrow.data import listed, shapes, voc
 from regrow.data.decode import folder_at, open_image
-from regrow.data.splits import DataSet, Settings, validation_split
+from regrow.data.splits import DataSet, Settings, random_split
 from regrow.data.streams import StreamSource, default_workers
 from regrow.errors import UserError
 from regrow.inputs import first_line
@@ -145,9 +145,7 @@ def masked(
     Raises:
         UserError: there is nothing to train or to test on.
     """
-    if not len(train) or not len(test):
-        raise UserError(f"the data set has no image to {'test' if len(train) else 'train'} on")
-    kept, held_out = validation_split(torch.zeros(len(train), dtype=torch.int64), settings, has_val=False)
+    kept, held_out = random_split(len(train), len(test), settings)
     varied = MaskImages(train.images, train.masks, train.size, train.classes, varied=settings.augment == "standard")
 
     def source(images: MaskImages, indices: Tensor, training: bool = False) -> StreamSource:

@@ -136,6 +136,17 @@ def validation_split(labels: Tensor, settings: Settings, has_val: bool) -> tuple
     return stratified(labels, fraction, settings.split_seed) if fraction else (everything, nothing)
 
 
+def random_split(train: int, test: int, settings: Settings) -> tuple[Tensor, Tensor]:
+    """`validation_split` of so many training images that have no label of their own, beside so many test images.
+
+    Raises:
+        UserError: there is nothing to train or to test on.
+    """
+    if not train or not test:
+        raise UserError(f"the data set has no image to {'test' if train else 'train'} on")
+    return validation_split(torch.zeros(train, dtype=torch.int64), settings, has_val=False)
+
+
 def stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Splits off round(fraction · N) examples (at least one), as evenly over the classes as can be.
 

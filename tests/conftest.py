@@ -65,14 +65,21 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--thorough", action="store_true", help="run all of what the marker `sampled` takes a part of")
+    parser.addoption(
+        "--thorough", action="store_true", help="run also what the markers `sampled` and `thorough` leave out"
+    )
 
 
 def is_sampled_out(item: pytest.Item) -> bool:
-    """Whether this is one of the parameters' combinations that `sampled(n)` leaves to --thorough: it keeps those whose
-    positions add up to a multiple of n, so that of a product every value is met, with n-ths of every other's."""
+    """Whether this is left to --thorough, by its own marker `thorough` or as one of the parameters' combinations that
+    `sampled(n)` leaves out: it keeps those whose positions add up to a multiple of n, so that of a product every value
+    is met, with n-ths of every other's."""
+    if item.config.getoption("thorough"):
+        return False
+    if item.get_closest_marker("thorough") is not None:
+        return True
     marker = item.get_closest_marker("sampled")
-    if marker is None or item.config.getoption("thorough"):
+    if marker is None:
         return False
     assert isinstance(item, pytest.Function)
     names = [mark.args[0] for mark in item.iter_markers("parametrize")]  # of parameters given together: those of one

@@ -167,7 +167,7 @@ def test_the_network_is_the_projection_after_every_step(method, optimizer) -> No
     )
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("stop", [1, 4, 17, 31])
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: repr(m)[:60])

@@ -98,7 +98,7 @@ def test_every_method_with_every_optimizer(method: str, optimizer: str, criterio
     lockstep(method, options_of(method, criterion), optimizer, criterion)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("optimizer", ["sgd-decay", "adamw"])
 @pytest.mark.parametrize(
     "options",

@@ -40,6 +40,7 @@ PLANS = [(METHODS[name](**options)) for name, options in OPTIONS.items() if not 
 ]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("method", PLANS, ids=lambda m: repr(m)[:60])
 @pytest.mark.parametrize("criterion", ["magnitude", "taylor"])
 def test_plan_is_what_the_engine_books(method, criterion) -> None:

@@ -64,7 +64,7 @@ def test_resumed_where_everything_was_loaded_before_attaching(step, optimizer) -
         assert same(snapshot(model), snapshot(other))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize(
     "method",

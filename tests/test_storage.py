@@ -92,7 +92,7 @@ def test_a_kill_or_an_error_at_any_moment_leaves_the_old_model_or_the_new_one(tm
 
 
 def test_readers_meanwhile_get_the_old_model_or_the_new_one(tmp_path):
-    tried, wrong = attack_saves.races(30, 2, tmp_path)
+    tried, wrong = attack_saves.races(12, 2, tmp_path)
     assert wrong == []
     assert tried
 

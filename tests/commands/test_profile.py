@@ -84,7 +84,7 @@ def test_a_profile_is_a_table_and_checks_and_leaves_everything_as_it_was(runtime
     before, state = torch.get_num_threads(), torch.get_rng_state()
     torch.set_num_threads(2)
     try:
-        table, checks = profile(model, EXAMPLE, runtime=runtime, time_limit=2, check=2, progress=False)
+        table, checks = profile(model, EXAMPLE, runtime=runtime, time_limit=0.5, check=2, progress=False)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -180,10 +180,10 @@ def test_a_runtime_that_is_not_installed_names_the_extra(monkeypatch):
 # --- the command
 
 
-TINY = ("--data-shape", "3,12,12", "--time-limit", "1", "--batch", "2", "--check", "2")
+TINY = ("--data-shape", "3,12,12", "--time-limit", "0.3", "--batch", "2", "--check", "2")
 
 
-@pytest.mark.parametrize("runtime", ["eager", "onnxruntime"])
+@pytest.mark.parametrize("runtime", ["eager", pytest.param("onnxruntime", marks=pytest.mark.thorough)])
 def test_the_command_saves_a_table_and_closes_with_checks(runtime, tmp_path, capsys):
     skip_without(runtime)
     out = tmp_path / "new" / "table.json"

@@ -28,7 +28,7 @@ sys.exit(cli.main())
 """
 # seconds after that: while modules are imported, while the runs are planned, while the server of processes
 # imports, and while runs go on; on another machine at other points of these, where the same must hold
-MOMENTS = (0.4, 2.0, 4.0, 6.0, 9.0)
+MOMENTS = (0.4, 3.0, 6.0, 9.0)
 
 
 def start(words: list[str], marked: Marked, place: Path | None = None) -> subprocess.Popen:

@@ -15,11 +15,8 @@ from regrow.training.loop import train
 from regrow.training.recipe import load
 
 STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))
+LONG = ("imagenet-latency", "imagenet-mobilenet-latency")  # of which two variants are planned, as each attaches
 # stands in for what is downloaded, or takes long to read
-LONG = (
-    "imagenet-latency",
-    "imagenet-mobilenet-latency",
-)  # of which two variants are planned, as each attaches
 DATA = {"imagenet:imagenet": "generated:3x32x32:1000:200", "cifar10": "generated:3x32x32:10:512"}
 
 
@@ -38,7 +35,10 @@ def cells(path, *words):
     return chosen, cells_of(recipe, own.labels(chosen.methods), vary, apart=chosen.match == "cost")
 
 
-@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, id=p.stem, marks=[pytest.mark.thorough] if p.stem in LONG else []) for p in STUDIES],
+)
 def test_a_study_can_be_planned(path, monkeypatch, tmp_path):
     monkeypatch.setattr("regrow.profiling.profile", fixed_latency.profile)
     chosen, grid = cells(path)

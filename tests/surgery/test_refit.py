@@ -110,6 +110,7 @@ def outputs(model, x):
     return model.eval()(x)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", MODELS)
 def test_round_trip_is_exact(tmp_path, name):
     model = thin(name)

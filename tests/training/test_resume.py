@@ -70,7 +70,7 @@ def test_stopped_at_any_step(tmp_path, monkeypatch, variant):
     recipe = load(tiny.write(tmp_path), words_of(VARIANTS[variant]))
     train(recipe, tmp_path / "whole", monkeypatch=monkeypatch)
     stops = {"plain": [1, 3, 4, 5, 8, 16], "channels": [3, 4, 5, 8, 16]}
-    for stop in stops.get(variant, [4, 7, 13]):
+    for stop in stops.get(variant, [4, 13]):
         out = tmp_path / f"stopped-{stop}"
         with pytest.raises(Interrupted, match=f"stopped after step {stop} of 30"):
             train(recipe, out, stop, monkeypatch)
@@ -81,7 +81,7 @@ def test_stopped_at_any_step(tmp_path, monkeypatch, variant):
 def test_stopped_again_and_again(tmp_path, monkeypatch):
     recipe = load(tiny.write(tmp_path))
     train(recipe, tmp_path / "whole", monkeypatch=monkeypatch)
-    for stop in range(2, 30, 3):
+    for stop in range(2, 30, 5):
         with pytest.raises(Interrupted):
             train(recipe, tmp_path / "run", stop, monkeypatch, resume=True)
     train(recipe, tmp_path / "run", None, monkeypatch, resume=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from regrow.errors import UserError
 from regrow.study.grid import GridCell, Variant
@@ -143,18 +143,26 @@ def _of_weights(
     from regrow.training.run import method_of
 
     check_weights(recipe.pattern.parameters(example.model, example.example))
-    counts = recipe.pattern.counts(example.model, example.example)
+    found: list[tuple[Any, dict[str, tuple[int, int]]]] = []  # most variants have one pattern
+
+    def counts_of(pattern: Any) -> dict[str, tuple[int, int]]:
+        known = next((counts for other, counts in found if other == pattern), None)
+        if known is None:
+            found.append((pattern, known := pattern.counts(example.model, example.example)))
+        return known
+
+    counts = counts_of(recipe.pattern)
     if match == "steps":
         for label, variant in variants.items():
             with _naming(label):
-                variant.pattern.counts(example.model, example.example)
+                counts_of(variant.pattern)
         return dict(variants)
     with _naming(recipe.method_name):
         budget = planned_cost(*method_of(recipe), counts, example.flops, example.total_steps)
     planned = {}
     for label, variant in variants.items():
         with _naming(label):
-            own = variant.pattern.counts(example.model, example.example)
+            own = counts_of(variant.pattern)
             steps = matching_steps(*method_of(variant), own, example.flops, budget)
         planned[label] = _of_length(variant, steps, example)
     return planned

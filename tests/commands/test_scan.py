@@ -41,6 +41,13 @@ def test_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
     assert said.err == ""
     assert said.out.splitlines()[-1] == "numbers: scan.json, page: scan.html"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["scan.html", "scan.json"]
+    assert "−50%" in said.out
+    before = Path("scan.json").read_bytes()
+    assert main(["scan", str(run), "--sparsities", "0.4", "--batches", "1"]) == 2
+    assert capsys.readouterr().err == (
+        "regrow: scan.json is there already: name another with --out, or this one to write over it\n"
+    )
+    assert Path("scan.json").read_bytes() == before
     found = regrow.Scan.load("scan.json")
     model = regrow.load(build("digits-cnn", 10, 1, width=4), run / "model")
     batches = islice(data_of(load(run / "recipe.yaml")).val.epoch(0), 1)  # never the test set

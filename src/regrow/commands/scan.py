@@ -37,8 +37,9 @@ def add(group: argparse._SubParsersAction[Parser]) -> Parser:
                          help="of the validation set that losses are measured on (default: %(default)s)")  # fmt: skip
     command.add_argument("--recalibrate", type=whole, metavar="N",
                          help="re-estimate statistics of batch norms each time, from N training batches")  # fmt: skip
-    command.add_argument("--out", type=Path, default=Path("scan.json"), metavar="FILE",
-                         help="the numbers; a page is written beside them, FILE.html (default: scan.json)")  # fmt: skip
+    command.add_argument("--out", type=Path, metavar="FILE",
+                         help="the numbers, over any that are there; a page is written beside them, FILE.html "
+                         "(default: scan.json, which is never written over)")  # fmt: skip
     command.add_argument("--quiet", action="store_true", help="show no progress")
     return command
 
@@ -52,11 +53,7 @@ def run(args: argparse.Namespace) -> int:
         if value is not None and value < 1:
             raise UserError(f"--{option} must be at least 1, not {value}")
     sparsities = None if args.sparsities is None else _shares(args.sparsities)
-    if args.out.suffix != ".json":
-        raise UserError(f"--out {args.out} does not end in .json, by which distribution= knows a scan: name scan.json")
-    page = args.out.with_suffix(".html")
-    for path in (args.out, page):
-        atomic.check_file(path, "--out", "scan.json")
+    out, page = _targets(args.out)
     directory = Path(args.recipe)
     of_run = directory.is_dir()
     if of_run:
@@ -68,15 +65,28 @@ def run(args: argparse.Namespace) -> int:
         print(recipe.to_yaml(), end="")
         return 0
     found = _scan(recipe, model, args, sparsities)
-    found.save(args.out)
+    found.save(out)
     from regrow.report import scanned
 
     scanned.write(found, page)
     _print(found)
-    print(f"numbers: {args.out}, page: {page}")
+    print(f"numbers: {out}, page: {page}")
     if model is not None and found.pattern != "channels":
         _say_if_sparse(model)
     return 0
+
+
+def _targets(named: Path | None) -> tuple[Path, Path]:
+    """Where the numbers and the page go."""
+    out = named or Path("scan.json")
+    if out.suffix != ".json":
+        raise UserError(f"--out {out} does not end in .json, by which distribution= knows a scan: name scan.json")
+    page = out.with_suffix(".html")
+    for path in (out, page):
+        atomic.check_file(path, "--out", "scan.json")
+        if named is None and path.exists():  # recipes may name it
+            raise UserError(f"{path} is there already: name another with --out, or this one to write over it")
+    return out, page
 
 
 def _shares(text: str) -> list[float]:
@@ -198,7 +208,7 @@ def _print(found: Scan) -> None:
     table.add_column("group" if found.pattern == "channels" else "layer", overflow="fold")
     table.add_column(unit_of(found), justify="right")
     for removed in found.sparsities:
-        table.add_column(f"−{removed:.4g}", justify="right")
+        table.add_column(f"−{100 * removed:.4g}%", justify="right")
     for layer in found.layers:
         table.add_row(layer.name, f"{layer.units:,}", *(increase(value) for value in found.increase(layer)))
     console = Console()

@@ -196,7 +196,7 @@ def _lines(
 
 def structure_iou(traces: Mapping[str, Trace], looks: Mapping[str, Look]) -> go.Figure:
     """Intersection over union of the active structure with that of the update before, against the step."""
-    return _over_updates(traces, looks, "Overlap with the last structure (IoU)", ".2f", _hover(".3f"))
+    return _over_updates(traces, looks, "Overlap with the last structure (IoU)", "~g", _hover(".3f"))
 
 
 def survival(traces: Mapping[str, Trace], looks: Mapping[str, Look]) -> go.Figure:

@@ -101,6 +101,8 @@ def _planned(
     for label, variant in variants.items():
         with _naming(label):
             _check(variant, match, seeds, example)
+    if match == "cost" and any(one.distill for one in (recipe, *variants.values())):
+        raise UserError("--match cost does not count the forward passes of distill.teacher: use --match steps")
     others = [one for one in (recipe, *variants.values()) if not isinstance(one.pattern, EntryPattern)]
     if not others:
         return _of_weights(recipe, variants, example, match), None
@@ -120,7 +122,7 @@ def _planned(
 def _check(variant: Recipe, match: Match, seeds: Sequence[int], example: Run) -> None:
     """Refuse a variant whose method does not fit the pattern or the length, or that starts from what is not there."""
     from regrow import attach, lengths
-    from regrow.training.run import method_of, model_of
+    from regrow.training.run import method_of, model_of, teacher_of
 
     method, criterion = method_of(variant)
     scorings = method.scorings(criterion)
@@ -130,8 +132,11 @@ def _check(variant: Recipe, match: Match, seeds: Sequence[int], example: Run) ->
     variant.schedule.check(example.total_steps, example.steps_per_epoch)
     if variant.optimizer != example.recipe.optimizer:
         variant.optimizer.build(example.model.named_parameters())
-    for seed in seeds if variant.model.weights else ():
-        model_of(dataclasses.replace(variant, top=dataclasses.replace(variant.top, seed=seed)), example.data)
+    for seed in seeds if variant.model.weights or variant.distill else ():
+        seeded = dataclasses.replace(variant, top=dataclasses.replace(variant.top, seed=seed))
+        teacher_of(seeded, example.data, example.device)
+        if variant.model.weights:
+            model_of(seeded, example.data)
 
 
 def _of_weights(

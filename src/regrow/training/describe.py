@@ -7,7 +7,7 @@ from argparse import SUPPRESS
 
 from regrow.training import own
 from regrow.training.recipe import WHOLE, Recipe, registries
-from regrow.training.sections import DataSection, ModelSection, TopSection, TrainSection
+from regrow.training.sections import DataSection, DistillSection, ModelSection, TopSection, TrainSection
 
 
 def keys(recipe: Recipe) -> str:
@@ -26,6 +26,7 @@ def keys(recipe: Recipe) -> str:
         parser.add_argument(f"--{section}.name", default=chosen, choices=names, help="which one; its options follow")
         parser.add_class_arguments(type(getattr(recipe, section)), section)
     parser.add_class_arguments(TrainSection, "train")
+    parser.add_class_arguments(DistillSection, "distill")
     shown = recipe.resolved()
     for section in ("compare", "study"):  # what `regrow compare` does with it, and nothing that a run has
         shown.pop(section, None)

@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from regrow import atomic, recalibrate, storage
-from regrow.cost import training_cost
 from regrow.data.named import BatchSource
 from regrow.errors import UserError
 from regrow.training import checkpoint, rundir
@@ -140,7 +139,8 @@ class Trainer:
         for _ in range(settings.accumulate):
             batch = next(batches)
             with run.accelerator.accumulate(run.prepared):
-                loss = run.task.loss(run.forward, batch, run.device, settings)
+                teach = None if run.teacher is None else run.teach
+                loss = run.task.loss(run.forward, batch, run.device, settings, teach)
                 run.accelerator.backward(loss)
                 run.loss_sum += loss.detach()
                 run.loss_count += 1
@@ -193,7 +193,7 @@ class Trainer:
             "loss": loss,
             "lr": run.learning_rate(run.step - 1),
             "density": run.sparsifier.density(),
-            "cost": training_cost(run.flops, run.sparsifier.ledger, run.cost_steps)["total"],
+            "cost": run.cost()["total"],
             "seconds": time.monotonic() - self.started,
         }
 

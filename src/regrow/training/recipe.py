@@ -20,7 +20,14 @@ from regrow.hints import show
 from regrow.training import own
 from regrow.training.optimizers import OPTIMIZERS, SCHEDULES, Optimizer, Schedule
 from regrow.training.recipe_layers import NAMED, VARIANT, WHOLE, Tree, merge, override_tree, shipped, tree_of
-from regrow.training.sections import DataSection, ModelSection, StudySection, TopSection, TrainSection
+from regrow.training.sections import (
+    DataSection,
+    DistillSection,
+    ModelSection,
+    StudySection,
+    TopSection,
+    TrainSection,
+)
 from regrow.training.typed import join, leaves, plain, require_mapping, suggest, typed
 
 if TYPE_CHECKING:
@@ -31,10 +38,13 @@ __all__ = [
     "registries", "shipped", "tree_of", "with_method",
 ]  # fmt: skip
 
+_PLAIN: dict[str, type] = {
+    "model": ModelSection, "data": DataSection, "train": TrainSection, "distill": DistillSection, "study": StudySection,
+}  # fmt: skip
 _DEFAULT_NAMES = {"pattern": "weights", "optimizer": "sgd", "schedule": "cosine"}
 _LABEL = re.compile(r"[A-Za-z0-9][\w.+-]*")  # labels become file names
 # what an entry of `compare` may change about its recipe, beside the method
-_VARIABLE = ("model.options", "model.weights", "criterion", "pattern", "optimizer", "schedule")
+_VARIABLE = ("model.options", "model.weights", "criterion", "pattern", "optimizer", "schedule", "distill")
 # keys that may differ between a run and its continuation: they change what is seen, not what is computed
 HARMLESS = (
     "train.log_every", "train.eval_every", "train.checkpoint_minutes", "train.checkpoint_steps", "train.tensorboard",
@@ -59,6 +69,7 @@ class Recipe:
     schedule: Schedule
     train: TrainSection
     compare: Mapping[str, Mapping[str, Any]]
+    distill: DistillSection | None = None
     study: StudySection = dataclasses.field(default_factory=StudySection)
 
     @property
@@ -99,6 +110,7 @@ class Recipe:
             "optimizer": {"name": self.optimizer_name, **plain(self.optimizer)},
             "schedule": {"name": self.schedule_name, **plain(self.schedule)},
             "train": plain(self.train),
+            **({"distill": plain(self.distill)} if self.distill is not None else {}),
             "compare": {label: dict(options) for label, options in self.compare.items()},
             **({"study": plain(self.study)} if self.study != StudySection() else {}),
         }
@@ -173,6 +185,7 @@ def parse(tree: Mapping[str, Any]) -> Recipe:
         train=typed(TrainSection, tree.get("train"), "train"),
         top=top,
         compare=_compared(tree.get("compare")),
+        distill=None if tree.get("distill") is None else typed(DistillSection, tree["distill"], "distill"),
         study=typed(StudySection, tree.get("study"), "study"),
         **sections,
     )
@@ -247,12 +260,11 @@ def _top_keys() -> list[str]:
 
 
 def _known_sections(tree: Mapping[str, Any]) -> None:
-    sections = ["model", "data", *NAMED, "train", "compare", "study"]
+    sections = ["model", "data", *NAMED, "train", "distill", "compare", "study"]
     for key in tree:
         if key not in sections and key not in _top_keys():
             valid = [*_top_keys(), *sections]
-            inner = [f"{name}.{leaf}" for name, cls in (("model", ModelSection), ("data", DataSection),
-                     ("train", TrainSection), ("study", StudySection)) for leaf, _ in leaves(cls)]  # fmt: skip
+            inner = [f"{name}.{leaf}" for name, cls in _PLAIN.items() for leaf, _ in leaves(cls)]
             inner += [
                 f"{name}.{leaf}" for name in NAMED for cls in registries()[name].values() for leaf, _ in leaves(cls)
             ]
@@ -262,12 +274,12 @@ def _known_sections(tree: Mapping[str, Any]) -> None:
 
 def _check_sections(tree: Mapping[str, Any]) -> None:
     """Refuse a bare value in the place of a section, as ``--method rigl``."""
-    for section in ("model", "data", *NAMED, "train", "compare", "study"):
+    for section in ("model", "data", *NAMED, "train", "distill", "compare", "study"):
         value = tree.get(section)
         if value is None or isinstance(value, Mapping):
             continue
         way_out = f"write --{section}.KEY VALUE (--help after a recipe lists all keys)"
-        if section not in ("train", "compare", "study") and isinstance(value, str):
+        if section not in ("train", "distill", "compare", "study") and isinstance(value, str):
             word = _name_meant(section, value)
             way_out = f"write --{section}.name {word}, or in a file {section}: {{name: {word}}}"
         raise UserError(f"{section} is {show(value)}, but must be a mapping of keys to values: {way_out}")

@@ -30,6 +30,8 @@ from regrow.training.initial import start_from
 from regrow.training.recipe import Recipe
 from regrow.training.speed import check_batch, is_channels, needs_table, table_of
 from regrow.training.tasks.task import Batch
+from regrow.training.teacher import PHASE as TEACHER
+from regrow.training.teacher import Teacher
 from regrow.zoo.models import GIVEN, build_with, example_input
 
 if TYPE_CHECKING:
@@ -73,6 +75,7 @@ class Run:
         self.flops = count_flops(self.model, self.example)
         self.dense_size = provenance.size(self.model)
         self.task.check_model(self.model, self.example, self.data.num_classes, recipe.model.name)
+        self.teacher = teacher_of(recipe, self.data, self.device)
         optimizer = recipe.optimizer.build(self.model.named_parameters())
         self.peak_lr = [group["lr"] for group in optimizer.param_groups]
         averaged = moving_average(self.model, settings.ema) if settings.ema is not None else None
@@ -189,8 +192,18 @@ class Run:
             ) from error
 
     def cost(self) -> dict[str, float]:
-        """Training FLOPs of the steps so far, x those of ``cost_steps`` dense ones: by phase, and in total."""
-        return training_cost(self.flops, self.sparsifier.ledger, self.cost_steps)
+        """Training FLOPs of the steps so far, x those of ``cost_steps`` dense ones: by phase, a teacher's forward
+        passes beside them, and in total."""
+        costs = training_cost(self.flops, self.sparsifier.ledger, self.cost_steps)
+        if self.teacher is None:
+            return costs
+        theirs = self.step * self.teacher.flops / (3 * self.flops.total * self.cost_steps)
+        return {**costs, TEACHER: theirs, "total": costs["total"] + theirs}
+
+    def teach(self, loss: Tensor, logits: Tensor, images: Tensor) -> Tensor:
+        """The loss with the teacher's share, in the precision of the forward pass (`Teacher.taught`)."""
+        assert self.teacher is not None
+        return self.teacher.taught(loss, logits, images, self.accelerator.autocast())
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of the first parameter group at ``step``."""
@@ -286,6 +299,19 @@ def model_of(recipe: Recipe, data: DataSet) -> nn.Module:
         except UserError as error:
             raise UserError(f"model.weights: {error}") from error
     return model
+
+
+def teacher_of(recipe: Recipe, data: DataSet, device: torch.device) -> Teacher | None:
+    """What the recipe's section ``distill`` names, if it has one.
+
+    Raises:
+        UserError: if it is not there or does not fit, or the task has no teachers.
+    """
+    if recipe.distill is None:
+        return None
+    if not recipe.task.has_teachers:
+        raise UserError(f"distill does not apply to task: {recipe.task.name}: leave it out")
+    return Teacher(recipe.distill, recipe, data, device)
 
 
 def pattern_of(recipe: Recipe, table: LatencyTable | None) -> Pattern:

@@ -97,6 +97,21 @@ class TrainSection:
 
 
 @dataclass(frozen=True)
+class DistillSection:
+    """A trained network that is learnt from beside the labels.
+
+    Attributes:
+        teacher: directory of a finished run on the same data; {seed} in it stands for the seed
+        weight: share of the loss that is the teacher's; the rest is the labels'
+        temperature: that divides logits before they are compared
+    """
+
+    teacher: str
+    weight: float = number(0.5, above=0, high=1)
+    temperature: float = number(4.0, above=0, cap=1000)
+
+
+@dataclass(frozen=True)
 class TopSection:
     """The run as a whole.
 

@@ -12,7 +12,7 @@ from regrow.errors import UserError
 from regrow.quiet import evaluating
 from regrow.training.evaluation import accuracy
 from regrow.training.measures import ACCURACY, Measure
-from regrow.training.tasks.task import Batch, Task, register
+from regrow.training.tasks.task import Batch, Task, Teach, register
 
 if TYPE_CHECKING:
     from regrow.training.sections import TrainSection
@@ -24,6 +24,7 @@ class Classification(Task):
 
     name: ClassVar[str] = "classification"
     measure: ClassVar[Measure] = ACCURACY
+    has_teachers: ClassVar[bool] = True
 
     def check_model(self, model: nn.Module, example: Tensor, classes: int, name: str) -> None:
         shape = "x".join(str(n) for n in example.shape[1:])
@@ -37,11 +38,15 @@ class Classification(Task):
             found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise UserError(f"the model {name!r} gives {found} for one image, but a tensor (1, {classes}) is needed")
 
-    def loss(self, forward: Any, batch: Batch, device: torch.device, settings: TrainSection) -> Tensor:
+    def loss(
+        self, forward: Any, batch: Batch, device: torch.device, settings: TrainSection, teach: Teach | None = None
+    ) -> Tensor:
         images, labels = (part.to(device, non_blocking=True) for part in batch)
         if settings.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        return nn.functional.cross_entropy(forward(images), labels, label_smoothing=settings.label_smoothing)
+        logits = forward(images)
+        loss = nn.functional.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+        return loss if teach is None else teach(loss, logits, images)
 
     def evaluate(
         self, model: nn.Module, batches: Iterable[Batch], device: torch.device, accelerator: Any

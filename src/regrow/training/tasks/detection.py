@@ -16,7 +16,7 @@ from regrow.errors import UserError
 from regrow.inputs import first_line
 from regrow.quiet import evaluating
 from regrow.training.measures import MAP, Measure
-from regrow.training.tasks.task import Batch, Task, register
+from regrow.training.tasks.task import Batch, Task, Teach, register
 from regrow.zoo.detectors import Detector
 
 if TYPE_CHECKING:
@@ -67,7 +67,9 @@ class Detection(Task):
         except Exception as error:  # whatever the model's own code raises
             raise UserError(f"the model {name!r} cannot be trained on boxes: {first_line(error)}") from error
 
-    def loss(self, forward: Any, batch: Batch, device: torch.device, settings: TrainSection) -> Tensor:
+    def loss(
+        self, forward: Any, batch: Batch, device: torch.device, settings: TrainSection, teach: Teach | None = None
+    ) -> Tensor:
         images, targets = on(device, batch)
         return _sum_of(forward(images, targets), "its model")
 

@@ -13,7 +13,7 @@ from regrow.errors import UserError
 from regrow.inputs import first_line
 from regrow.quiet import evaluating
 from regrow.training.measures import MIOU, Measure
-from regrow.training.tasks.task import Batch, Task, register
+from regrow.training.tasks.task import Batch, Task, Teach, register
 
 if TYPE_CHECKING:
     from regrow.training.sections import TrainSection
@@ -38,7 +38,9 @@ class Segmentation(Task):
             found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise UserError(f"the model {name!r} gives {found} for one image, but a tensor {wanted} is needed")
 
-    def loss(self, forward: Any, batch: Batch, device: torch.device, settings: TrainSection) -> Tensor:
+    def loss(
+        self, forward: Any, batch: Batch, device: torch.device, settings: TrainSection, teach: Teach | None = None
+    ) -> Tensor:
         images, masks = (part.to(device, non_blocking=True) for part in batch)
         if settings.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)

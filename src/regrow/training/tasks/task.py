@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from regrow.training.sections import TrainSection
 
 Batch = tuple[Any, Any]
+Teach = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Task(ABC):
@@ -25,10 +26,12 @@ class Task(ABC):
     Attributes:
         name: in recipes (``task: detection``), and of the data sets that it trains on.
         measure: what the number under ``accuracy`` is.
+        has_teachers: whether its models can learn from another one (the recipe's section ``distill``).
     """
 
     name: ClassVar[str]
     measure: ClassVar[Measure]
+    has_teachers: ClassVar[bool] = False
 
     def check(self, settings: TrainSection) -> None:  # noqa: B027 (nothing to refuse is usual)
         """Refuse settings that say nothing to this task, before anything is built.
@@ -68,7 +71,9 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def loss(self, forward: Any, batch: Batch, device: torch.device, settings: TrainSection) -> Tensor:
+    def loss(
+        self, forward: Any, batch: Batch, device: torch.device, settings: TrainSection, teach: Teach | None = None
+    ) -> Tensor:
         """The loss of a batch, a scalar on the device.
 
         Args:
@@ -76,6 +81,8 @@ class Task(ABC):
             batch: as the data set has it
             device: of the model
             settings: the recipe's section ``train``
+            teach: makes of the loss by the labels, the logits and the images what is trained by, where a teacher has
+                a share in it; only for tasks that have teachers
         """
 
     @abstractmethod

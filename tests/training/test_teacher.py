@@ -44,7 +44,9 @@ def test_the_share_of_the_teacher_by_hand(dense: Path, tmp_path: Path) -> None:
         wanted = torch.softmax(run.teacher.network(images) / 2, 1)
     mine = torch.softmax(logits / 2, 1)
     divergence = sum(
-        float(p * torch.log(p / q)) for row, other in zip(wanted, mine, strict=True) for p, q in zip(row, other)
+        float(p * torch.log(p / q))
+        for row, other in zip(wanted, mine, strict=True)
+        for p, q in zip(row, other, strict=True)
     )
     assert float(found) == pytest.approx(0.75 * 2.0 + 0.25 * 4 * divergence / 3, rel=1e-5)
 
@@ -116,7 +118,7 @@ def test_a_comparison_of_taught_and_not(dense: Path, tmp_path: Path) -> None:
     assert carry_out(recipe, tmp_path / "out", ["taught", "static"], [0], quiet=True, jobs=1) == 0
     runs = json.loads((tmp_path / "out" / "results.json").read_text())["runs"]
     assert [("teacher" in run["by_phase"], run["label"]) for run in runs] == [(True, "taught"), (False, "static")]
-    with pytest.raises(UserError, match="--match cost does not count the forward passes of distill.teacher"):
+    with pytest.raises(UserError, match=r"--match cost does not count the forward passes of distill\.teacher"):
         carry_out(recipe, tmp_path / "cost", ["taught", "static"], [0], match="cost", quiet=True)
 
 

@@ -16,7 +16,7 @@ from torch.distributed.algorithms.join import Join
 from torch.nn.parallel import DistributedDataParallel
 
 import regrow
-from engine import attach, same, train
+from engine import attach, loss_of, same, train
 from regrow.methods import IEE, SET, RigL
 
 PATTERN = regrow.Weights(0.7, "erk")
@@ -47,6 +47,7 @@ def worker(rank: int, out: str) -> None:
         trained(case, rank, f"{out}/{case}-{rank}.pt")
     for name, options in JOINS.items():
         Path(f"{out}/{name}-{rank}.txt").write_text(joined(rank, **options))
+    torch.save(not_finite(rank), f"{out}/not-finite-{rank}.pt")
     leave_group()
     alone(rank, out)
     os._exit(0)  # the thread of a group that has waited in vain may abort the process when Python cleans up
@@ -113,6 +114,25 @@ def joined(rank: int, count: tuple[int, int], after: bool, pattern: regrow.Weigh
     return f"{sparsifier.step_count} steps"
 
 
+BAD = 4  # the batch that is not finite, on the second process alone
+
+
+def not_finite(rank: int) -> dict[str, object]:
+    """Steps are skipped where gradients are not finite, which all processes see alike once they are averaged."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    sparsifier = attach(model, optimizer, pattern=PATTERN, method=RigL(interval=3), total_steps=12)
+    wrapped = DistributedDataParallel(model)
+    half = slice(4 * rank, 4 * rank + 4)
+    for i, (x, y) in enumerate(batches()[:13]):
+        optimizer.zero_grad()
+        bad = float("nan") if (i, rank) == (BAD, 1) else 1.0
+        loss_of(wrapped, (x[half] * bad, y[half])).backward()
+        if all(bool(p.grad.isfinite().all()) for p in model.parameters()):
+            optimizer.step()
+    return {"steps": sparsifier.step_count, "masks": sparsifier.masks, "weights": model.state_dict()}
+
+
 def alone(rank: int, out: str) -> None:
     """The second process attaches, the first never does."""
     join_group(rank, out, timedelta(seconds=1))
@@ -149,6 +169,21 @@ def test_ranks_agree(case, results) -> None:
     alone = attach(model, optimizer, pattern=PATTERN, method=method, criterion=criterion, total_steps=40)
     train(model, optimizer, batches())
     for name, mask in alone.masks.items():
+        assert (mask != a["masks"][name]).sum() <= 2
+
+
+def test_a_batch_that_is_not_finite_on_one_process_is_skipped_by_all(results) -> None:
+    a, b = (torch.load(results / f"not-finite-{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert (a["steps"], b["steps"]) == (12, 12)
+    for part in ("masks", "weights"):
+        assert same(a[part], b[part])
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    alone = attach(model, optimizer, pattern=PATTERN, method=RigL(interval=3), total_steps=12)
+    train(model, optimizer, [batch for i, batch in enumerate(batches()[:13]) if i != BAD])
+    for name, mask in alone.masks.items():
+        assert a["weights"][name].isfinite().all()
+        assert (a["weights"][name][~a["masks"][name]] == 0).all()
         assert (mask != a["masks"][name]).sum() <= 2
 
 

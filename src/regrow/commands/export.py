@@ -42,8 +42,10 @@ def add(group: argparse._SubParsersAction[Parser]) -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
+    from regrow import recalibrate
     from regrow.exporting import exports
     from regrow.training import finished
+    from regrow.training.run import data_of
     from regrow.zoo.models import example_input
 
     for option in ("recalibrate", "batch"):
@@ -58,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     found = finished.read(args.run, args.trust)
     model = found.network()
     if args.recalibrate:
-        found.recalibrate(model, args.recalibrate)
+        recalibrate(model, data_of(found.recipe()).train.epoch(0), args.recalibrate)
     done = exports.export(
         model, args.out, args.format, example_input(model, found.builder.shape, args.batch or 2),
         dynamic_batch=args.batch is None, tolerance=args.tolerance, about=_about(found, args.recalibrate),

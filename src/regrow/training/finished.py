@@ -10,10 +10,12 @@ from typing import Annotated, Any
 from pydantic import Field
 from torch import nn
 
-from regrow import recalibrate, regular, schema, storage
+from regrow import regular, schema, storage
 from regrow.errors import UserError
 from regrow.schema import OpenForm
+from regrow.training import recipe as recipes
 from regrow.training import rundir, trust
+from regrow.training.recipe import Recipe
 from regrow.training.records import ResultsForm, Word
 from regrow.zoo.models import build_with
 
@@ -60,17 +62,14 @@ class FinishedRun:
         model = build_with(options, self.builder.name, self.builder.classes, self.builder.shape[0])
         return storage.load(model, self.directory / "model")
 
-    def recalibrate(self, model: nn.Module, batches: int) -> None:
-        """Re-estimates the statistics of batch norms from so many of the run's training batches.
+    def recipe(self) -> Recipe:
+        """The recipe that it was trained by.
 
         Raises:
-            UserError: the data is not there, or the recipe names code that the user does not trust.
+            UserError: it names code that the user does not trust, or is none.
         """
-        from regrow.training import recipe as recipes
-        from regrow.training.run import data_of
-
         self._require_trust(self.tree)
-        recalibrate(model, data_of(recipes.parse(self.tree)).train.epoch(0), batches)
+        return recipes.parse(self.tree)
 
     def _require_trust(self, tree: Mapping[str, Any]) -> None:
         if named := {} if self.trusted else trust.foreign(dict(tree)):

@@ -29,6 +29,9 @@ METHODS: dict[str, tuple[Any, str]] = {
     "static": (regrow.Static(), "magnitude"),
     "gmp": (regrow.GMP(interval=5), "magnitude"),
     "set": (regrow.SET(interval=5), "magnitude"),
+    "acdc": (regrow.ACDC(sparse=9, dense=4, warm_up=0.1), "magnitude"),
+    "acdc-taylor": (regrow.ACDC(sparse=9, dense=4, warm_up=0.1), "taylor"),
+    "mest": (regrow.MEST(interval=5), "magnitude"),
 }
 
 

@@ -18,6 +18,7 @@ from channel_engine import DATA, IEE, METHODS, network
 from regrow.coupling.couple import Coupling, couple
 from regrow.errors import UserError
 from regrow.latency.table import LatencyTable
+from regrow.methods import METHODS as REGISTERED
 from regrow.surgery.width import active_entries
 from regrow.tracing.flops import count_flops
 
@@ -64,6 +65,15 @@ def flops_of(sparsifier: regrow.Sparsifier) -> float:
     assert sparsifier._units is not None
     thin = resize.compact(network(), dense_coupling(), sparsifier._units.active)  # type: ignore[attr-defined]
     return count_flops(thin, DATA[0][0]).total
+
+
+def test_every_method_is_tried_or_refused() -> None:
+    tried = {method.name for method, _ in METHODS.values()} | {"dense"}
+    for name, kind in REGISTERED.items():
+        if name not in tried:
+            model = network()
+            with pytest.raises(UserError, match=r"needs the gradients of what was removed|shares single weights out"):
+                attach(model, OPTIMIZERS["adamw"](model.parameters()), method=kind())
 
 
 @pytest.mark.sampled(3)

@@ -12,6 +12,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 
+from sampling import positions
+
 torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -82,9 +84,10 @@ def is_sampled_out(item: pytest.Item) -> bool:
     if marker is None:
         return False
     assert isinstance(item, pytest.Function)
-    names = [mark.args[0] for mark in item.iter_markers("parametrize")]  # of parameters given together: those of one
-    firsts = [name.partition(",")[0] if isinstance(name, str) else name[0] for name in names]
-    return sum(item.callspec.indices[name] for name in firsts) % marker.args[0] != 0
+    marks = list(item.iter_markers("parametrize"))  # of which the first changes last
+    first = marks[0].args[0]
+    number = item.callspec.indices[first.partition(",")[0] if isinstance(first, str) else first[0]]
+    return sum(positions(number, [len(mark.args[1]) for mark in marks])) % marker.args[0] != 0
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -76,6 +76,7 @@ def test_after_every_step(distribution, scope, method) -> None:
     run(network(), batches(30), regrow.Weights(0.8, distribution, scope), method)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("method", METHODS_SHORT, ids=repr)
 @pytest.mark.parametrize("criterion", ["magnitude", "random", lambda w: torch.zeros_like(w), lambda w, g: g.sign()])
 def test_with_tied_scores(method, criterion) -> None:

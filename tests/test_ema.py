@@ -43,6 +43,7 @@ def by_hand(average: Tensor, live: Tensor, mask: Tensor) -> Tensor:
     return torch.where(begins, live, DECAY * average + (1 - DECAY) * live) * mask
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", AVERAGES)
 @pytest.mark.parametrize("method", METHODS)
 def test_the_average_by_hand_while_weights_are_pruned_and_regrown(method: str, kind: str) -> None:
@@ -131,6 +132,7 @@ def test_thin_and_masked_channels_have_the_same_average(steps: int, kind: str) -
         torch.testing.assert_close(thin_value, masked_value, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("stop", [3, 8, 11, 20])
 @pytest.mark.parametrize("thin", [True, False, None])
 def test_resuming_is_exact(thin: bool | None, stop: int) -> None:

@@ -34,6 +34,7 @@ def mlp() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 5))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("step", [3, 7, 10, 11, 12, 13, 40])
 def test_resumed_where_everything_was_loaded_before_attaching(step, optimizer) -> None:

@@ -46,7 +46,15 @@ def made(name, size):
     return build(name, size)
 
 
-@pytest.fixture(scope="module", params=SAMPLE)
+# of each of their families there is another one here
+LIKE_OTHERS = (
+    "tv:mobilenet_v2", "tv:efficientnet_b0", "tv:regnet_x_400mf", "tv:squeezenet1_1", "mobilenetv1_100",
+    "mobilenetv4_conv_small_035", "skresnet18", "hgnet_tiny", "lcnet_035",
+)  # fmt: skip
+FIRST = [pytest.param(name, marks=[pytest.mark.thorough] if name in LIKE_OTHERS else []) for name in SAMPLE]
+
+
+@pytest.fixture(scope="module", params=FIRST)
 def coupled(request):
     size, groups = SAMPLE[request.param]
     model, images = made(request.param, size), torch.randn(2, 3, size, size)

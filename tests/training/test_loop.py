@@ -342,6 +342,7 @@ def test_the_latency_is_all_that_differs_between_the_recipes_of_channels():
         assert [one["pattern"]["latency"] for one in pair] == [share / 100 for share in shares]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", THIN)
 def test_large_recipes_of_channels_run(tmp_path, monkeypatch, name):
     monkeypatch.setattr("regrow.profiling.profile", fixed_latency.profile)

@@ -29,10 +29,10 @@ from regrow.training.progress import Interrupted, Progress, StopRequest, Stopwat
 from regrow.training.provenance import sizes
 from regrow.training.recipe import Recipe
 from regrow.training.results import results, run_entry, structure
-from regrow.training.run import Run, model_of, seed_step, summary_writer
+from regrow.training.run import Run, model_of, summary_writer
 from regrow.training.speed import is_channels, needs_table, read_table
 from regrow.training.speed import measured as latency
-from regrow.training.tasks.task import Batch
+from regrow.training.stepping import train_step
 
 
 def train(
@@ -120,7 +120,8 @@ class Trainer:
             run.forward.train()
             while run.step < run.total_steps:
                 with self.training:
-                    self._step(batches)
+                    train_step(run, batches)
+                    self.progress.step(run.step)
                 self._log()
                 if self._stop_wanted(stop):
                     self._save_checkpoint()
@@ -128,32 +129,6 @@ class Trainer:
                 if self._checkpoint_due():
                     self._save_checkpoint()
             return self._finish()
-
-    def _step(self, batches: Iterator[Batch]) -> None:
-        run, settings = self.run, self.settings
-        run.wrap()
-        seed_step(run.recipe.seed, run.step, run.accelerator.process_index)
-        factor = run.recipe.schedule.factor(run.step, run.total_steps, run.steps_per_epoch)
-        for group, peak in zip(run.optimizer.param_groups, run.peak_lr, strict=True):
-            group["lr"] = peak * factor
-        for _ in range(settings.accumulate):
-            batch = next(batches)
-            with run.accelerator.accumulate(run.prepared):
-                teach = None if run.teacher is None else run.teach
-                loss = run.task.loss(run.forward, batch, run.device, settings, teach)
-                run.accelerator.backward(loss)
-                run.loss_sum += loss.detach()
-                run.loss_count += 1
-                if run.accelerator.sync_gradients and settings.clip_norm is not None:
-                    run.accelerator.unscale_gradients()
-                    run.sparsifier.prepare_step()
-                    nn.utils.clip_grad_norm_(run.model.parameters(), settings.clip_norm)
-                run.optimizer.step()
-                run.optimizer.zero_grad()
-        run.step += 1
-        if run.ema is not None:
-            run.ema.update()
-        self.progress.step(run.step)
 
     def _log(self) -> None:
         """Metrics, where they are due. Only here the loss is read, which waits for the device."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 # what torch says of tensors that do not fit
 _TOO_LARGE = (
@@ -18,6 +19,15 @@ _PREFIX = 3  # letters that tell a name by its beginning
 
 class UserError(ValueError):
     """Bad input: one clear sentence that names the thing and the way out (exit code 2 on the command line)."""
+
+
+@contextmanager
+def about(label: str) -> Iterator[None]:
+    """Errors inside it begin with what they are about, where that has a name."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{label}: {error}" if label else str(error)) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

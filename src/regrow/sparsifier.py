@@ -152,6 +152,12 @@ class Sparsifier:
         """Active / all sparsified entries; 1.0 where nothing is sparsified."""
         return self._units.density()
 
+    @property
+    def target_sparsity(self) -> float:
+        """The sparsity that the run ends at; of channels, the share that the tightest budget takes off the dense model.
+        0.0 where nothing is sparsified."""
+        return self._units.target
+
     def layer_density(self) -> dict[str, float]:
         """The same, for each sparsified parameter."""
         return self._engine.densities()

@@ -21,6 +21,7 @@ from regrow.study import comparison as comparing
 from regrow.study import planning
 from regrow.study.grid import cells_of
 from regrow.study.printed import print_table
+from regrow.study.stretching import of_length
 from regrow.training import loop
 from regrow.training.recipe import load, shipped, with_method
 from regrow.training.statistics import summarise
@@ -250,7 +251,7 @@ def test_the_budget_is_that_of_the_method_that_runs(tmp_path):
 def test_short_runs_stretch_their_schedule_too(recipe_file):
     words = ["--steps", "18", "--schedule.name", "multistep", "--schedule.milestones", "1,0.5"]
     recipe = load(recipe_file, words)  # an epoch has 9 steps
-    planned = planning._of_length(recipe, 9, loop.Run(recipe, "x"))
+    planned = of_length(recipe, 9, loop.Run(recipe, "x"))
     assert planned.schedule.milestones == (0.5, 0.5)
     assert (planned.top.steps, planned.train.cost_steps) == (9, 18)
 

@@ -46,7 +46,7 @@ def test_a_study_can_be_planned(path, monkeypatch, tmp_path):
     assert number == prod(len(values) for values in chosen.vary.values())
     if path.stem in LONG:
         grid, number = [replace(grid[0], variants=grid[0].variants[:2])], 1
-    plan = planning.planned(grid, chosen.match, tmp_path / "latency.json", chosen.seeds, True)
+    plan = planning.planned(grid, chosen.match, tmp_path, chosen.seeds, True)
     of = [variant.of for variant in plan.variants]
     methods = chosen.methods[:2] if path.stem in LONG else chosen.methods
     assert list(dict.fromkeys(of)) == list(methods)

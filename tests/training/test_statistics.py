@@ -93,6 +93,7 @@ def test_summarise() -> None:
         "seconds": 11.0,
         "steps": None,
         "cost_steps": None,
+        "planned_seconds": None,
         "paired": None,
     }
     assert (second["label"], second["method"], second["n"]) == ("iee-h50", "iee", 2)

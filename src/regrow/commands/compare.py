@@ -25,6 +25,7 @@ def add(group: argparse._SubParsersAction[Parser]) -> Parser:
     examples = (
         "  regrow compare digits-iee --methods iee,rigl,set,static,dense --seeds 0,1,2\n"
         "  regrow compare cifar10-wrn22-2-iee --methods iee,rigl --match cost --out runs/matched\n"
+        "  regrow compare digits-channels --methods iee,halp,uniform --match time --out runs/equal-time\n"
         "  regrow compare digits-iee --methods iee,rigl --vary pattern.sparsity=0.9,0.95,0.98\n"
         "  regrow compare digits-iee --methods iee --vary method.h=10,20,40 --vary optimizer.lr=0.05,0.1\n"
         "  regrow compare study.yaml --out runs/study      all that its section study says:\n"
@@ -33,7 +34,7 @@ def add(group: argparse._SubParsersAction[Parser]) -> Parser:
         "The same command again continues a comparison that was interrupted."
     )
     usage = (
-        "RECIPE [--key value ...] [--methods A,B,...] [--seeds 0,1,...] [--vary KEY=A,B,...] [--match steps|cost] "
+        "RECIPE [--key value ...] [--methods A,B,...] [--seeds 0,1,...] [--vary KEY=A,B,...] [--match steps|cost|time] "
         "[--out DIR] [--jobs N]"
     )
     command = command_parser(group, "compare", "run a recipe with several methods and seeds", examples, usage)
@@ -46,8 +47,9 @@ def add(group: argparse._SubParsersAction[Parser]) -> Parser:
     command.add_argument("--vary", metavar="KEY=A,B,...", action="append",
                          help="values of a key of the recipe, each compared with all methods; given several times, all "
                          "combinations")  # fmt: skip
-    command.add_argument("--match", choices=("steps", "cost"),
-                         help="what all methods get the same of: training steps (the default), or FLOPs")  # fmt: skip
+    command.add_argument("--match", choices=("steps", "cost", "time"),
+                         help="what all methods get the same of: training steps (the default), training FLOPs, or, "
+                         "with thin channels, the time that the recipe's method trains on this machine")  # fmt: skip
     command.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: runs/compare-NAME)")
     command.add_argument("--jobs", type=whole, metavar="N", help="runs at a time (default: one for each core)")
     command.add_argument("--quiet", action="store_true", help="show no progress")

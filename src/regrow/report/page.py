@@ -85,7 +85,7 @@ def page(head: Headline, parts: Sequence[Part], facts: Sequence[str], version: s
 def record(run: RunRecord) -> dict[str, Any]:
     """A finished run as an entry of ``results.json``; its accuracy falls back to that on the validation set."""
     keys = ["label", "method", "seed", "density", "training_cost", "inference_flops", "dense_flops", "seconds"]
-    keys += ["steps", "cost_steps", "variant_of", "cell", "place"]
+    keys += ["steps", "cost_steps", "planned_seconds", "variant_of", "cell", "place"]
     if run.latency is not None:
         keys += ["latency", "latency_predicted", "latency_margin", "dense_latency", "throughput", "train_seconds"]
     keys += ["mAP50"] if run.mAP50 is not None else []

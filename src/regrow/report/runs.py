@@ -51,6 +51,7 @@ class RunRecord:
     steps: int | None = None
     explore_steps: int | None = None
     cost_steps: int | None = None
+    planned_seconds: float | None = None
     variant_of: str | None = None
     cell: Mapping[str, Any] = field(default_factory=dict)
     place: str = ""

@@ -54,6 +54,9 @@ def _columns(summaries: Sequence[_Summary]) -> dict[str, Callable[[_Summary], st
     if _dense_steps(summaries) is not None:
         columns["Steps"] = lambda s: formats.count(s["steps"])
     columns["Training FLOPs"] = lambda s: formats.times(s["training_cost"])
+    if _by_time(summaries):
+        columns["Planned"] = lambda s: formats.seconds(s.get("planned_seconds"))
+        columns["Trained"] = lambda s: formats.seconds(s.get("train_seconds"))
     if any(s.get("train_ratio") is not None for s in summaries):
         columns["Training time"] = lambda s: formats.times(s["train_ratio"])
     columns["Time per run"] = lambda s: formats.seconds(s["seconds"])
@@ -63,6 +66,11 @@ def _columns(summaries: Sequence[_Summary]) -> dict[str, Callable[[_Summary], st
 def _dense_steps(summaries: Sequence[_Summary]) -> float | None:
     """The steps of the dense training that costs are multiples of, where runs were matched by cost."""
     return next((s["cost_steps"] for s in summaries if s["cost_steps"] is not None), None)
+
+
+def _by_time(summaries: Sequence[_Summary]) -> bool:
+    """Whether runs were matched by time."""
+    return any(s.get("planned_seconds") is not None for s in summaries)
 
 
 def _caption(summaries: Sequence[_Summary]) -> str:
@@ -76,7 +84,13 @@ def _caption(summaries: Sequence[_Summary]) -> str:
     if any(s.get("train_ratio") is not None for s in summaries):
         said.append("Training time, the wall clock of all steps, is a multiple of the dense runs’.")
     dense_steps = _dense_steps(summaries)
-    if dense_steps is not None:
+    if _by_time(summaries):
+        said.append(
+            "Matched by training time: planned from steps that were timed before, less what the training that a run "
+            "starts from takes; trained is what its steps took."
+        )
+        said.append(f"1× in training FLOPs is dense training for {formats.count(dense_steps)} steps.")
+    elif dense_steps is not None:
         said.append(f"Matched by training FLOPs: 1× is dense training for {formats.count(dense_steps)} steps.")
     if any(s["paired"] and s["paired"]["ci_low"] is not None for s in summaries):
         said.append("Differences are in points, paired by seed, with their 95% confidence interval.")

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from regrow import atomic
 from regrow.errors import UserError
+from regrow.study import step_times
 from regrow.study.grid import Variant, Vary, cells_of, check_size
-from regrow.study.planning import Match, planned
+from regrow.study.planning import Match, Plan, planned
 from regrow.study.pool import Job, run_jobs
 from regrow.training import fields, own, rundir
 from regrow.training.recipe import Recipe, differences
@@ -26,7 +27,8 @@ from regrow.training.results import result_of, results
 if TYPE_CHECKING:
     from regrow.latency.table import LatencyTable
 
-_OURS = {rundir.RECIPE, rundir.RESULTS, rundir.REPORT, rundir.LATENCY, "runs", "recipes"}
+_OURS = {rundir.RECIPE, rundir.RESULTS, rundir.REPORT, rundir.LATENCY, rundir.STEP_TIMES, "runs", "recipes"}
+_OF_MATCH = ("train.cost_steps", "train.planned_seconds")  # keys that say how runs were matched
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,9 @@ def compare(
             differences are against the first
         seeds: one run of each label for each seed
         match: ``"steps"``: all train equally long; ``"cost"``: all spend the training FLOPs of the recipe's method, and
-            costs are multiples of dense training for as many steps as the recipe has
+            costs are multiples of dense training for as many steps as the recipe has; ``"time"``, for channels that
+            are trained thin: all train for as long as the recipe's method does, in seconds of this machine, which are
+            turned into steps before any run starts
         jobs: runs at a time; default: the cores (or GPUs) divided by what a run uses
         quiet: show no progress
         vary: dotted key of the recipe → its values; all combinations of them are compared, with every method
@@ -80,18 +84,17 @@ def compare(
     for seed in seeds:
         fields.check("", dataclasses.replace(recipe.top, seed=seed))
     check_size(vary, len(methods), len(seeds), _say)
-    cells = cells_of(recipe, methods, vary, apart=match == "cost")
-    plan = planned(cells, match, out / rundir.LATENCY, seeds, quiet)
+    cells = cells_of(recipe, methods, vary, apart=match != "steps")
+    plan = planned(cells, match, out, seeds, quiet)
     for variant in plan.variants:
         _check_variant(out, variant)
     rundir.create(out / "recipes")
     with rundir.locked(out):
-        _write_recipes(out, recipe, plan.variants)
+        _write_plan(out, recipe, plan)
         todo = [_job(out, variant, seed) for seed in seeds for variant in plan.variants]
         if plan.table is not None:
             _give(plan.table, out, todo)
-        threads = max(variant.recipe.train.threads or 1 for variant in plan.variants)
-        run_jobs(todo, slots=_slots(jobs, threads), threads=threads, quiet=quiet)
+        run_jobs(todo, slots=_slots(jobs, plan.threads), threads=plan.threads, quiet=quiet)
         runs, failures = _gather(out, plan.variants, seeds, {job.name: job for job in todo})
         found = results(recipe, runs, plan.variants[0].label)
         if failures:
@@ -107,9 +110,11 @@ def _say(sentence: str) -> None:
     print(f"regrow: {sentence}", file=sys.stderr, flush=True)
 
 
-def _write_recipes(out: Path, recipe: Recipe, variants: Sequence[Variant]) -> None:
+def _write_plan(out: Path, recipe: Recipe, plan: Plan) -> None:
+    if plan.times:
+        step_times.write(out / rundir.STEP_TIMES, plan.times)
     atomic.write_text(out / rundir.RECIPE, recipe.to_yaml())
-    for variant in variants:
+    for variant in plan.variants:
         atomic.write_text(out / "recipes" / f"{variant.file}.yaml", variant.recipe.to_yaml())
 
 
@@ -139,7 +144,7 @@ def _check_variant(out: Path, variant: Variant) -> None:
         return
     old = rundir.read_recipe(path)
     for key in differences(rundir.completed(old, variant.recipe), variant.recipe.resolved()):
-        what = "--match" if key == "train.cost_steps" else f"{key} of {variant.label}"
+        what = "--match" if key in _OF_MATCH else f"{key} of {variant.label}"
         raise UserError(f"{what} differs from the runs that {out} already holds: choose another --out")
 
 

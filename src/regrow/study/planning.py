@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from regrow.errors import UserError
+from regrow.errors import UserError, about
+from regrow.study import step_times
 from regrow.study.grid import GridCell, Variant
+from regrow.study.stretching import of_length
+from regrow.training import rundir
 from regrow.training.cells import cell_name
-from regrow.training.optimizers import POINTS
-from regrow.training.recipe import Recipe, Tree, parse
+from regrow.training.recipe import Recipe
 from regrow.training.recipe_layers import NAMED
 
 if TYPE_CHECKING:
     from regrow.latency.table import LatencyTable
+    from regrow.plan import StepTimes
     from regrow.training.run import Run
 
-Match = Literal["steps", "cost"]
+Match = Literal["steps", "cost", "time"]
 
 
 @dataclass(frozen=True)
@@ -31,21 +33,39 @@ class Plan:
     Attributes:
         variants: all of them, with their lengths
         table: of latencies, which all runs share; None if they need none, or name one
+        times: of training steps, where lengths depend on them
     """
 
     variants: Sequence[Variant]
     table: LatencyTable | None = None
+    times: Mapping[str, StepTimes] = field(default_factory=dict)
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of each run."""
+        return max(variant.recipe.train.threads or 1 for variant in self.variants)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is asked of all cells, and what has been measured for them so far."""
+
+    match: Match
+    out: Path
+    seeds: Sequence[int]
+    quiet: bool
+    times: dict[str, StepTimes]
 
 
 def planned(
-    cells: Sequence[GridCell], match: Match, latency: Path, seeds: Sequence[int], quiet: bool
+    cells: Sequence[GridCell], match: Match, out: Path, seeds: Sequence[int], quiet: bool
 ) -> Plan:  # fmt: skip
     """Checks that each variant of a grid can run.
 
     Args:
         cells: of the grid; cells with the same model, data and length are planned with one model
         match: as in `compare`
-        latency: where an earlier session has left the latency table
+        out: the comparison's directory, where an earlier session may have left what it has measured
         seeds: of the runs
         quiet: show no progress
 
@@ -65,22 +85,23 @@ def planned(
             "a comparison measures one latency table, but this grid has several models, batches or lengths: give "
             "pattern.table, or compare them one by one"
         )
+    asked = _Asked(match, out, seeds, quiet, step_times.read(out / rundir.STEP_TIMES) if match == "time" else {})
     found: list[Variant] = []
     table = None
     for what in dict.fromkeys(settings):
         own = [cell for cell, other in zip(cells, settings, strict=True) if other == what]
         # dense, so that what is wrong with a method is found below, where its label is known
-        with _naming(cell_name(own[0].cell)):
+        with about(cell_name(own[0].cell)):
             example = Run(dataclasses.replace(own[0].recipe, method_name="dense", method=Dense()), "plan")
         if match == "steps":  # which the cells have in common
             own = [GridCell(own[0].recipe, own[0].cell, [variant for cell in own for variant in cell.variants])]
         for cell in own:
             variants = {variant.label: variant.recipe for variant in cell.variants}
-            lengths, needed = _planned(cell.recipe, variants, match, latency, seeds, quiet, example)
+            lengths, needed = _planned(cell.recipe, variants, example, asked)
             found += [dataclasses.replace(variant, recipe=lengths[variant.label]) for variant in cell.variants]
             table = table or needed
     order = {variant.label: place for place, variant in enumerate(v for cell in cells for v in cell.variants)}
-    return Plan(sorted(found, key=lambda variant: order[variant.label]), table)
+    return Plan(sorted(found, key=lambda variant: order[variant.label]), table, asked.times)
 
 
 def _setting(recipe: Recipe) -> str:
@@ -90,33 +111,50 @@ def _setting(recipe: Recipe) -> str:
 
 
 def _planned(
-    recipe: Recipe, variants: Mapping[str, Recipe], match: Match, latency: Path, seeds: Sequence[int], quiet: bool,
-    example: Run,
-) -> tuple[dict[str, Recipe], LatencyTable | None]:  # fmt: skip
+    recipe: Recipe, variants: Mapping[str, Recipe], example: Run, asked: _Asked
+) -> tuple[dict[str, Recipe], LatencyTable | None]:
     """The variants of a cell by their labels, with their lengths, and the latency table that they need."""
     from regrow.patterns import EntryPattern
-    from regrow.study import preparation
+    from regrow.study import equal_time, preparation
     from regrow.training.speed import is_channels
 
-    for label, variant in variants.items():
-        with _naming(label):
-            _check(variant, match, seeds, example)
-    if match == "cost" and any(one.distill for one in (recipe, *variants.values())):
+    if asked.match == "time":
+        equal_time.check(recipe)
+        _each(variants, equal_time.check)
+    _each(variants, lambda variant: _check(variant, asked.match, asked.seeds, example))
+    if asked.match == "cost" and any(one.distill for one in (recipe, *variants.values())):
         raise UserError("--match cost does not count the forward passes of distill.teacher: use --match steps")
     others = [one for one in (recipe, *variants.values()) if not isinstance(one.pattern, EntryPattern)]
     if not others:
-        return _of_weights(recipe, variants, example, match), None
-    if match == "cost":
-        what, found = ("channels", "widths") if is_channels(others[0]) else (others[0].pattern_name, "structures")
+        return _of_weights(recipe, variants, example, asked.match), None
+    if asked.match == "cost":
+        channels = is_channels(others[0])
+        what, found = ("channels", "widths") if channels else (others[0].pattern_name, "structures")
         raise UserError(
             f"--match cost cannot be planned for {what}, as a step costs what the {found} that training finds cost: "
-            "use --match steps"
+            f"use {'--match time, or ' if channels else ''}--match steps"
         )
-    table = preparation.shared_table(variants, example, latency, quiet)
+    needing = variants if asked.match == "steps" else {**variants, "": recipe}  # whose own method sets the budget
+    table = preparation.shared_table(needing, example, asked.out / rundir.LATENCY, asked.quiet)
+    lengths = variants if asked.match == "steps" else _of_time(recipe, variants, example, asked, table)
+    _each(lengths, lambda one: preparation.attach(one, example, table, one.total_steps(example.steps_per_epoch)))
+    return dict(lengths), table
+
+
+def _of_time(
+    recipe: Recipe, variants: Mapping[str, Recipe], example: Run, asked: _Asked, table: LatencyTable | None
+) -> dict[str, Recipe]:
+    """The variants of a cell, all of which train for as many seconds as its own recipe does."""
+    from regrow.study import equal_time
+
+    equal_time.complete(asked.times, {**variants, "": recipe}, table, asked.quiet)
+    with about(recipe.method_name):
+        budget = equal_time.budget_of(recipe, asked.times, example.total_steps, asked.seeds)
+    planned = {}
     for label, variant in variants.items():
-        with _naming(label):
-            preparation.attach(variant, example, table)
-    return dict(variants), table
+        with about(label):
+            planned[label] = equal_time.in_time(variant, asked.times, budget, asked.seeds, example)
+    return planned
 
 
 def _check(variant: Recipe, match: Match, seeds: Sequence[int], example: Run) -> None:
@@ -158,48 +196,21 @@ def _of_weights(
 
     counts = counts_of(recipe.pattern)
     if match == "steps":
-        for label, variant in variants.items():
-            with _naming(label):
-                counts_of(variant.pattern)
+        _each(variants, lambda variant: counts_of(variant.pattern))
         return dict(variants)
-    with _naming(recipe.method_name):
+    with about(recipe.method_name):
         budget = planned_cost(*method_of(recipe), counts, example.flops, example.total_steps)
     planned = {}
     for label, variant in variants.items():
-        with _naming(label):
+        with about(label):
             own = counts_of(variant.pattern)
             steps = matching_steps(*method_of(variant), own, example.flops, budget)
-        planned[label] = _of_length(variant, steps, example)
+        planned[label] = of_length(variant, steps, example)
     return planned
 
 
-@contextmanager
-def _naming(label: str) -> Iterator[None]:
-    """Errors inside it say which variant or cell of the comparison they are about."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{label}: {error}" if label else str(error)) from error
-
-
-def _of_length(variant: Recipe, steps: int, example: Run) -> Recipe:
-    """The recipe with this many steps; what it gives in epochs stretches along, and costs are those of dense training
-    for as long as before, so that they can be compared."""
-    tree: Tree = variant.resolved()
-    for key in ("epochs", "steps"):
-        tree.pop(key, None)
-    stretch, epochs = steps / example.total_steps, example.total_steps / example.steps_per_epoch
-    schedule = tree["schedule"]
-    for key in POINTS:
-        if isinstance(schedule.get(key), list):
-            schedule[key] = [_stretched(value, stretch, epochs) for value in schedule[key]]
-        elif key in schedule:
-            schedule[key] = _stretched(schedule[key], stretch, epochs)
-    return parse({**tree, "steps": steps, "train": {**tree["train"], "cost_steps": example.cost_steps}})
-
-
-def _stretched(point: float, stretch: float, epochs: float) -> float:
-    """Epochs (from 1 on) stretch, as a fraction of the training where less than one is left; fractions stay."""
-    if point < 1:
-        return point
-    return point * stretch if point * stretch >= 1 else min(point / epochs, 0.999999)
+def _each(variants: Mapping[str, Recipe], what: Callable[[Recipe], object]) -> None:
+    """Do something with each variant, under its label."""
+    for label, variant in variants.items():
+        with about(label):
+            what(variant)

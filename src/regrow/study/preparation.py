@@ -41,13 +41,14 @@ def shared_table(variants: Mapping[str, Recipe], example: Run, path: Path, quiet
     return found
 
 
-def attach(recipe: Recipe, example: Run, table: LatencyTable | None) -> None:
+def attach(recipe: Recipe, example: Run, table: LatencyTable | None, steps: int) -> None:
     """Attach to a copy of the model, to see that it can be done: the method fits the pattern, the budget can be met.
 
     Args:
         recipe: of the run
         example: a dense run of the same model
         table: of latencies, where the recipe names none
+        steps: that the run will have
 
     Raises:
         UserError: if it cannot.
@@ -56,6 +57,6 @@ def attach(recipe: Recipe, example: Run, table: LatencyTable | None) -> None:
     model = copy.deepcopy(example.model)
     Sparsifier(
         model, torch.optim.SGD(model.parameters(), 0.1), pattern=pattern_of(recipe, table), method=recipe.method,
-        criterion=criterion_of(recipe), total_steps=example.total_steps, example_inputs=example.example,
+        criterion=criterion_of(recipe), total_steps=steps, example_inputs=example.example,
         on_resize=lambda: None,
     )  # fmt: skip

@@ -21,7 +21,12 @@ def print_table(summary: Sequence[Mapping[str, Any]], width: int | None = None) 
 
     title = f"test {measure_of(summary).name}, mean ± standard deviation over seeds"
     dense_steps = next((row["cost_steps"] for row in summary if row["cost_steps"] is not None), None)
-    if dense_steps is not None:
+    if any(row["planned_seconds"] is not None for row in summary):
+        title += (
+            "\nmatched by training time: planned from steps that were timed before, beside what training took "
+            f"(1× in FLOPs is dense training for {dense_steps:,.0f} steps)"
+        )
+    elif dense_steps is not None:
         title += f"\nmatched by training FLOPs (1× is dense training for {dense_steps:,.0f} steps)"
     reference = reference_of(summary) if summary else ""
     columns = {
@@ -82,6 +87,8 @@ def _columns(
     if steps:
         columns["steps"] = number("steps", "{:,.0f}")
     columns |= {"training cost": number("training_cost", "{:.2f}×")}
+    if any(row["planned_seconds"] is not None for row in summary):
+        columns |= {"planned": number("planned_seconds", "{:,.1f} s"), "trained": number("train_seconds", "{:,.1f} s")}
     columns["wall clock"] = number("train_ratio", "{:.2f}×")
     return columns | {"FLOPs": number("inference_ratio", "{:.2f}×"), "time": number("seconds", "{:.0f} s")}
 

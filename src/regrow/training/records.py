@@ -56,6 +56,7 @@ class RecordForm(OpenForm):
     steps: Count = None
     explore_steps: Count = None
     cost_steps: Count = None
+    planned_seconds: Amount = None
     variant_of: Word | None = None
     cell: dict[Word, Any] = Field(default_factory=dict)
 

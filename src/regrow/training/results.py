@@ -21,6 +21,7 @@ def run_entry(run: Run, cost: Mapping[str, float], /, **measured: Any) -> dict[s
     and what is known of its size and speed.
 
     Costs are multiples of dense training for ``cost_steps`` steps, or for as many as the run has where that is None.
+    ``planned_seconds``, of its training steps, are known where a comparison matched runs by time.
     """
     recipe, sparsifier = run.recipe, run.sparsifier
     density = sparsifier.density()
@@ -38,6 +39,7 @@ def run_entry(run: Run, cost: Mapping[str, float], /, **measured: Any) -> dict[s
         "inference_flops": run.flops.inference(sparsifier.layer_density()),
         "dense_flops": run.flops.total,
         "cost_steps": recipe.train.cost_steps,
+        "planned_seconds": recipe.train.planned_seconds,
         "model": provenance.builder(recipe, run.data),
         "test_images": run.data.test.examples,
         "environment": provenance.environment(run.device, run.accelerator.num_processes, recipe.train.precision),

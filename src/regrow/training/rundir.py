@@ -24,6 +24,7 @@ STRUCTURE = "structure.json"
 PICTURES = "pictures.json"
 REPORT = "report.html"
 LATENCY = "latency.json"
+STEP_TIMES = "step_times.json"
 CHECKPOINT = "checkpoint/state.pt"
 _LOCK = ".lock"
 _OURS = {RECIPE, METRICS, RESULTS, STRUCTURE, PICTURES, REPORT, LATENCY, "checkpoint", "model", "tensorboard"}

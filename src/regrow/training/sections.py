@@ -70,6 +70,7 @@ class TrainSection:
         latency_batch: images at a time where latency is measured (pattern channels, unless pattern.table says)
         latency_seconds: how long measuring a latency table may take, where there is no pattern.table
         cost_steps: steps of the dense training that training costs are multiples of; null means those of the run itself
+        planned_seconds: that training was planned to take, where a comparison matched runs by time; it is only reported
         log_every: steps between two lines of metrics.jsonl
         eval_every: epochs between two evaluations on the validation split; 0 means only at the end
         checkpoint_minutes: minutes between two checkpoints; 0 means none by time
@@ -89,6 +90,7 @@ class TrainSection:
     latency_batch: int = number(8, 1, cap=4096)
     latency_seconds: float = number(60.0, above=0, cap=86_400)
     cost_steps: int | None = number(None, 1)
+    planned_seconds: float | None = number(None, 0)
     log_every: int = number(50, 1)
     eval_every: float = number(1.0, 0, cap=10**9)
     checkpoint_minutes: float = number(5.0, 0, cap=10**9)
@@ -138,10 +140,10 @@ class StudySection:
         methods: methods, or labels of the section compare; none means those for the pattern
         seeds: of each
         vary: dotted key of the recipe -> its values; all combinations are compared
-        match: what all methods get the same of: steps of training, or its cost in FLOPs
+        match: what all methods get the same of: steps of training, its cost in FLOPs, or (channels) its time
     """
 
     methods: tuple[str, ...] = ()
     seeds: tuple[int, ...] = number((0, 1, 2), 0, 2**31 - 1)
     vary: Mapping[str, list[Any]] = dataclasses.field(default_factory=dict)
-    match: Literal["steps", "cost"] = "steps"
+    match: Literal["steps", "cost", "time"] = "steps"

@@ -76,6 +76,7 @@ def summarise(runs: Sequence[Mapping[str, Any]], reference: str | None = None) -
     (runs with an accuracy), the means of ``training_cost`` (× dense), ``density``, ``inference_flops``,
     ``dense_flops``, ``steps`` and ``seconds``,
     ``cost_steps`` (the steps of the dense training that costs are multiples of; None: those of the run itself),
+    ``planned_seconds`` (of training steps, where runs were matched by time),
     ``inference_ratio`` (inference FLOPs × dense), and ``paired``: ``{"reference", "difference", "ci_low", "ci_high",
     "n"}`` against the label ``reference`` (default: the first one), or None for that label itself and where no
     seed is shared. Of detection there is also the mean of ``mAP50``. What is not known is None (``mean`` without
@@ -157,6 +158,7 @@ def _summary(
         "seconds": _mean_of(members, "seconds"),
         "steps": _mean_of(members, "steps"),
         "cost_steps": _mean_of(members, "cost_steps"),
+        "planned_seconds": _mean_of(members, "planned_seconds"),
         "paired": against,
     }
 

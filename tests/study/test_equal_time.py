@@ -1,5 +1,6 @@
 """Comparisons matched by time: lengths from known times of steps, dense starts, refusals, and what is kept."""
 
+import dataclasses
 import json
 
 import pytest
@@ -115,9 +116,31 @@ def test_a_dense_start_counts(tmp_path, measured):
     assert found.top.steps == round((budget - 1.0) / 0.05)
     assert found.train.planned_seconds == pytest.approx(found.top.steps * 0.05)
     with pytest.raises(
-        UserError, match=r"^the 10 dense steps that it starts from take 1 seconds, but the budget is 0\.9:"
+        UserError, match=r"^the 10 dense steps that it builds on take 1 seconds, but the budget is 0\.9:"
     ):
         equal_time.in_time(recipe, times, 0.9, [0], Example)
+
+
+def test_a_teacher_was_trained_too(tmp_path, measured):
+    plain = recipe_of(tmp_path)
+    a_run(tmp_path / "dense", with_method(plain, "dense"))
+    a_run(tmp_path / "other", with_method(plain, "dense"), steps=7)
+    taught = recipe_of(tmp_path, "--distill.teacher", str(tmp_path / "dense"))
+    assert starts.dense_steps(taught, [0]) == 10
+    for weights, steps in (("dense/model", 10), ("other", 17)):  # one run counts once
+        both = recipe_of(
+            tmp_path, "--distill.teacher", str(tmp_path / "dense"), "--model.weights", str(tmp_path / weights)
+        )
+        assert starts.dense_steps(both, [0]) == steps
+    slow = dataclasses.replace(TIMES, dense=0.13, thin=0.09, even=0.08)  # with forward passes of a teacher
+    times = {equal_time.key_of(plain): TIMES, equal_time.key_of(taught): slow}
+    equal_time.complete(times, {"taught": taught}, None, True)
+    assert measured == []  # all of it is known
+    budget = equal_time.budget_of(taught, times, 30, [0])
+    assert budget == pytest.approx(planned_seconds(*method_of(taught), slow, 30) + 10 * 0.10)
+    a_run(tmp_path / "pupil", with_method(taught, "dense"))
+    with pytest.raises(UserError, match=r"^distill\.teacher: .*pupil was trained with another distill, so"):
+        starts.dense_steps(recipe_of(tmp_path, "--distill.teacher", str(tmp_path / "pupil")), [0])
 
 
 def test_starts_of_unknown_time(tmp_path):

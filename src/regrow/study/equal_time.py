@@ -3,6 +3,7 @@ turned into steps before any run starts, so that runs stay reproducible."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING
@@ -56,8 +57,9 @@ def complete(
     """
     missing: dict[str, dict[str, tuple[str, Recipe]]] = {}
     for label, recipe in recipes.items():
-        if (key := key_of(recipe)) not in times:
-            missing.setdefault(key_of(recipe, ranking=False), {}).setdefault(key, (label, recipe))
+        for one in (recipe, _untaught(recipe)):
+            if (key := key_of(one)) not in times:
+                missing.setdefault(key_of(one, ranking=False), {}).setdefault(key, (label, one))
     for group in missing.values():
         if not quiet:
             print("regrow: measuring how long training steps take on this machine ...", file=sys.stderr, flush=True)
@@ -74,8 +76,13 @@ def budget_of(recipe: Recipe, times: Mapping[str, StepTimes], steps: int, seeds:
         steps: that it has.
         seeds: of the runs.
     """
-    known = times[key_of(recipe)]
-    return planned_seconds(*method_of(recipe), known, steps) + dense_steps(recipe, seeds) * known.dense
+    own = planned_seconds(*method_of(recipe), times[key_of(recipe)], steps)
+    return own + dense_steps(recipe, seeds) * times[key_of(_untaught(recipe))].dense
+
+
+def _untaught(recipe: Recipe) -> Recipe:
+    """The recipe without its teacher, as what it starts from was trained, and the teacher itself."""
+    return dataclasses.replace(recipe, distill=None)
 
 
 def in_time(
@@ -95,10 +102,11 @@ def in_time(
     """
     known, (method, criterion) = times[key_of(variant)], method_of(variant)
     before = dense_steps(variant, seeds)
-    left = budget - before * known.dense
+    taken = before * times[key_of(_untaught(variant))].dense
+    left = budget - taken
     if left <= 0:
         raise UserError(
-            f"the {before:,} dense steps that it starts from take {before * known.dense:.3g} seconds, but the budget "
+            f"the {before:,} dense steps that it builds on take {taken:.3g} seconds, but the budget "
             f"is {budget:.3g}: train the recipe for longer, or start from a shorter run"
         )
     steps = steps_in_time(method, criterion, known, left)

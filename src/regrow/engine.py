@@ -99,8 +99,9 @@ class Engine:
         for one in self.optimizers:
             handles.append(state_owner(one).register_load_state_dict_pre_hook(self.guard))
             handles.append(state_owner(one).register_load_state_dict_post_hook(self.loads))
-            handles.append(one.register_step_pre_hook(self._before_step))
-            handles.append(one.register_step_post_hook(self._after_step))
+            # where the step is compiled, its tracer would follow them into selections, which it does not always survive
+            handles.append(one.register_step_pre_hook(torch.compiler.disable(self._before_step)))
+            handles.append(one.register_step_post_hook(torch.compiler.disable(self._after_step)))
         return handles
 
     # -- around a step -----------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         "jinja2",
     ),
     "detection": ("torchmetrics", "faster_coco_eval"),
+    "text": ("transformers", "tokenizers"),
     "export": ("onnx", "onnxscript", "onnxruntime"),
     "integrations": ("lightning", "transformers", "accelerate"),
 }

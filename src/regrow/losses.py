@@ -129,6 +129,8 @@ def _length(batch: Any) -> int:
     """How many examples a batch has: those of its first part, a tensor or a list."""
     parts = list(batch.values()) if isinstance(batch, Mapping) else batch
     first = parts[0] if isinstance(parts, (tuple, list)) and parts else parts
+    if isinstance(first, Mapping) and first:  # inputs by name
+        first = next(iter(first.values()))
     counts = (isinstance(first, Tensor) and first.dim() > 0) or isinstance(first, (tuple, list))
     return max(1, len(first)) if counts else 1
 

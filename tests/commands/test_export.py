@@ -102,7 +102,7 @@ REFUSED = [
     ("several --format onnx --out m", "is not the directory of one run: give one of its runs, such as several/runs/a"),
     ("older --format pt2 --out m", "does not say what builds the network, as an earlier regrow wrote it"),
     ("damaged --format pt2 --out m", "results.json is not valid JSON (line 1), perhaps cut short"),
-    ("shapeless --format pt2 --out m", "shape list should have at least 3 items"),
+    ("shapeless --format pt2 --out m", "give the length of a text, or the channels, height and width"),
     (
         "foreign --format pt2 --out m",
         "names code that would be imported and called: mine:net (model.name); add",
@@ -133,7 +133,7 @@ def place(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     copied("run")
     copied("older", model=None)
-    copied("shapeless", model={**whole["runs"][0]["model"], "shape": [1]})
+    copied("shapeless", model={**whole["runs"][0]["model"], "shape": [1, 8]})
     copied("foreign", model={**whole["runs"][0]["model"], "name": "mine:net", "options": {}})
     copied("damaged")
     (place / "damaged" / "results.json").write_text('{"runs": [')

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from regrow.commands.subject import add_images, add_model, model_of, shape_in
+from regrow.commands.subject import add_images, add_model, model_of, shape_in, taken
 from regrow.commands.words import Parser, command_parser, pair, share, whole, words_of
 from regrow.errors import UserError
 
@@ -223,7 +223,7 @@ def _print_channels(
     from rich.table import Table
 
     parameters = dict(model.named_parameters())
-    table = Table(title=f"{spec} on images of {'×'.join(map(str, shape))}", title_justify="left")
+    table = Table(title=f"{spec} on {taken(shape)}", title_justify="left")
     table.add_column("group", overflow="fold")
     table.add_column("channels", justify="right")
     if kept:
@@ -259,7 +259,7 @@ def _print(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{spec} on images of {'×'.join(map(str, shape))}", show_footer=True, title_justify="left")
+    table = Table(title=f"{spec} on {taken(shape)}", show_footer=True, title_justify="left")
     total = sum(row[3] for row in rows)
     active = sum(row[2] for row in rows)
     kept = 1.0 if total == 0 else active / total
@@ -280,9 +280,10 @@ def _print(
     if not console.is_terminal:  # a pipe or a file has no width to fit into
         console = Console(width=160)
     console.print(table)
+    one = "a text" if len(shape) == 1 else "an image"
     saved = f"{dense_flops / sparse_flops:.1f}× fewer" if sparse_flops else "none left"
     console.print(
-        f"whole model: {parameters:,} parameters; {dense_flops / 1e6:,.2f} MFLOPs for an image when dense, "
+        f"whole model: {parameters:,} parameters; {dense_flops / 1e6:,.2f} MFLOPs for {one} when dense, "
         f"{sparse_flops / 1e6:,.2f} when sparse ({saved})",
         highlight=False, soft_wrap=True,
     )  # fmt: skip

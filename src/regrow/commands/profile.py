@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regrow import atomic
-from regrow.commands.subject import add_images, add_model, check_classes, model_of, shape_in
+from regrow.commands.subject import add_images, add_model, check_classes, model_of, shape_in, taken
 from regrow.commands.words import Parser, command_parser, whole
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _print(spec: str, shape: Sequence[int], found: Profile) -> None:
 
     made = found.table
     threads = "one thread" if made.threads == 1 else f"{made.threads} threads"
-    title = f"{spec}, {made.batch} images of {'×'.join(map(str, shape))}, {made.machine.runtime}, {threads}"
+    title = f"{spec}, {made.batch} {taken(shape)}, {made.machine.runtime}, {threads}"
     table = Table(title=title, title_justify="left", show_footer=True)
     table.add_column("check", footer="median error")
     table.add_column("channels kept", justify="right")

@@ -163,11 +163,13 @@ def _scan(recipe: Recipe, model: nn.Module | None, args: argparse.Namespace, spa
 
 
 def _loss_of(recipe: Recipe) -> Callable[[nn.Module, Any], Any]:
-    """That of a task whose models tell it in training mode alone; their norms stay as in eval mode."""
+    """That of a task; where its models tell it in training mode alone, their norms stay as in eval mode."""
     from regrow.batchnorm import hold_still
 
     def loss(model: nn.Module, batch: Any) -> Any:
         device = next(model.parameters()).device
+        if recipe.task.loss_in_eval:
+            return recipe.task.loss(model, batch, device, recipe.train)
         try:
             model.train()
             hold_still(model)

@@ -58,6 +58,11 @@ def model_of(
     return build(spec, classes or (1000 if shape[-1] >= 200 else 10), shape[0], seed=seed), shape
 
 
+def taken(shape: Sequence[int]) -> str:
+    """What a model takes, in words."""
+    return f"texts of {shape[0]} tokens" if len(shape) == 1 else f"images of {'×'.join(map(str, shape))}"
+
+
 def check_classes(classes: int | None) -> None:
     """Refuses what is no number of classes.
 

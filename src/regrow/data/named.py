@@ -18,6 +18,7 @@ from regrow.data.masks import shape_masks, voc_masks
 from regrow.data.shapes import shapes
 from regrow.data.splits import DataSet, Settings, in_memory, stratified
 from regrow.data.streams import imagenet, streamed
+from regrow.data.texts import texts
 from regrow.data.voc import voc
 from regrow.errors import UserError, nearest
 from regrow.importing import call_accepting, import_callable
@@ -25,6 +26,7 @@ from regrow.inputs import first_line
 
 __all__ = ["BatchSource", "DataSet", "in_memory", "load"]
 
+_OPTIONS = ("pool", "size", "length")  # that may follow a name
 _DIGITS = 12  # of a whole number in a name; more are none that counts anything
 _MOST_PIXELS, _MOST_CLASSES = 2**33, 2**20  # of images that are generated
 _GENERATED = (3, 32, 32, 10, 0)  # channels, height, width, classes, images
@@ -41,6 +43,8 @@ def load(
     workers: int | None = None,
     pool: int = 1,
     size: int | None = None,
+    length: int | None = None,
+    tokenizer: str | None = None,
     rank: int = 0,
     world: int = 1,
 ) -> DataSet:
@@ -50,7 +54,8 @@ def load(
         spec: ``digits``, ``cifar10``, ``fashion-mnist``, ``folder:PATH``, ``imagenet:PATH``, ``generated:N``,
             ``generated:CxHxW:CLASSES:N``, or ``package.module:callable``, which returns a `DataSet` or the torch data
             sets (train, test) or (train, val, test). With boxes: ``shapes:N``, ``voc:PATH``, ``coco:PATH``. With
-            masks: ``shapes-masks:N``, ``voc-masks:PATH``. ``pool`` and ``size`` may follow it: ``cifar10,pool=2``.
+            masks: ``shapes-masks:N``, ``voc-masks:PATH``. Texts: ``text:PATH``. ``pool``, ``size`` and ``length`` may
+            follow it: ``cifar10,pool=2``.
         batch_size: examples per batch and process.
         seed: of order and augmentation.
         augment: ``"standard"``: shifts by up to an eighth of the image and flips (no flips for digits); random resized
@@ -62,20 +67,24 @@ def load(
         workers: processes that decode images on the fly; default: one per core, at most 8. 0: in this process.
         pool: averages squares of this many pixels a side (CIFAR-10 at 16x16: 2).
         size: resizes images to squares of this side, cropping the longer one (not where there are boxes).
+        length: tokens to which texts are cut and padded; default: 128.
+        tokenizer: folder of the model's, for texts; images need none.
         rank, world: this process's number and the number of processes.
 
     Raises:
         UserError: unknown name or option, missing or unreadable data.
     """
     spec, suffix = _split_options(spec)
-    pool, size = suffix.get("pool", pool), suffix.get("size", size)
-    data = _made(spec, Settings(batch_size, seed, augment, val_fraction, split_seed, workers, pool, size))
+    pool, size, length = suffix.get("pool", pool), suffix.get("size", size), suffix.get("length", length)
+    settings = Settings(
+        batch_size, seed, augment, val_fraction, split_seed, workers, pool, size, length, tokenizer
+    )  # fmt: skip
+    data = _made(spec, settings)
     train, val, test = (source.shard(rank, world) for source in (data.train, data.val, data.test))
     if len(train) == 0:
         share = f" on each of {world} processes" if world > 1 else ""
-        raise UserError(
-            f"batch_size={batch_size}{share} is more than the {train.examples} training images of {spec!r}: lower it"
-        )
+        there = f"{train.examples} training {data.things}"
+        raise UserError(f"batch_size={batch_size}{share} is more than the {there} of {spec!r}: lower it")
     return replace(data, train=train, val=val, test=test)
 
 
@@ -83,8 +92,8 @@ def _split_options(spec: str) -> tuple[str, dict[str, int]]:
     options: dict[str, int] = {}
     while match := re.fullmatch(r"(.*),([A-Za-z_]\w*)=([^,/]*)", spec):
         spec, key, value = match.groups()
-        if key not in ("pool", "size"):
-            raise UserError(f"unknown option {key!r} of the data set {spec!r}{nearest(key, ('pool', 'size'))}")
+        if key not in _OPTIONS:
+            raise UserError(f"unknown option {key!r} of the data set {spec!r}{nearest(key, _OPTIONS)}")
         if not value.isdecimal() or len(value) > _DIGITS:
             raise UserError(f"{key}={value[:40]} of the data set {spec!r} is not a positive whole number")
         options[key] = int(value)
@@ -102,8 +111,9 @@ def _made(spec: str, settings: Settings) -> DataSet:
         raise UserError(f"the data set {name!r} needs a {named.needs}: {name}:…")
     if colon and not named.needs:
         raise UserError(f"the data set {name!r} takes nothing after its name, but {spec!r} was given")
-    for option, value, default in (("pool", settings.pool, 1), ("size", settings.size, None)):
-        if value != default and option not in named.options:
+    for option in _OPTIONS:
+        value = getattr(settings, option)
+        if value != getattr(Settings, option) and option not in named.options:
             raise UserError(f"{option}={value} does not apply to the data set {spec!r}: leave it out")
     return named.make(settings, rest) if named.needs else named.make(settings)
 
@@ -188,7 +198,7 @@ class Named:
     Attributes:
         make: a function of the settings and, where something follows the name and a colon, of that.
         needs: what must follow, in a word; None: nothing may.
-        options: those of ``pool`` and ``size`` that change its images.
+        options: those of ``pool``, ``size`` and ``length`` that change its examples.
     """
 
     make: Callable[..., DataSet]
@@ -208,4 +218,5 @@ NAMED: dict[str, Named] = {
     "voc-masks": Named(voc_masks, needs="path", options=("size",)),
     "voc": Named(voc, needs="path", options=("size",)),
     "coco": Named(coco, needs="path", options=("size",)),
+    "text": Named(texts, needs="path", options=("length",)),
 }

@@ -31,9 +31,11 @@ class Settings:
     workers: int | None = None
     pool: int = 1
     size: int | None = None
+    length: int | None = None
+    tokenizer: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "pool", "size"):
+        for name in ("batch_size", "pool", "size", "length"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name}={value} is not a positive whole number")
@@ -48,20 +50,25 @@ class DataSet:
     """A data set ready to train on; ``val`` is split off the training images (or the set's own) and never the test set.
 
     Attributes:
-        shape: (channels, height, width) of an image.
+        shape: (channels, height, width) of an image; (length,) in tokens of a text.
         val: a source without examples where ``val_fraction`` is 0.
         classes: the names of the classes, in the order of their labels.
         task: what its examples are for: ``"classification"``, or ``"detection"`` where they have boxes,
-            ``"segmentation"`` where they have masks.
+            ``"segmentation"`` where they have masks; ``"text-classification"`` of texts.
     """
 
     num_classes: int
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     train: BatchSource
     val: BatchSource
     test: BatchSource
     classes: tuple[str, ...] = ()
     task: str = "classification"
+
+    @property
+    def things(self) -> str:
+        """What its examples are, in messages."""
+        return "texts" if len(self.shape) == 1 else "images"
 
 
 def in_memory(

@@ -90,7 +90,15 @@ def _front_matter(about: Mapping[str, Any]) -> str:
 def _judged(about: Mapping[str, Any]) -> tuple[str, str]:
     """What the number under ``accuracy`` is, and the task that it is of, as the hub calls it."""
     name = str(about.get("metric") or "accuracy")
-    return (name, _TASKS[name]) if name in _TASKS else ("accuracy", "image-classification")
+    if name in _TASKS:
+        return name, _TASKS[name]
+    return "accuracy", "text-classification" if _of_texts(about.get("model")) else "image-classification"
+
+
+def _of_texts(built: Any) -> bool:
+    """Whether a network takes texts, of which only the length is known."""
+    shape = built.get("shape") if isinstance(built, Mapping) else None
+    return isinstance(shape, list) and len(shape) == 1
 
 
 def _facts(about: Mapping[str, Any], counts: Mapping[str, int]) -> list[tuple[str, str]]:
@@ -102,11 +110,11 @@ def _facts(about: Mapping[str, Any], counts: Mapping[str, int]) -> list[tuple[st
             found.append((what, form.format(value)))
 
     number("dense_parameters", "parameters of the dense model", "{:,}")
-    images = about.get("test_images")
-    judged = _judged(about)[0]
-    number("accuracy", f"{judged} on {images:,} test images" if isinstance(images, int) else f"test {judged}", "{:.2%}")
+    count = about.get("test_images")
+    judged, thing = _judged(about)[0], "text" if _of_texts(about.get("model")) else "image"
+    number("accuracy", f"{judged} on {count:,} test {thing}s" if isinstance(count, int) else f"test {judged}", "{:.2%}")
     number("density", "density of what was sparsified", "{:.1%}")
-    number("inference_flops", "FLOPs of an image", "{:,.0f}")
+    number("inference_flops", f"FLOPs of {'a' if thing == 'text' else 'an'} {thing}", "{:,.0f}")
     number("dense_flops", "of the dense model", "{:,.0f}")
     number("latency", "seconds of a batch", "{:.2e}")
     number("dense_latency", "of the dense model", "{:.2e}")
@@ -142,10 +150,15 @@ def _loading(built: Any) -> str:
         [repr(built.get("name")), repr(built.get("classes")), repr(shape[0]), *([f"**{options!r}"] if options else [])]
     )
     sides = " × ".join(map(str, shape))
+    takes = (
+        f"It takes `input_ids` and `attention_mask`, int64 (batch, {sides}), of the tokenizer that it was trained with."
+        if _of_texts(built)
+        else f"It takes images of {sides} (channels, height, width) as float32, {_normalised(built)}."
+    )
     return (
         f"```python\nimport regrow\nfrom regrow.zoo.models import build\n\ndense = build({call})\n"
         f'model = regrow.load(dense, "{WEIGHTS}").eval()  # thin, where channels were removed\n```\n\n'
-        f"It takes images of {sides} (channels, height, width) as float32, {_normalised(built)}.\n"
+        f"{takes}\n"
     )
 
 

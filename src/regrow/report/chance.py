@@ -18,6 +18,7 @@ class Chance:
 
     classes: int
     images: int | None
+    things: str = "images"  # or texts
 
     @property
     def level(self) -> float:
@@ -49,4 +50,5 @@ def chance_of(runs: Sequence[RunRecord]) -> Chance | None:
     known = {run.facts.builder.classes if run.facts.builder else None for run in runs}
     classes = known.pop() if len(known) == 1 else None
     images = [run.facts.test_images for run in runs if run.accuracy is not None]
-    return None if classes is None else Chance(classes, min((n for n in images if n), default=None))
+    things = runs[0].facts.things if runs else "images"
+    return None if classes is None else Chance(classes, min((n for n in images if n), default=None), things)

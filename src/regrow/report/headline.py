@@ -110,7 +110,7 @@ def _at_chance(best: Summary, dense: Summary | None, guessed: Mapping[str, Chanc
     title = f"{_name(best)} has learnt nothing: {reached} is no better than chance"
     lede = f"Guessing one of {chance.classes:,} classes is right in {formats.accuracy(chance.level)} of cases"
     if chance.images:
-        lede += f", and with luck in {formats.accuracy(chance.most)} of {chance.images:,} test images"
+        lede += f", and with luck in {formats.accuracy(chance.most)} of {chance.images:,} test {chance.things}"
     lede += "."
     if dense is not None and dense is not best:
         other = "is no better" if dense["label"] in guessed else f"reaches {formats.accuracy(dense['mean'])}"

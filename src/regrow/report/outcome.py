@@ -30,7 +30,7 @@ class Facts:
         bytes: of all tensors, zeros too; ``dense_bytes``: of the dense network; ``saved_bytes``: as regrow saves it.
         dense_gradients: phase → the part of its training cost that went into gradients of removed weights, × dense.
         builder: how to build the network.
-        test_images: how many the accuracy is of.
+        test_images: how many the accuracy is of; ``things``: what they are, images or texts.
         environment: versions, hardware and threads, by name.
         finished: when, as ISO 8601.
         saved: the directory that `regrow.load` takes, if it is there.
@@ -44,6 +44,7 @@ class Facts:
     dense_gradients: Mapping[str, float] = field(default_factory=dict)
     builder: Builder | None = None
     test_images: int | None = None
+    things: str = "images"
     environment: Mapping[str, str] = field(default_factory=dict)
     finished: str | None = None
     saved: Path | None = None
@@ -71,10 +72,16 @@ def facts_of(record: Mapping[str, Any], directory: Path) -> Facts:
         dense_gradients=_numbers(gradients) if isinstance(gradients, Mapping) else {},
         builder=_builder(record.get("model")),
         test_images=whole(record.get("test_images")),
+        things=_things(record.get("model")),
         environment=_words(environment) if isinstance(environment, Mapping) else {},
         finished=finished if isinstance(finished, str) else None,
         saved=saved if (saved / storage.MANIFEST).is_file() else None,
     )
+
+
+def _things(builder: Any) -> str:
+    shape = builder.get("shape") if isinstance(builder, Mapping) else None
+    return "texts" if isinstance(shape, list) and len(shape) == 1 else "images"
 
 
 def _builder(value: Any) -> Builder | None:

@@ -154,7 +154,8 @@ def runs(groups: Sequence[RunGroup], failures: Sequence[Failure]) -> Part | None
         numbers += [formats.count(run.steps), *([formats.count(run.explore_steps)] if exploring else [])]
         numbers.append(formats.seconds(run.seconds))
         rows.append([method(g), str(run.seed), _accuracy(run), *numbers, _state(run, failed)])
-    said = [f"Validation is the {judge.name} on images that were held out of training."] if validated else []
+    things = shown[0][1].facts.things if shown else "images"
+    said = [f"Validation is the {judge.name} on {things} that were held out of training."] if validated else []
     said += ["Exploring: the steps that trained only what had been removed."] if exploring else []
     return Part("runs", "All runs", "table", Table(columns, rows, "All runs"), " ".join(said))
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from regrow.inputs import Inputs
 from regrow.quiet import evaluating
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+Batches = Iterable[tuple[Any, Tensor]]
 
 
 @contextmanager
@@ -37,16 +39,17 @@ def accuracy(
     """Top-1 accuracy as a fraction.
 
     Args:
-        model: images → logits; it is put into eval mode meanwhile
-        batches: pairs of images and labels
+        model: inputs → logits; it is put into eval mode meanwhile
+        batches: pairs of inputs, in any form that `regrow.inputs.Inputs.of` takes, and labels
         device: where the model is
         reduce: adds up a tensor over all processes
     """
     right = torch.zeros(2, dtype=torch.float64, device="cpu" if device.type == "mps" else device)
     with evaluating(model), torch.no_grad():
-        for images, labels in batches:
+        for inputs, labels in batches:
             labels = labels.to(device, non_blocking=True)
-            predicted = model(images.to(device, non_blocking=True)).argmax(1)
+            moved = Inputs.of(inputs).map(lambda t: t.to(device, non_blocking=True))
+            predicted = moved(model).argmax(1)
             right += torch.stack([(predicted == labels).sum(), torch.tensor(len(labels), device=device)]).to(right)
     correct, total = reduce(right).tolist()
     return float(correct / total) if total else 0.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import nn
 
 from regrow import regular, schema, storage
@@ -22,13 +22,19 @@ from regrow.zoo.models import build_with
 _WAY_OUT = "restore it, or train again"
 
 
+def _of_example(shape: list[int]) -> list[int]:
+    if len(shape) not in (1, 3):
+        raise ValueError("give the length of a text, or the channels, height and width of an image")
+    return shape
+
+
 class BuilderForm(OpenForm):
-    """What builds a run's network: a name and options, classes, and the shape of an image."""
+    """What builds a run's network: a name and options, classes, and the shape of an image or of a text."""
 
     name: Word
     options: dict[Word, Any] = Field(default_factory=dict)
     classes: Annotated[int, Field(ge=1, le=2**20)]
-    shape: Annotated[list[Annotated[int, Field(ge=1, le=2**16)]], Field(min_length=3, max_length=3)]
+    shape: Annotated[list[Annotated[int, Field(ge=1, le=2**16)]], AfterValidator(_of_example)]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow import storage
+from regrow.zoo.models import on_its_own
 
 if TYPE_CHECKING:
     from regrow.data.named import DataSet
@@ -48,13 +49,14 @@ def sizes(
 
 
 def builder(recipe: Recipe, data: DataSet) -> dict[str, Any]:
-    """What `regrow.zoo.models.build` must be told, so that `regrow.load` fits; and what images are normalised by:
+    """What `regrow.zoo.models.build` must be told, so that `regrow.load` fits, also where a folder that the recipe's
+    model came from is no longer there; and what images are normalised by:
     ``mean`` and ``std`` of each channel, of pixel values as the data set has them (0…255), where that is known."""
-    section = recipe.model
+    name, options = on_its_own(recipe.model.name, recipe.model.options)
     statistics = data.test.normalisation()
     return {
-        "name": section.name,
-        "options": dict(section.options),
+        "name": name,
+        "options": options,
         "classes": data.num_classes,
         "shape": list(data.shape),
         **({} if statistics is None else {"mean": statistics[0].tolist(), "std": statistics[1].tolist()}),

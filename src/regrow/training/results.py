@@ -40,7 +40,7 @@ def run_entry(run: Run, cost: Mapping[str, float], /, **measured: Any) -> dict[s
         "dense_flops": run.flops.total,
         "cost_steps": recipe.train.cost_steps,
         "planned_seconds": recipe.train.planned_seconds,
-        "model": provenance.builder(recipe, run.data),
+        "model": run.builder,
         "test_images": run.data.test.examples,
         "environment": provenance.environment(run.device, run.accelerator.num_processes, recipe.train.precision),
         "finished": provenance.now(),

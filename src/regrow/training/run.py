@@ -32,7 +32,7 @@ from regrow.training.speed import check_batch, is_channels, needs_table, table_o
 from regrow.training.tasks.task import Batch
 from regrow.training.teacher import PHASE as TEACHER
 from regrow.training.teacher import Teacher
-from regrow.zoo.models import GIVEN, build_with, example_input
+from regrow.zoo.models import GIVEN, build_with, example_input, tokenizer_of
 
 if TYPE_CHECKING:
     from regrow.latency.table import LatencyTable
@@ -63,6 +63,7 @@ class Run:
         self.device: torch.device = self.accelerator.device
         self.data = data_of(recipe, self.accelerator.process_index, self.accelerator.num_processes)
         self.task.check_data(self.data, recipe.data.name)
+        self.builder = provenance.builder(recipe, self.data)
         self.stream = Stream(self.data.train)
         self.steps_per_epoch = self.stream.batches_per_epoch / settings.accumulate
         self.total_steps = recipe.total_steps(self.steps_per_epoch)
@@ -359,9 +360,13 @@ def method_of(recipe: Recipe) -> tuple[Method, Criterion]:
 
 
 def data_of(recipe: Recipe, rank: int = 0, world: int = 1) -> DataSet:
-    """The recipe's data set: the share of one of ``world`` processes."""
+    """The recipe's data set: the share of one of ``world`` processes. Texts become what its model's tokenizer makes of
+    them."""
     options = dataclasses.asdict(recipe.data)
-    return load_data(options.pop("name"), seed=recipe.seed, rank=rank, world=world, **options)
+    tokenizer = tokenizer_of(recipe.model.name, recipe.model.options)
+    return load_data(
+        options.pop("name"), seed=recipe.seed, rank=rank, world=world, tokenizer=tokenizer, **options
+    )  # fmt: skip
 
 
 def summary_writer() -> Any:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from regrow.errors import UserError, is_out_of_memory
+from regrow.inputs import Inputs
 from regrow.patterns import Channels
 from regrow.quiet import evaluating
 from regrow.training.recipe import Recipe
@@ -55,7 +56,7 @@ def table_of(
     Args:
         recipe: for measuring its ``train.latency_batch``, ``train.latency_seconds`` and ``train.threads`` count
         model: in full size; a copy of it is measured
-        shape: (channels, height, width) of an image
+        shape: of an example, as `regrow.data.splits.DataSet` has it
         progress: show progress on a terminal
 
     Raises:
@@ -74,7 +75,7 @@ def table_of(
             "as pattern.table"
         )
     train = recipe.train
-    example = example_input(model, shape, train.latency_batch).cpu()
+    example = example_input(model, shape, train.latency_batch, device="cpu")
     table, _ = profile(
         model, example, threads=threads_of(recipe), time_limit=train.latency_seconds, check=1, progress=progress,
         seed=recipe.seed,
@@ -88,7 +89,7 @@ def check_batch(recipe: Recipe, model: nn.Module, shape: Sequence[int], table: L
     Args:
         recipe: for its ``train.latency_batch``
         model: in full size
-        shape: (channels, height, width) of an image
+        shape: of an example, as `regrow.data.splits.DataSet` has it
         table: of the run, if there is one, whose batch is used
 
     Raises:
@@ -99,7 +100,7 @@ def check_batch(recipe: Recipe, model: nn.Module, shape: Sequence[int], table: L
     batch = table.batch if table else recipe.train.latency_batch
     try:
         with evaluating(model), torch.no_grad():
-            copy.deepcopy(model).cpu()(example_input("", shape, batch))
+            Inputs.of(example_input(model, shape, batch, device="cpu"))(copy.deepcopy(model).cpu())
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -111,21 +112,21 @@ def threads_of(recipe: Recipe) -> int:
     return recipe.train.threads or torch.get_num_threads()
 
 
-def whole_models(models: Sequence[nn.Module], example: Tensor, threads: int, runtime: str = "eager") -> list[float]:
+def whole_models(models: Sequence[nn.Module], example: Any, threads: int, runtime: str = "eager") -> list[float]:
     """Seconds that a forward pass of each of these models takes on the CPU (see `regrow.latency.whole.in_turns`).
 
     Args:
         models: on any device; copies are measured, in eval mode
-        example: a batch of inputs
+        example: a batch of inputs on the CPU, in any form that `regrow.inputs.Inputs.of` takes
         threads: of the CPU
         runtime: "eager" or "onnxruntime"
     """
     from regrow.latency.measure import make_runtime
     from regrow.latency.whole import in_turns
 
-    runner = make_runtime(runtime, len(example), threads)
+    runner = make_runtime(runtime, Inputs.of(example).batch, threads)
     copies = [copy.deepcopy(model).cpu() for model in models]
-    return in_turns(runner, copies, example.cpu(), rounds=_ROUNDS, time_limit=_SECONDS)
+    return in_turns(runner, copies, example, rounds=_ROUNDS, time_limit=_SECONDS)
 
 
 def measured(
@@ -137,7 +138,7 @@ def measured(
         recipe: of the run
         model: as it is saved
         dense: the same in full size
-        shape: (channels, height, width) of an image
+        shape: of an example, as `regrow.data.splits.DataSet` has it
         table: of the run, if there is one; its batch size, threads and runtime are used
     """
     from regrow.latency.network import network_of
@@ -145,7 +146,7 @@ def measured(
     batch = table.batch if table else recipe.train.latency_batch
     threads = table.threads if table else threads_of(recipe)
     runtime = table.machine.runtime if table else "eager"
-    example = example_input(model, shape, batch).cpu()
+    example = example_input(model, shape, batch, device="cpu")
     own, whole = whole_models([model, dense], example, threads, runtime)
     predicted = margin = None
     if table is not None:

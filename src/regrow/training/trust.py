@@ -14,7 +14,7 @@ from regrow.training import own
 from regrow.training.recipe import Recipe
 from regrow.training.recipe_layers import Tree, layers
 
-_LIBRARIES = ("timm", "torchvision")
+_LIBRARIES = ("timm", "torchvision", "hf")
 # a directory with any of these beside its recipe was written by `regrow train` or `regrow compare`
 _TRACES = ("metrics.jsonl", "results.json", "checkpoint", "model", "runs", "recipes", "structure.json", "latency.json")
 

@@ -1,4 +1,4 @@
-"""Models by name: built-in networks, timm, torchvision's classifiers and detectors, or a callable of the user's."""
+"""Models by name: built-in networks, timm, torchvision, encoders of transformers, or a callable of the user's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from regrow.errors import UserError, closest, nearest
 from regrow.importing import call_accepting, import_callable
@@ -17,9 +17,11 @@ from regrow.zoo.detectors import family_of, fill, is_torchvision_detector, torch
 from regrow.zoo.networks import DigitsCNN, WideResNet
 from regrow.zoo.segmenters import SmallSegmenter, is_torchvision_segmenter, torchvision_segmenter
 from regrow.zoo.ssd import shapes_ssd, ssd512_resnet50
+from regrow.zoo.text_classifier import TextClassifier, configured, folder_of, text_classifier
 
 GIVEN = ("num_classes", "in_channels", "in_chans")  # what a model is told of the data, and is no option of a recipe
 # name → what builds it, and the side of the images that it is made for
+_LENGTH = 128  # tokens of a text, where nobody says
 _SEGMENTED = 520  # pixels of the side that torchvision's networks for segmentation are made for
 _OTHER_TASKS: dict[str, tuple[Callable[..., nn.Module], int]] = {
     "shapes-ssd": (shapes_ssd, 64),
@@ -27,7 +29,7 @@ _OTHER_TASKS: dict[str, tuple[Callable[..., nn.Module], int]] = {
     "ssd512-resnet50": (ssd512_resnet50, 512),
 }
 _BUILT_IN = ("wrn22-2", "wrn10-2", "wrn16-4", "wrn28-10", "digits-cnn", *_OTHER_TASKS)
-_OTHERS = "others are timm:NAME, torchvision:NAME or package.module:callable"
+_OTHERS = "others are timm:NAME, torchvision:NAME, hf:PATH or package.module:callable"
 _WRN = re.compile(r"wrn(\d{1,4})-(\d{1,4})")
 
 
@@ -39,9 +41,10 @@ def build(spec: str, num_classes: int, in_channels: int = 3, seed: int | None = 
             ``package.module:callable``, which is called with ``num_classes`` and ``in_channels`` (or ``in_chans``)
             where it accepts them. The current directory can be imported from. Detectors are ``shapes-ssd``,
             ``ssd512-resnet50`` and those of torchvision; they are a `regrow.zoo.detectors.Detector`. ``shapes-fcn`` and
-            torchvision's networks for segmentation give classes of pixels.
+            torchvision's networks for segmentation give classes of pixels. ``hf:PATH`` and ``hf:TYPE`` are a
+            `regrow.zoo.text_classifier.TextClassifier`.
         num_classes: size of the output; of detectors, without a background.
-        in_channels: channels of the images; torchvision's models take 3.
+        in_channels: channels of the images; torchvision's models take 3, and those of texts none of it.
         seed: seeds the initial weights and leaves the global random state alone; None: uses and advances the latter.
         **options: passed on to the model. ``pretrained=True`` downloads weights; nothing is ever downloaded without it.
 
@@ -75,6 +78,8 @@ def _build(spec: str, num_classes: int, in_channels: int, options: dict[str, Any
         return timm.create_model(name, **{"pretrained": False} | options, num_classes=num_classes, in_chans=in_channels)
     if library == "torchvision":
         return _torchvision(name, num_classes, in_channels, options)
+    if library == "hf":
+        return text_classifier(name, num_classes, options)
     if name:
         function = import_callable(spec)
         model = call_accepting(
@@ -86,8 +91,28 @@ def _build(spec: str, num_classes: int, in_channels: int, options: dict[str, Any
     return _built_in(spec, num_classes, in_channels, options)
 
 
-def default_shape(spec: str) -> tuple[int, int, int]:
-    """The image shape (channels, height, width) that a named model is made for.
+def tokenizer_of(spec: str, options: Mapping[str, Any]) -> str | None:
+    """The folder of the tokenizer that a model takes texts from; None for models of images, and where none is named."""
+    library, _, name = spec.partition(":")
+    if library != "hf":
+        return None
+    if (named := options.get("tokenizer")) is not None:
+        return str(named)
+    folder = folder_of(name)
+    return None if folder is None else str(folder)
+
+
+def on_its_own(spec: str, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Spec and options that build the same network without the files that its spec names; weights aside."""
+    library, _, name = spec.partition(":")
+    if library != "hf":
+        return spec, dict(options)
+    found = configured(name, options)
+    return f"hf:{found.kind}", dict(found.values)
+
+
+def default_shape(spec: str) -> tuple[int, ...]:
+    """The shape that a named model is made for: (channels, height, width) of an image, or (length,) of a text.
 
     Raises:
         UserError: unknown name, or a ``package.module:callable``, whose shape only its author knows.
@@ -110,6 +135,9 @@ def default_shape(spec: str) -> tuple[int, int, int]:
             return 3, _SEGMENTED, _SEGMENTED
         size = torchvision.models.get_model_weights(name).DEFAULT.transforms().crop_size[0]
         return 3, size, size
+    if library == "hf":
+        folder_of(name)  # that it is there comes first
+        return (_LENGTH,)
     if name:
         import_callable(spec)  # that it is there comes first
         raise UserError(f"the input shape of {spec!r} is not known: give one, such as --data-shape 3,32,32")
@@ -121,21 +149,31 @@ def default_shape(spec: str) -> tuple[int, int, int]:
     return 3, 32, 32
 
 
-def example_input(model: nn.Module | str, shape: Sequence[int] | None = None, batch: int = 1) -> Tensor:
-    """A reproducible random input (batch, *shape), on the device of the model.
+def example_input(
+    model: nn.Module | str, shape: Sequence[int] | None = None, batch: int = 1, device: torch.device | str | None = None
+) -> Any:
+    """A reproducible random batch, as `regrow.inputs.Inputs.of` takes it: images (batch, *shape), or a dict for texts.
 
     Args:
         model: a model, or the spec of one.
-        shape: (channels, height, width); default: `default_shape` of the spec.
-        batch: number of images.
+        shape: (channels, height, width), or (length,); default: `default_shape` of the spec.
+        batch: number of images or texts.
+        device: to be on; default: that of the model.
+
+    Raises:
+        UserError: the shape is not known, or one of images for a model of texts.
     """
     if shape is None:
         if not isinstance(model, str):
             raise UserError("the input shape of the model is not known: give a shape such as 3x32x32")
         shape = default_shape(model)
-    x = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
     weight = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-    return x if weight is None else x.to(weight.device)
+    place = torch.device("cpu" if weight is None else weight.device) if device is None else torch.device(device)
+    if isinstance(model, TextClassifier):
+        if len(shape) != 1:
+            raise UserError("models hf:PATH take texts, but the data are images: take text:PATH, or another model")
+        return {name: value.to(place) for name, value in model.example(shape[0], batch).items()}
+    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0)).to(place)
 
 
 def _built_in(spec: str, num_classes: int, in_channels: int, options: dict[str, Any]) -> nn.Module:

@@ -27,11 +27,13 @@ class Task(ABC):
         name: in recipes (``task: detection``), and of the data sets that it trains on.
         measure: what the number under ``accuracy`` is.
         has_teachers: whether its models can learn from another one (the recipe's section ``distill``).
+        loss_in_eval: whether `loss` can also be told in eval mode, of the model as it computes there.
     """
 
     name: ClassVar[str]
     measure: ClassVar[Measure]
     has_teachers: ClassVar[bool] = False
+    loss_in_eval: ClassVar[bool] = False
 
     def check(self, settings: TrainSection) -> None:  # noqa: B027 (nothing to refuse is usual)
         """Refuse settings that say nothing to this task, before anything is built.
@@ -57,12 +59,12 @@ class Task(ABC):
             raise UserError(f"the data set {name!r} is for {data.task}, not {self.name}: say task: {data.task}")
 
     @abstractmethod
-    def check_model(self, model: nn.Module, example: Tensor, classes: int, name: str) -> None:
+    def check_model(self, model: nn.Module, example: Any, classes: int, name: str) -> None:
         """Refuse a model that does not do what this task needs of it.
 
         Args:
             model: in full size
-            example: a batch of one image
+            example: a batch of one example, as `regrow.inputs.Inputs.of` takes it
             classes: of the data
             name: of the model, in the recipe
 

@@ -58,17 +58,19 @@ class TextTokenizer:
         Raises:
             UserError: the length is too short for what begins and ends every text.
         """
+        around = self._tokenizer.num_special_tokens_to_add(False)
+        if length <= around:
+            raise UserError(
+                f"length={length} leaves no token of a text, as {around} begin and end each: {around + 1} at least"
+            )
         found = torch.full((len(texts), length), self.padding, dtype=torch.int32)
         counts = torch.ones(len(texts), dtype=torch.int64)
-        try:
-            self._tokenizer.enable_truncation(max_length=length)
-            for start in range(0, len(texts), _AT_ONCE):
-                for row, encoded in enumerate(self._tokenizer.encode_batch(texts[start : start + _AT_ONCE]), start):
-                    numbers = torch.tensor(encoded.ids[:length], dtype=torch.int32)
-                    found[row, : len(numbers)] = numbers
-                    counts[row] = max(1, len(numbers))
-        except Exception as error:
-            raise UserError(f"texts cannot be cut to length={length} tokens: {first_line(error)}") from error
+        self._tokenizer.enable_truncation(max_length=length)
+        for start in range(0, len(texts), _AT_ONCE):
+            for row, encoded in enumerate(self._tokenizer.encode_batch(texts[start : start + _AT_ONCE]), start):
+                numbers = torch.tensor(encoded.ids, dtype=torch.int32)
+                found[row, : len(numbers)] = numbers
+                counts[row] = max(1, len(numbers))
         return found, counts
 
 

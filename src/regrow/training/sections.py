@@ -15,7 +15,8 @@ class ModelSection:
     """What is trained.
 
     Attributes:
-        name: wrn22-2, shapes-ssd and other built-in names, timm:NAME, torchvision:NAME or package.module:callable
+        name: wrn22-2, shapes-ssd and other built-in names, timm:NAME, torchvision:NAME, hf:PATH or
+            package.module:callable
         options: keyword arguments for the model, e.g. dropout
         weights: a model saved by regrow to start from, a run directory or its model/; {seed} in it stands for the seed;
             null means random weights
@@ -32,7 +33,7 @@ class DataSection:
 
     Attributes:
         name: digits, cifar10, fashion-mnist, folder:PATH, imagenet:PATH, generated:... or package.module:callable;
-            with boxes shapes:N, voc:PATH and coco:PATH, with masks shapes-masks:N and voc-masks:PATH
+            with boxes shapes:N, voc:PATH and coco:PATH, with masks shapes-masks:N and voc-masks:PATH; texts text:PATH
         batch_size: images per batch and process; an optimizer step sees batch_size x processes x train.accumulate
         augment: standard augmentation of the data set, or none
         val_fraction: share of the training images that is held out for validation; null means a tenth, or the val/ of
@@ -122,7 +123,8 @@ class TopSection:
         steps: length of the training in optimizer steps
         seed: seed of the weights, the order of the data, the augmentation and the structure
         criterion: how important a weight is: magnitude, taylor, gradient, random or package.module:callable
-        task: what is learnt: classification, detection of objects with boxes, or segmentation into classes of pixels
+        task: what is learnt: classification, detection of objects with boxes, or segmentation into classes of pixels,
+            or text-classification
     """
 
     epochs: float | None = number(None, above=0, cap=10**6)

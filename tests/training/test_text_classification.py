@@ -90,6 +90,7 @@ def test_a_scan_counts_texts_and_measures_in_eval_mode(tmp_path, monkeypatch):
         (["--data.name", "digits"], "the data set 'digits' is for classification, not text-classification"),
         (["--model", "{name: digits-cnn}"], "needs the tokenizer of its model: take model.name hf:PATH"),
         (["--task", "classification", "--data.name", "digits"], "models hf:PATH take texts, but the data are images"),
+        (["--distill.teacher", "runs/dense"], "distill does not apply to task: text-classification: leave it out"),
         (["--data.pool", "2"], "pool=2 does not apply to the data set"),
     ],
 )

@@ -160,7 +160,11 @@ COMMANDS = [
     ("compare tiny.yaml --seeds one", "--seeds must be whole numbers such as 0,1,2, not 'one'"),
     ("compare tiny.yaml --jobs 0", "--jobs must be at least 1, not 0"),
     ("compare tiny.yaml --jobs many", "invalid int value: 'many'"),
-    ("compare tiny.yaml --match time", "invalid choice: 'time'"),
+    ("compare tiny.yaml --match size", "invalid choice: 'size'"),
+    (
+        "compare tiny.yaml --match time",
+        "--match time is for thin channels: with pattern weights, steps under masks take",
+    ),
     ("compare tiny.yaml --methods iee,rigl", "total_steps=30 is too short for one update"),
     ("compare tiny.yaml --out foreign", "foreign holds something else than a comparison (thesis.tex)"),
     ("compare tiny.yaml --out file", "file is a file: choose another --out"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -43,7 +44,7 @@ def optimizers(given: Any, owner: type) -> list[Optimizer]:
         if not isinstance(one, Optimizer):
             raise UserError(f"optimizer must be a torch.optim.Optimizer (or a list of them), not {_kind(one)}")
         hooks = one._optimizer_step_post_hooks.values()
-        if any(isinstance(getattr(hook, "__self__", None), owner) for hook in hooks):
+        if any(isinstance(getattr(inspect.unwrap(hook), "__self__", None), owner) for hook in hooks):
             raise UserError("this optimizer already has a sparsifier attached; call its detach() first")
     return found
 

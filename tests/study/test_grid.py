@@ -133,7 +133,7 @@ def test_what_cannot_run_names_its_cell(recipe_file, tmp_path):
         (["--study.seeds", "1,1"], "study.seeds names 1 twice"),
         (["--study.seeds", "[]"], "study.seeds is empty"),
         (["--study.methods", "iee,iee"], "study.methods names 'iee' twice"),
-        (["--study.match", "size"], "study.match must be one of steps, cost, not 'size'"),
+        (["--study.match", "size"], "study.match must be one of steps, cost, time, not 'size'"),
         (["--study.method", "iee"], "unknown key 'study.method'; did you mean 'study.methods'?"),
         (["--study", "iee"], "study is 'iee', but must be a mapping of keys to values"),
         (["--study={vary: {optimizer.lr: 0.1}}"], "study.vary"),

@@ -67,6 +67,7 @@ def explore(model: nn.Module, optimizers: list[torch.optim.Optimizer], sparsifie
     assert checked == 6
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("criterion", ["magnitude", "taylor"])
 @pytest.mark.parametrize("optimizer", ALL)
 def test_through_exploration(optimizer: str, criterion: str) -> None:

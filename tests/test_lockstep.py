@@ -90,7 +90,7 @@ def lockstep(
     assert copy.deepcopy(sparsifier.phase) == "fixed"
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("criterion", ["magnitude", "taylor"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("method", [name for name, kind in METHODS.items() if not kind.channels_only])
@@ -129,6 +129,7 @@ def test_every_option_of_iee(options: dict, optimizer: str) -> None:
     lockstep("iee", OPTIONS["iee"] | options, optimizer, "magnitude")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("optimizer", "criterion"), [("adamw", "taylor"), ("sgd-nesterov", "magnitude")])
 @pytest.mark.parametrize(
     ("method", "options"),

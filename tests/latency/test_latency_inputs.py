@@ -110,6 +110,7 @@ def test_a_latency_budget_is_met(name, monkeypatch):
     assert dense.predict(network_of(sparsifier.compact(), given)) <= 0.6 * dense.measured
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", [name for name in CASES if name != "images"])
 def test_onnxruntime_is_fed_what_belongs_to_each_name(name):
     pytest.importorskip("onnxruntime")

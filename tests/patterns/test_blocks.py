@@ -20,6 +20,7 @@ def blocks(weight: Tensor, rows: int, columns: int) -> Tensor:
     return grid.permute(0, 2, 3, 1, 4).reshape(-1, rows * columns)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("method", METHODS_SHORT, ids=lambda m: repr(m)[:40])
 @pytest.mark.parametrize("shape", [(1, 4), (2, 2), (8, 1)], ids=str)
 def test_every_block_is_whole_after_every_step(shape, method) -> None:

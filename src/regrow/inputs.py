@@ -179,6 +179,12 @@ def _is_batch(value: Any, batch: int) -> bool:
     return isinstance(value, Tensor) and value.dim() != 3 and value.dim() > 0 and value.shape[0] == batch
 
 
+def thing_of(shape: object) -> str:
+    """What an example of this shape is, in messages: a ``"text"``, of which only the length is known, else an
+    ``"image"``, also where nothing is known."""
+    return "text" if isinstance(shape, (list, tuple)) and len(shape) == 1 else "image"
+
+
 def first_line(error: BaseException) -> str:
     """An exception in one line."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from regrow.commands.words import MODEL, Parser, shape_of, whole
 from regrow.errors import UserError
+from regrow.inputs import thing_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,7 +61,8 @@ def model_of(
 
 def taken(shape: Sequence[int]) -> str:
     """What a model takes, in words."""
-    return f"texts of {shape[0]} tokens" if len(shape) == 1 else f"images of {'×'.join(map(str, shape))}"
+    of_text = thing_of(shape) == "text"
+    return f"texts of {shape[0]} tokens" if of_text else f"images of {'×'.join(map(str, shape))}"
 
 
 def check_classes(classes: int | None) -> None:

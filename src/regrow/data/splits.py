@@ -11,6 +11,7 @@ from torch import Tensor
 
 from regrow.data.batches import BatchSource, Labelled, TensorSource, generator
 from regrow.errors import UserError, nearest
+from regrow.inputs import thing_of
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class DataSet:
     @property
     def things(self) -> str:
         """What its examples are, in messages."""
-        return "texts" if len(self.shape) == 1 else "images"
+        return f"{thing_of(self.shape)}s"
 
 
 def in_memory(

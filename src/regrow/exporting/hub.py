@@ -12,6 +12,7 @@ from torch import nn
 from regrow import atomic, names
 from regrow.exporting import tensors
 from regrow.exporting.proof import Proof, Subject
+from regrow.inputs import thing_of
 from regrow.version import __version__
 
 WEIGHTS = "model.safetensors"
@@ -92,13 +93,12 @@ def _judged(about: Mapping[str, Any]) -> tuple[str, str]:
     name = str(about.get("metric") or "accuracy")
     if name in _TASKS:
         return name, _TASKS[name]
-    return "accuracy", "text-classification" if _of_texts(about.get("model")) else "image-classification"
+    return "accuracy", f"{_thing(about.get('model'))}-classification"
 
 
-def _of_texts(built: Any) -> bool:
-    """Whether a network takes texts, of which only the length is known."""
-    shape = built.get("shape") if isinstance(built, Mapping) else None
-    return isinstance(shape, list) and len(shape) == 1
+def _thing(built: Any) -> str:
+    """What a network takes: an image or a text."""
+    return thing_of(built.get("shape") if isinstance(built, Mapping) else None)
 
 
 def _facts(about: Mapping[str, Any], counts: Mapping[str, int]) -> list[tuple[str, str]]:
@@ -111,7 +111,7 @@ def _facts(about: Mapping[str, Any], counts: Mapping[str, int]) -> list[tuple[st
 
     number("dense_parameters", "parameters of the dense model", "{:,}")
     count = about.get("test_images")
-    judged, thing = _judged(about)[0], "text" if _of_texts(about.get("model")) else "image"
+    judged, thing = _judged(about)[0], _thing(about.get("model"))
     number("accuracy", f"{judged} on {count:,} test {thing}s" if isinstance(count, int) else f"test {judged}", "{:.2%}")
     number("density", "density of what was sparsified", "{:.1%}")
     number("inference_flops", f"FLOPs of {'a' if thing == 'text' else 'an'} {thing}", "{:,.0f}")
@@ -152,7 +152,7 @@ def _loading(built: Any) -> str:
     sides = " × ".join(map(str, shape))
     takes = (
         f"It takes `input_ids` and `attention_mask`, int64 (batch, {sides}), of the tokenizer that it was trained with."
-        if _of_texts(built)
+        if _thing(built) == "text"
         else f"It takes images of {sides} (channels, height, width) as float32, {_normalised(built)}."
     )
     return (

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from regrow import storage
+from regrow.inputs import thing_of
 from regrow.report.plain import number, whole
 
 
@@ -80,8 +81,7 @@ def facts_of(record: Mapping[str, Any], directory: Path) -> Facts:
 
 
 def _things(builder: Any) -> str:
-    shape = builder.get("shape") if isinstance(builder, Mapping) else None
-    return "texts" if isinstance(shape, list) and len(shape) == 1 else "images"
+    return f"{thing_of(builder.get('shape') if isinstance(builder, Mapping) else None)}s"
 
 
 def _builder(value: Any) -> Builder | None:

@@ -10,6 +10,7 @@ from regrow import regular, schema
 from regrow.errors import UserError, about
 from regrow.training import rundir
 from regrow.training.recipe import Recipe, differences
+from regrow.training.recipe_layers import at
 from regrow.training.records import ResultsForm
 
 _WAY_OUT = "name the directory of a dense run, or use --match steps"
@@ -85,13 +86,8 @@ def _unlike(old: Any, recipe: Recipe) -> Iterator[str]:
     old = rundir.completed(old, recipe)
     now = recipe.resolved()
     for section, key in _ALIKE:
-        yield from differences(_at(old, section, key), now[section][key], f"{section}.{key}")
+        yield from differences(at(old, section, key), now[section][key], f"{section}.{key}")
     if isinstance(old, Mapping) and old.get("distill"):  # whose teacher computes
         yield "distill"
-    if _at(old, "model", "weights") is not None:
+    if at(old, "model", "weights") is not None:
         yield "model.weights"
-
-
-def _at(tree: Any, section: str, key: str) -> Any:
-    part = tree.get(section) if isinstance(tree, Mapping) else None
-    return part.get(key) if isinstance(part, Mapping) else None

@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from regrow.training.evaluation import moving_average
 from regrow.training.initial import start_from
 from regrow.training.recipe import Recipe
 from regrow.training.speed import check_batch, is_channels, needs_table, table_of
-from regrow.training.tasks.task import Batch
+from regrow.training.tasks.task import Batch, Teach
 from regrow.training.teacher import PHASE as TEACHER
 from regrow.training.teacher import Teacher
 from regrow.zoo.models import GIVEN, build_with, example_input, tokenizer_of
@@ -201,10 +202,10 @@ class Run:
         theirs = self.step * self.teacher.flops / (3 * self.flops.total * self.cost_steps)
         return {**costs, TEACHER: theirs, "total": costs["total"] + theirs}
 
-    def teach(self, loss: Tensor, logits: Tensor, images: Tensor) -> Tensor:
-        """The loss with the teacher's share, in the precision of the forward pass (`Teacher.taught`)."""
-        assert self.teacher is not None
-        return self.teacher.taught(loss, logits, images, self.accelerator.autocast())
+    @property
+    def teach(self) -> Teach | None:
+        """Adds the teacher's share to a loss, in the precision of the forward pass (`Teacher.taught`)."""
+        return None if self.teacher is None else partial(self.teacher.taught, precision=self.accelerator.autocast())
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of the first parameter group at ``step``."""

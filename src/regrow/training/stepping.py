@@ -26,8 +26,7 @@ def train_step(run: Run, batches: Iterator[Batch]) -> None:
     for _ in range(settings.accumulate):
         batch = next(batches)
         with run.accelerator.accumulate(run.prepared):
-            teach = None if run.teacher is None else run.teach
-            loss = run.task.loss(run.forward, batch, run.device, settings, teach)
+            loss = run.task.loss(run.forward, batch, run.device, settings, run.teach)
             run.accelerator.backward(loss)
             run.loss_sum += loss.detach()
             run.loss_count += 1

@@ -12,7 +12,7 @@ from regrow.data.named import NAMED
 from regrow.errors import UserError
 from regrow.training import own
 from regrow.training.recipe import Recipe
-from regrow.training.recipe_layers import Tree, layers
+from regrow.training.recipe_layers import Tree, at, layers
 
 _LIBRARIES = ("timm", "torchvision", "hf")
 # a directory with any of these beside its recipe was written by `regrow train` or `regrow compare`
@@ -23,13 +23,13 @@ def foreign(recipe: Recipe | Tree) -> dict[str, str]:
     """Dotted key → ``module:callable`` that a recipe names there, other than models and data sets by their names."""
     tree = recipe.resolved() if isinstance(recipe, Recipe) else recipe
     found: dict[str, str] = {}
-    _add(found, "model.name", _at(tree, "model", "name"), _LIBRARIES)
-    _add(found, "data.name", _at(tree, "data", "name"), tuple(NAMED))
+    _add(found, "model.name", at(tree, "model", "name"), _LIBRARIES)
+    _add(found, "data.name", at(tree, "data", "name"), tuple(NAMED))
     _add(found, "criterion", tree.get("criterion"), ())
     compare = tree.get("compare")
     for label, entry in compare.items() if isinstance(compare, dict) else ():
-        _add(found, f"compare.{label}.recipe.criterion", _at(entry, "recipe", "criterion"), ())
-    methods = _at(tree, "study", "methods")
+        _add(found, f"compare.{label}.recipe.criterion", at(entry, "recipe", "criterion"), ())
+    methods = at(tree, "study", "methods")
     for word in methods if isinstance(methods, list) else [methods]:
         _add(found, "study.methods", word, ())
     for key, known in {
@@ -38,7 +38,7 @@ def foreign(recipe: Recipe | Tree) -> dict[str, str]:
         "criterion": (),
         "pattern.name": (),
     }.items():
-        for value in _values(_at(tree, "study", "vary"), key):
+        for value in _values(at(tree, "study", "vary"), key):
             _add(found, f"study.vary.{key}", value, known)
     return found | own.classes_in(tree)
 
@@ -89,8 +89,3 @@ def _add(found: dict[str, str], key: str, spec: object, known: tuple[str, ...]) 
 def _values(vary: object, key: str) -> list[object]:
     values = vary.get(key) if isinstance(vary, dict) else None
     return values if isinstance(values, list) else [values]
-
-
-def _at(tree: object, section: str, key: str) -> object:
-    inner = tree.get(section) if isinstance(tree, dict) else None
-    return inner.get(key) if isinstance(inner, dict) else None

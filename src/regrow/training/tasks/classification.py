@@ -12,7 +12,7 @@ from regrow.errors import UserError
 from regrow.quiet import evaluating
 from regrow.training.evaluation import accuracy
 from regrow.training.measures import ACCURACY, Measure
-from regrow.training.tasks.task import Batch, Task, Teach, register
+from regrow.training.tasks.task import Batch, Task, Teach, check_output, register
 
 if TYPE_CHECKING:
     from regrow.training.sections import TrainSection
@@ -34,9 +34,7 @@ class Classification(Task):
         except Exception as error:  # whatever the model's own code raises
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(f"the model {name!r} does not take images of {shape}: {reason}") from error
-        if not isinstance(output, Tensor) or output.shape != (1, classes):
-            found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise UserError(f"the model {name!r} gives {found} for one image, but a tensor (1, {classes}) is needed")
+        check_output(output, (1, classes), name, "image")
 
     def loss(
         self, forward: Any, batch: Batch, device: torch.device, settings: TrainSection, teach: Teach | None = None

@@ -13,7 +13,7 @@ from regrow.errors import UserError
 from regrow.inputs import first_line
 from regrow.quiet import evaluating
 from regrow.training.measures import MIOU, Measure
-from regrow.training.tasks.task import Batch, Task, Teach, register
+from regrow.training.tasks.task import Batch, Task, Teach, check_output, register
 
 if TYPE_CHECKING:
     from regrow.training.sections import TrainSection
@@ -34,9 +34,7 @@ class Segmentation(Task):
         except Exception as error:  # whatever the model's own code raises
             size = "x".join(map(str, example.shape[1:]))
             raise UserError(f"the model {name!r} does not take images of {size}: {first_line(error)}") from error
-        if not isinstance(output, Tensor) or output.shape != wanted:
-            found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise UserError(f"the model {name!r} gives {found} for one image, but a tensor {wanted} is needed")
+        check_output(output, wanted, name, "image")
 
     def loss(
         self, forward: Any, batch: Batch, device: torch.device, settings: TrainSection, teach: Teach | None = None

@@ -105,6 +105,23 @@ class Task(ABC):
         return None
 
 
+def check_output(output: object, wanted: tuple[int, ...], name: str, thing: str) -> None:
+    """Refuse a model that gives anything but a tensor of this shape.
+
+    Args:
+        output: of one example
+        wanted: its shape
+        name: of the model, in the recipe
+        thing: what the example is: an ``"image"`` or a ``"text"``
+
+    Raises:
+        UserError: saying what was found.
+    """
+    if not isinstance(output, Tensor) or output.shape != wanted:
+        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise UserError(f"the model {name!r} gives {found} for one {thing}, but a tensor {wanted} is needed")
+
+
 TASKS: dict[str, Task] = {}
 
 

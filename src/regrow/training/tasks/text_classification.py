@@ -13,7 +13,7 @@ from regrow.inputs import first_line
 from regrow.quiet import evaluating
 from regrow.training.evaluation import accuracy
 from regrow.training.measures import ACCURACY, Measure
-from regrow.training.tasks.task import Batch, Task, Teach, register
+from regrow.training.tasks.task import Batch, Task, Teach, check_output, register
 
 if TYPE_CHECKING:
     from regrow.training.sections import TrainSection
@@ -42,9 +42,7 @@ class TextClassification(Task):
                 output = model(**example)
         except Exception as error:  # whatever the model's own code raises
             raise UserError(f"the model {name!r} does not take texts: {first_line(error)}") from error
-        if not isinstance(output, Tensor) or output.shape != (1, classes):
-            found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise UserError(f"the model {name!r} gives {found} for one text, but a tensor (1, {classes}) is needed")
+        check_output(output, (1, classes), name, "text")
 
     def loss(
         self, forward: Any, batch: Batch, device: torch.device, settings: TrainSection, teach: Teach | None = None

@@ -502,8 +502,9 @@ class Straight:
             if power == 1 and self.rule is ANY:
                 size = (size - threshold).clamp(min=0)
             elif power == 3 and self.rule is ANY and projections.VECTOR_ROOTS and threshold[0] > 1e-10:
-                t = float(threshold[0])  # a³ − b³ = (a − b)(a² + ab + b²)
-                cube = (size - t).clamp(min=0) * ((size + t) * size + t * t)
+                t = float(threshold[0])  # a³ − b³ = d·((d + 3b/2)² + 3b²/4), d = a − b
+                beyond = (size - t).clamp(min=0)
+                cube = beyond * ((beyond + 1.5 * t).square() + 0.75 * t * t)
                 size = torch.from_numpy(np.cbrt(cube.numpy()))
             elif not math.isinf(power):
                 size = size * (1 - (threshold / of_unit) ** power).clamp(min=0) ** (1 / power)

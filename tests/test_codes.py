@@ -57,3 +57,13 @@ def test_values_are_kept_and_replaced_to_the_bit(of_values, of_mask, dtype) -> N
     assert torch.equal(codes.bits(kept), codes.bits(values.masked_fill(~mask, 0)))
     assert torch.equal(codes.bits(replaced), codes.bits(torch.where(mask, others, values)))
     assert codes.count(mask) == int(mask.sum())
+
+
+def test_what_is_written_is_counted() -> None:
+    values, mask = torch.randn(300), torch.rand(300) < 0.5
+    before = values._version
+    codes.keep_only(mask.to(torch.uint8), values, out=values)
+    assert values._version > before
+    before = values._version
+    codes.replace(mask.to(torch.uint8), values, torch.randn(300))
+    assert values._version > before

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regrow.coupling.trial import difference
+from regrow.coupling.seen import difference
 from regrow.groups import Coupling
 from regrow.inputs import output_tensors
 from regrow.surgery import resize

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, ItemsView, Iterator, Mapping, Set, ValuesView
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
@@ -197,14 +199,43 @@ def output_tensors(out: Any) -> Iterator[Tensor]:
     What transformers keeps for the next token (keys and values of attention, states of a recurrence) is no output: a
     thin model fills a cache of its own.
     """
-    yield from _inside(out, set())
+    return (value for value in _inside(out, set()) if isinstance(value, Tensor))
 
 
-def _inside(value: Any, seen: set[int]) -> Iterator[Tensor]:
+def output_numbers(out: Any) -> list[Tensor]:
+    """The same as dense tensors of real numbers, and what is returned as an array of NumPy or a list of numbers.
+
+    Raises:
+        UserError: for a generator or the like, which looking would use up, and for a set, which has no order.
+    """
+    return [tensor for value in _inside(out, set()) for tensor in _numbers(value)]
+
+
+def _numbers(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, _UNSEEN):
+        kind = type(value).__name__
+        raise UserError(
+            f"it returns {'an' if kind[0] in 'aeiou' else 'a'} {kind}, in which outputs cannot be told apart; say what "
+            "counts of its output: outputs=lambda out: ..."
+        )
+    if isinstance(value, list):
+        yield torch.tensor([number for number in value if isinstance(number, float)], dtype=torch.float64)
+    elif isinstance(value, np.ndarray):
+        if value.dtype.kind in "fciub":
+            yield from _numbers(torch.from_numpy(value.copy()))
+    elif value.is_nested:
+        yield torch.nested.to_padded_tensor(value.detach(), 0.0)
+    else:
+        dense = value.detach() if value.layout is torch.strided else value.detach().to_dense()
+        yield torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense
+
+
+def _inside(value: Any, seen: set[int]) -> Iterator[Any]:
+    """Tensors, arrays, lists with numbers in them, and what is unseen, wherever they are; each once."""
     if value is None or isinstance(value, (str, bytes, int, float, complex, type, nn.Module)) or id(value) in seen:
         return
     seen.add(id(value))
-    if isinstance(value, Tensor):
+    if isinstance(value, (Tensor, *_UNSEEN)) or (isinstance(value, np.ndarray) and value.dtype != object):
         yield value
         return
     kinds = type(value).__mro__
@@ -213,8 +244,10 @@ def _inside(value: Any, seen: set[int]) -> Iterator[Tensor]:
     parts: list[Any] = []
     if isinstance(value, Mapping):
         parts.extend(value.values())
-    elif isinstance(value, (list, tuple)):
-        parts.extend(value)
+    elif isinstance(value, _CONTAINERS):
+        parts.extend(value.flat if isinstance(value, np.ndarray) else value)
+        if isinstance(value, list) and any(isinstance(part, float) for part in value):
+            yield value
     parts.extend(getattr(value, "__dict__", {}).values())
     # a slot may be __dict__ itself, whose values have been seen
     for kind in type(value).__mro__:
@@ -222,3 +255,7 @@ def _inside(value: Any, seen: set[int]) -> Iterator[Tensor]:
         parts.extend(getattr(value, slot, None) for slot in ((slots,) if isinstance(slots, str) else slots))
     for part in parts:
         yield from _inside(part, seen)
+
+
+_CONTAINERS = (list, tuple, ValuesView, ItemsView, deque, np.ndarray)
+_UNSEEN = (Iterator, Set)  # used up by looking, or in no order

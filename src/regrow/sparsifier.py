@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow import attach, fingerprint, lengths, metrics, names, processes, resharding, restoring
+from regrow import aliases, attach, fingerprint, lengths, metrics, names, processes, resharding, restoring
 from regrow import summary as summaries
 from regrow.batchnorm import norm_buffers, write
 from regrow.cost import PhaseSteps
@@ -91,6 +91,7 @@ class Sparsifier:
         params = self._units.parameters
         self._shapes = {name: tuple(p.shape) for name, p in names.parameters(self.model).items()}
         attach.check_weights(params, groups)
+        aliases.check_memory(self.model, params)
         ranks = attach.ranks(self.pattern, self._units, scorings, self.criterion)
         self._states = {name: _state(name, param, groups.get(id(param)), ranks) for name, param in params.items()}
         if params:

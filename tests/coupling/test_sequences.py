@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import regrow
 from masked_and_thin import deviation, random_keep
 from regrow.coupling.couple import Coupling, couple
-from regrow.coupling.trial import difference
+from regrow.coupling.seen import difference
 from regrow.surgery import resize
 
 TOKENS = torch.arange(14).reshape(2, 7)

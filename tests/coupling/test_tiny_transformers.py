@@ -10,7 +10,7 @@ import torch
 
 from masked_and_thin import random_keep
 from regrow.coupling.couple import couple
-from regrow.coupling.trial import difference
+from regrow.coupling.seen import difference
 from regrow.surgery import resize
 
 transformers = pytest.importorskip("transformers")

@@ -1,7 +1,10 @@
 """Never silently wrong: what no rule knows costs sparsity, by name; thin models compute what masked ones do."""
 
 import copy
+import random
+from collections import deque
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +14,8 @@ import regrow
 import strange
 from channel_models import Chain
 from regrow.coupling.couple import couple
-from regrow.coupling.trial import Trial, about_half, difference, few
+from regrow.coupling.seen import Seen, difference
+from regrow.coupling.trial import Trial, about_half, few
 from regrow.errors import UserError
 from regrow.inputs import Inputs, output_tensors, two_examples
 
@@ -291,8 +295,108 @@ def test_difference():
     assert difference([torch.zeros(2)], [torch.zeros(2)]) == 0
     for x, y in (([a], [nan]), ([a], [a[:1]]), ([a], []), ([torch.zeros(2)], [a])):
         assert difference(x, y) == float("inf")
-    assert difference([a, b], [a[:1], b], same_shapes=False) == 0
-    assert difference([a], [a[:1]], same_shapes=False) == float("inf")
+
+
+def test_modules_of_other_widths_are_left_out():
+    a, b, out = torch.tensor([1.0, -2.0]), torch.tensor([1.0, -1.0]), torch.zeros(0)
+    assert Seen([], [a, b]).difference(Seen([], [a[:1], b])) == 0
+    assert Seen([], [a, b]).difference(Seen([], [a[:1], a])) == 1
+    assert Seen([out], [a]).difference(Seen([out], [a[:1]])) == float("inf")  # nothing is left to compare
+    assert Seen([b], [a]).difference(Seen([a], [a[:1]])) == 1
+
+
+def test_what_says_little():
+    a = torch.randn(3, 5)
+    for out in ([], [torch.zeros(0, 4)], [a, a.argmax(1)], [a, a > 0], [a.sign()], [(torch.rand(40, 5) * 8).round()]):
+        assert Seen(out, []).says_little
+    for out in ([a], [a.mean()], [a[:1, :3].relu()]):
+        assert not Seen(out, []).says_little
+
+
+class TwoHeads(nn.Module):
+    """A backbone with two heads, of which the second depends on the width in a way that cannot be followed."""
+
+    def __init__(self, returned):
+        super().__init__()
+        self.first, self.after = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 16, 3, padding=1)
+        self.classes, self.other = nn.Linear(16, 4), nn.Linear(32, 4)
+        self.returned = returned
+
+    def forward(self, x):
+        y = torch.relu(self.first(x))
+        mean = y.mean((2, 3))
+        z = self.classes(torch.relu(self.after(y)).mean((2, 3)))
+        return self.returned(z, self.other(mean * mean.shape[1] ** 0.5))
+
+
+RETURNED = {
+    "labels": lambda z, h: (z, h.argmax(1)),
+    "a mask": lambda z, h: (z, h > 0.05),
+    "complex": lambda z, h: (z, torch.complex(h, h)),
+    "a list": lambda z, h: (z, h.tolist()),
+    "an array": lambda z, h: (z, h.detach().numpy()),
+    "an array of tensors": lambda z, h: (z, np.array([h, None], dtype=object)),
+    "values of a dict": lambda z, h: {"z": z, "h": h}.values(),
+    "a deque": lambda z, h: deque([z, h]),
+    "signs": lambda z, h: h.sign() + 0 * z,
+    "sparse": lambda z, h: (z, h.relu().to_sparse()),
+}
+
+
+@pytest.mark.parametrize("kind", RETURNED)
+def test_outputs_of_any_kind_are_compared(kind):
+    torch.manual_seed(0)
+    coupling = couple(TwoHeads(RETURNED[kind]).double(), X)
+    assert coupling.ids == ("after",)
+    assert "computes something else with fewer channels" in coupling.dense["first.weight"]
+    assert coupling.dense["other.weight"]
+    assert coupling.dense["classes.weight"]
+
+
+@pytest.mark.parametrize("kind", ["generator", "set", "zip"])
+def test_outputs_that_cannot_be_told_apart_are_refused(kind):
+    returned = {"generator": lambda z, h: (t for t in (z, h)), "set": lambda z, h: {z, h}, "zip": zip}[kind]
+    with pytest.raises(UserError, match=rf"it returns a {kind}, in which .* outputs=lambda out"):
+        couple(TwoHeads(returned).double(), X)
+    coupling = couple(TwoHeads(returned).double(), X, outputs=lambda out: next(iter(out)))
+    assert "after" in coupling.ids
+
+
+CHANCE = {
+    "random, low": lambda: random.random() < 0.2,
+    "random, high": lambda: random.random() > 0.9,
+    "torch, low": lambda: torch.rand(()) < 0.2,
+    "torch, high": lambda: torch.rand(()) > 0.8,
+}
+
+
+@pytest.mark.parametrize("branch", CHANCE)
+def test_branches_taken_by_chance_are_tried(branch):
+    class ByChance(strange.Strange):
+        def special(self, x):
+            return x * x.shape[1] ** 0.5 if self.training and CHANCE[branch]() else x
+
+    torch.manual_seed(0)
+    coupling = couple(ByChance(), X.float())
+    assert "computes something else with fewer channels" in coupling.dense["wide.weight"]
+
+
+@pytest.mark.filterwarnings("ignore:.*updates fit")
+def test_layers_that_the_example_does_not_reach_are_named():
+    class Tasks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.heads = nn.Linear(8, 32), nn.ModuleList(nn.Linear(32, 4) for _ in range(3))
+
+        def forward(self, x, task=0):
+            return self.heads[task](torch.relu(self.body(x)))
+
+    model = Tasks()
+    with pytest.warns(UserWarning, match=r"does not use heads\.1\.weight \(and 1 more\): where that of other inputs"):
+        regrow.Sparsifier(
+            model, torch.optim.SGD(model.parameters(), lr=0.1), pattern=regrow.Channels(params=0.9, round_to=1),
+            method="oneshot", total_steps=10, example_inputs=torch.randn(2, 8),
+        )  # fmt: skip
 
 
 def test_two_examples():

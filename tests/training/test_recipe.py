@@ -269,6 +269,10 @@ def test_messages(recipe_file, words, message):
         ("base: r.yaml\n", "is its own base"),
         ("base: digits\n", "no shipped recipe 'digits'"),
         ("a: 2001-99-99 00:00:00\n", "is not valid YAML"),
+        ("epochs: 1\nsteps: !!int ''\n", "line 2 is not valid YAML: '' cannot be read as int"),
+        ("name: !!bool maybe\n", "line 1 is not valid YAML: 'maybe' cannot be read as bool"),
+        ("steps: !!timestamp 5\n", "line 1 is not valid YAML: '5' cannot be read as timestamp"),
+        ("steps: !!float [1]\n", "is not valid YAML"),
         ("a: !!python/object:os.system {}\n", "is not valid YAML"),
         (
             "steps: 1\nmethod: {name: dense}\npattern: {sparsity: 0}\nmodel: &m {options: {x: *m}}\n",

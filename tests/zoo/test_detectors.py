@@ -7,7 +7,7 @@ import torch
 
 from masked_and_thin import random_keep
 from regrow.coupling.couple import couple
-from regrow.coupling.trial import difference
+from regrow.coupling.seen import difference
 from regrow.errors import UserError
 from regrow.inputs import Inputs, output_tensors
 from regrow.surgery import resize

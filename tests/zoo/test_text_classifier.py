@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from masked_and_thin import random_keep
 from regrow import UserError
 from regrow.coupling.couple import couple
-from regrow.coupling.trial import difference
+from regrow.coupling.seen import difference
 from regrow.surgery import resize
 from regrow.zoo.models import build, example_input, on_its_own, tokenizer_of
 from text_data import BERT, write_texts

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from regrow import names
 from regrow.coupling import rules, rules_norm, rules_product, rules_shape
-from regrow.coupling.labels import OUTPUT, Label, Ledger, axis
+from regrow.coupling.labels import OUTPUT, UNUSED, Label, Ledger, axis
 from regrow.coupling.layers_of_torch import modules_of_torch
 from regrow.inputs import Inputs, first_line, output_tensors, two_examples
 from regrow.quiet import no_onednn, quiet
@@ -153,7 +153,6 @@ def follow(model: nn.Module, inputs: Inputs, deadline: float) -> Demands:
         ledger = _asked(replica.eval(), stack, atoms, ready, deadline)
     except Exception as error:
         raise inputs.refusal(error) from error
-    reason = "the forward pass does not use it"
     why = ""
     for form in (two_examples(ready, other=False), ready):  # a batch norm needs more than one example
         try:
@@ -167,7 +166,7 @@ def follow(model: nn.Module, inputs: Inputs, deadline: float) -> Demands:
             break
     unused = _unused(ledger, atoms, names.parameters(replica))
     modules_of_torch(replica, ledger)
-    return Demands(ledger, atoms, dict.fromkeys(sorted(unused), reason + why))
+    return Demands(ledger, atoms, dict.fromkeys(sorted(unused), UNUSED + why))
 
 
 def _asked(replica: nn.Module, stack: ModuleStack, atoms: Atoms, inputs: Inputs, deadline: float) -> Ledger:

@@ -17,6 +17,7 @@ from torch import Tensor
 FORBIDDEN = "the user forbids it"
 OUTPUT = "it is the model's output"
 TOKENS = "rows of an embedding are tokens, not channels"
+UNUSED = "the forward pass does not use it"
 
 
 @dataclass(frozen=True)

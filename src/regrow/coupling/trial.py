@@ -6,26 +6,23 @@ written by hand, heads folded into the batch) often runs with fewer channels all
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from regrow import names
 from regrow.batchnorm import norm_buffers
+from regrow.coupling.dice import Dice
 from regrow.coupling.kept_norms import KeptNorms
+from regrow.coupling.seen import Seen, modules_seen
 from regrow.errors import UserError
 from regrow.groups import Coupling, Group
-from regrow.inputs import Inputs, first_line, output_tensors, two_examples
+from regrow.inputs import Inputs, first_line, output_numbers, two_examples
 from regrow.quiet import quiet
 from regrow.surgery import resize
-from regrow.tracing.ops import name_of
 from regrow.tracing.replica import inputs_of_replica, replica_of
 from regrow.tracing.trace import ModuleStack, Operation, Recorder
 
@@ -57,7 +54,7 @@ class TrialFailure:
 @dataclass(frozen=True)
 class _Call:
     inputs: Inputs
-    inner: bool  # whether what its modules return is compared: it returns no number itself, or no box was found
+    inner: bool  # whether what its modules return is compared, too, as the model's outputs say too little
 
 
 class Trial:
@@ -77,6 +74,7 @@ class Trial:
 
     def __init__(self, model: nn.Module, inputs: Inputs, deadline: float) -> None:
         self._deadline = deadline
+        self._dice = Dice()
         self._calls: dict[Mode, _Call] = {}
         self.untrained = why = ""
         for shaken in (True, False):
@@ -103,14 +101,16 @@ class Trial:
         for form in (two_examples(ready, other=True), two_examples(ready, other=False), ready):
             call = _Call(form.map(_like(self._base)), inner=False)
             try:
-                out = self._outputs(self._copy(), mode, call)
-                if not any(t.numel() for t in out):
+                seen = self._outputs(self._copy(), mode, call)
+                if seen.says_little:
                     call = _Call(call.inputs, inner=True)
-                    out = self._outputs(self._copy(), mode, call)
+                    seen = self._outputs(self._copy(), mode, call)
+            except UserError as error:
+                return str(error)
             except Exception as error:
                 why = why or inputs.failure(error)
                 continue
-            if any(bool(t.isfinite().any()) for t in out):
+            if seen.is_finite:
                 return call
             why = why or "its outputs are not finite"
         return why
@@ -122,15 +122,18 @@ class Trial:
         nothing does.
 
         What code does may depend on whether there are many or few. Few are left of every other group at a time, as
-        a difference in one could be lost in the next if that had hardly any left.
+        a difference in one could be lost in the next if that had hardly any left. Where code draws numbers, it may
+        branch by them.
 
         Of groups that are not exact, norms leave out the channels that are removed.
 
         Raises:
             TimeLimit: the deadline has passed.
         """
-        trials: list[tuple[Sequence[Group], Keep]] = [(groups, about_half), (groups[::2], few), (groups[1::2], few)]
-        for tried, keep in trials:
+        trials: list[tuple[Sequence[Group], Keep, int]] = [(groups, about_half, 0)]
+        trials += [(groups, about_half, side) for side in range(1, len(Dice.SIDES)) if self._dice.rolled]
+        trials += [(groups[::2], few, 0), (groups[1::2], few, 0)]
+        for tried, keep, self._dice.side in trials:
             failure = self._failure(tried, keep(tried)) if tried else None
             if failure is not None:
                 return failure
@@ -163,12 +166,10 @@ class Trial:
                 outputs = self._outputs(masked, mode, call, kind, normed=normed)
             except Exception as error:
                 return TrialFailure(f"does not run with channels at zero: {first_line(error)}", "")
-            off = max(off, difference(outputs, thin[mode], same_shapes=not call.inner))
+            off = max(off, outputs.difference(thin[mode]))
         return off
 
-    def _thin(
-        self, groups: Sequence[Group], keep: Masks, kind: torch.dtype | None
-    ) -> dict[Mode, list[Tensor]] | TrialFailure:
+    def _thin(self, groups: Sequence[Group], keep: Masks, kind: torch.dtype | None) -> dict[Mode, Seen] | TrialFailure:
         """What the model returns without channels in each mode, or why it does not."""
         model = self._copy(kind)
         stack = ModuleStack(model)
@@ -201,89 +202,23 @@ class Trial:
         kind: torch.dtype | None = None,
         stack: ModuleStack | None = None,
         normed: tuple[tuple[Group, ...], Masks] | None = None,
-    ) -> list[Tensor]:
-        """All numbers that the model returns, or its modules do; with norms over the channels that these masks keep."""
+    ) -> Seen:
+        """What the model returns, and its modules do; with norms over the channels that these masks keep."""
         inputs = call.inputs.map(lambda t: t.to(kind) if kind and t.is_floating_point() else t.clone())
         model.train(mode == "training")
-        see, execute = _look_away, _still
+        see: Callable[[Operation], None] = _look_away
+        execute: Callable[..., Any] = self._dice.execute
         if normed is not None:
             stack = ModuleStack(model)
-            see, execute = (norms := KeptNorms(model, *normed, inputs, stack, _still)).see, norms
-        inner: list[Tensor] = []
-        modules = [m for m in model.modules() if call.inner and not isinstance(m, torch.jit.ScriptModule)]
-        handles = [module.register_forward_hook(_keep_in(inner)) for module in modules]
-        try:
-            with quiet(), _same_dice(), Recorder(see, execute, stack, deadline=self._deadline):
-                out = [t for t in output_tensors(inputs(model)) if t.is_floating_point()]
-        finally:
-            for handle in handles:
-                handle.remove()
-        return inner if call.inner else out
-
-
-@contextmanager
-def _same_dice() -> Iterator[None]:
-    """What code draws with NumPy or `random` (masks of features in training mode) is the same each time."""
-    states = np.random.get_state(), random.getstate()  # noqa: NPY002
-    np.random.seed(0)  # noqa: NPY002
-    random.seed(0)
-    try:
-        yield
-    finally:
-        np.random.set_state(states[0])  # noqa: NPY002
-        random.setstate(states[1])
+            see, execute = (norms := KeptNorms(model, *normed, inputs, stack, execute)).see, norms
+        with modules_seen(model if call.inner else None) as inner, quiet(), self._dice.rolling():
+            with Recorder(see, execute, stack, deadline=self._deadline):
+                out = inputs(model)
+            return Seen(output_numbers(out), inner)
 
 
 def _look_away(operation: Operation) -> None:
     """Nobody needs to know."""
-
-
-def _still(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Executes an operation without leaving anything to chance, as two widths would draw different numbers: dropout
-    keeps all, noise is constant."""
-    name = name_of(func)
-    if name == "native_dropout":
-        return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
-    out = func(*args, **kwargs)
-    fill = _CONSTANT.get(name)
-    if fill is not None:
-        tree_map_only(Tensor, lambda t: t.fill_(fill) if t.is_floating_point() else t.zero_(), out)
-    return out
-
-
-_CONSTANT = {
-    **dict.fromkeys(["rand", "rand_like", "uniform_", "uniform"], 0.5),
-    **dict.fromkeys(["randn", "randn_like", "normal_", "normal", "normal_functional", "log_normal_", "cauchy_"], 0.5),
-    **dict.fromkeys(["bernoulli", "bernoulli_", "exponential_", "geometric_", "poisson"], 1.0),
-    **dict.fromkeys(["randint", "randint_like", "random_", "multinomial"], 0.0),
-}
-
-
-def difference(a: Sequence[Tensor], b: Sequence[Tensor], same_shapes: bool = True) -> float:
-    """The largest difference of any output, relative to the largest number in that output of `a`; infinity where one
-    is zero and the other is not, where shapes differ, or where they are not finite in the same places.
-
-    Args:
-        same_shapes: False leaves out tensors of other shapes (inner ones, which have lost channels); if none is left,
-            that is infinity too.
-    """
-    if len(a) != len(b):
-        return float("inf")
-    worst, compared = 0.0, same_shapes
-    for x, y in zip(a, b, strict=True):
-        if x.shape != y.shape:
-            if same_shapes:
-                return float("inf")
-            continue
-        finite = x.isfinite()
-        if not torch.equal(finite, y.isfinite()):
-            return float("inf")
-        x, y = x[finite].double(), y[finite].double()
-        if x.numel():
-            compared = True
-            apart, size = float((x - y).abs().max()), float(x.abs().max())
-            worst = max(worst, apart / size if size else (float("inf") if apart else 0.0))
-    return worst if compared else float("inf")
 
 
 def about_half(groups: Iterable[Group], seed: int = 0) -> Masks:
@@ -348,13 +283,6 @@ def _like(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """Brings half-precision inputs to the precision of a model that has been shaken."""
     half = any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
     return lambda t: t.float() if not half and t.dtype in (torch.float16, torch.bfloat16) else t
-
-
-def _keep_in(inner: list[Tensor]) -> Callable[..., None]:
-    def hook(module: nn.Module, args: Any, out: Any) -> None:
-        inner.extend(t.detach().clone() for t in output_tensors(out) if t.is_floating_point())
-
-    return hook
 
 
 def _percent(share: float) -> str:

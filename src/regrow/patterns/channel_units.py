@@ -16,7 +16,7 @@ from regrow.actions import Explore, Final, Grow, Prune, Select, Start
 from regrow.budgets.allocation import allocate, uniform
 from regrow.budgets.limits import Asked, ChannelBudgets, left_dense
 from regrow.coupling.couple import couple
-from regrow.coupling.labels import FORBIDDEN, OUTPUT, TOKENS
+from regrow.coupling.labels import FORBIDDEN, OUTPUT, TOKENS, UNUSED
 from regrow.criteria import CRITERIA
 from regrow.errors import UserError
 from regrow.groups import Group
@@ -116,11 +116,23 @@ class ChannelUnits(Units):
         self.flops = count_flops(model, example_inputs)
         table = _table_of(pattern, model, example_inputs) if "latency" in pattern.budgets else None
         self.budgets = ChannelBudgets(pattern, model, self.coupling, self.flops, table)
-        self.doubts = self.budgets.idle()
+        self.doubts = (*self.budgets.idle(), *self._unused())
         self.sizes = {group.id: group.size for group in self.coupling.groups}
         self.floor = {group.id: pattern.floor_of(group) for group in self.coupling.groups}
         self.steps = {group.id: pattern.step_of(group) for group in self.coupling.groups}
         self._price()
+
+    def _unused(self) -> tuple[str, ...]:
+        """A sentence on layers that the example inputs do not reach, as what they read may lose channels."""
+        found = [name for name, why in self.dense.items() if why.startswith(UNUSED)]
+        layers = [name for name, p in names.parameters(self.model).items() if name in found and p.dim() > 1]
+        if not layers:
+            return ()
+        more = f" (and {len(layers) - 1} more)" if layers[1:] else ""
+        return (
+            f"the forward pass of the example inputs does not use {layers[0]}{more}: where that of other inputs does, "
+            "it may read channels that are gone then; pass inputs that use all layers, or exclude those before",
+        )
 
     def _price(self) -> None:
         self.prices, self.table = self.budgets.prices, self.budgets.table

@@ -196,7 +196,16 @@ def _shipped_text(name: str) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which YAML would silently keep the last."""
+    """Refuses a key that is given twice, of which YAML would silently keep the last, and says where a value is that its
+    tag does not fit (``!!int ''``)."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ValueError, OverflowError, TypeError, LookupError, AttributeError) as error:
+            kind = node.tag.removeprefix("tag:yaml.org,2002:")
+            problem = f"{node.value!r:.40} cannot be read as {kind}"
+            raise yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,19 @@ def network() -> nn.Module:
     )  # fmt: skip
 
 
+class Loader:
+    """Goes through an epoch, like a DataLoader, and does nothing else that a list does."""
+
+    def __init__(self, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+        self.batch = batch
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return itertools.repeat(self.batch, STEPS)
+
+    def __len__(self) -> int:
+        return STEPS
+
+
 def readers_own() -> dict[str, Any]:
     """What the blocks of docs/ take for granted: a model and a loop around it."""
     torch.manual_seed(0)
@@ -47,7 +61,7 @@ def readers_own() -> dict[str, Any]:
         "regrow": regrow,
         "model": model,
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9),
-        "loader": [batch] * STEPS,
+        "loader": Loader(batch),
         "epochs": 1,
         "total_steps": STEPS,
         "loss_fn": nn.functional.cross_entropy,
@@ -59,7 +73,7 @@ def readers_own() -> dict[str, Any]:
 
 
 def before_channels(names: dict[str, Any]) -> None:
-    fixed_latency.table_of(names["model"], names["loader"][0][0]).save("table.json")
+    fixed_latency.table_of(names["model"], names["loader"].batch[0]).save("table.json")
 
 
 def before_latency(names: dict[str, Any]) -> None:
@@ -68,7 +82,7 @@ def before_latency(names: dict[str, Any]) -> None:
 
 def before_clipping(names: dict[str, Any]) -> None:
     """The loop into which the block about clipping goes: its loss is there, a sparsifier is attached."""
-    x, y = names["loader"][0]
+    x, y = names["loader"].batch
     names["loss"] = names["loss_fn"](names["model"](x), y)
 
 
@@ -121,7 +135,7 @@ def test_a_method_and_a_pattern_of_ones_own() -> None:
         exec(compile(block, "CONTRIBUTING.md", "exec"), names)
     sparsifier, model, optimizer = names["sparsifier"], names["model"], names["optimizer"]
     first = sparsifier.masks
-    for x, y in names["loader"][:50]:
+    for x, y in itertools.islice(names["loader"], 50):
         names["loss_fn"](model(x), y).backward()
         optimizer.step()
         optimizer.zero_grad()

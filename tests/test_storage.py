@@ -220,3 +220,11 @@ def test_what_does_not_fit_is_refused(tmp_path, damage, model, message):
         storage.load(target, tmp_path / "m")
     assert "\n" not in str(error.value)
     assert bits(target) == before
+
+
+def test_what_is_swapped_is_said(tmp_path):
+    model = torch.nn.Linear(2, 2)
+    for function in (storage.save, storage.load):
+        with pytest.raises(UserError, match=r"model must be a torch\.nn\.Module.*the directory comes second"):
+            function(str(tmp_path / "there"), model)
+    assert not (tmp_path / "there").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -42,7 +43,11 @@ def assigned(model: nn.Module) -> None:
     model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
 
 
-@pytest.mark.parametrize("change", [replaced, sharded, parametrized, assigned])
+def with_another_layer(model: nn.Module) -> None:  # as heads are replaced
+    model[7] = nn.Linear(model[7].in_features, model[7].out_features)
+
+
+@pytest.mark.parametrize("change", [replaced, sharded, parametrized, assigned, with_another_layer])
 def test_parameters_that_are_others_are_noticed_at_the_next_step(change: Any) -> None:
     model = network()
     optimizer = sgd(model)
@@ -247,3 +252,81 @@ class TestSparseGradients:
         regrow.Sparsifier(
             model, [sgd, lbfgs], pattern=regrow.Weights(0.5, "erk", exclude=["1"]), method="static", total_steps=5
         )
+
+
+class Nested(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 16), nn.Sequential(nn.ReLU(), nn.Linear(16, 8)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)
+
+
+class Wrapped(nn.Module):
+    """As activation checkpointing wraps layers."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)
+
+
+def replace_deep(model: Nested) -> None:
+    model.body[1][1] = nn.Linear(16, 8)
+
+
+def replace_above(model: Nested) -> None:
+    model.body = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+
+
+def remove(model: Nested) -> None:
+    del model.body[1][1]
+
+
+@pytest.mark.parametrize("change", [replace_deep, replace_above, remove])
+def test_modules_that_are_others_are_noticed(change: Any) -> None:
+    model = Nested()
+    optimizer = sgd(model)
+    regrow.Sparsifier(model, optimizer, pattern=regrow.Weights(0.5, "erk"), method="rigl", total_steps=1000)
+    change(model)
+    model(torch.randn(2, 8)).square().mean().backward()
+    with pytest.raises(UserError, match=r"body\.1\.1\.weight is not the parameter any more|body\.0\.weight is not"):
+        optimizer.step()
+
+
+def test_modules_that_are_only_wrapped_go_on() -> None:
+    model = Nested()
+    optimizer = sgd(model)
+    sparsifier = regrow.Sparsifier(
+        model, optimizer, pattern=regrow.Weights(0.5, "erk"), method="rigl", total_steps=1000
+    )
+    for wrap in (Wrapped, lambda inner: torch.compile(inner, backend="eager")):
+        model.body[1] = wrap(model.body[1])
+        for _ in range(3):
+            model(torch.randn(2, 8)).square().mean().backward()
+            optimizer.step()
+    assert sparsifier.density() == sum(int((p != 0).sum()) for p in model.parameters() if p.dim() > 1) / 256
+
+
+@pytest.mark.filterwarnings("ignore:.*updates fit")
+def test_writing_a_model_while_units_are_on_trial_warns(tmp_path: Any) -> None:
+    model = network()
+    optimizer = sgd(model)
+    sparsifier = attach(model, optimizer, method=regrow.IEE(h=2, j=1, q=3), total_steps=12)
+    while sparsifier.phase != "explore":
+        step(model, optimizer)
+    with pytest.warns(UserWarning, match=r"on trial in this model.*with sparsifier\.sparse"):
+        regrow.save(model, tmp_path / "saved")
+    with pytest.warns(UserWarning, match="on trial in this model"):
+        regrow.export(model, tmp_path / "file.safetensors", "safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        with sparsifier.sparse():
+            regrow.save(model, tmp_path / "sparse")
+        regrow.save(copy.deepcopy(model), tmp_path / "copy")  # which nobody explores
+        while sparsifier.phase == "explore":
+            step(model, optimizer)
+        regrow.save(model, tmp_path / "later")

@@ -321,8 +321,9 @@ def check_growth(how: Method, scorings: Scorings, cycle: Sequence[Phase]) -> Non
     latent = any(phase.latent is not None for phase in cycle)
     blind = any(s.role == "grow" and s.criterion.uses_grad for name in unexplored for s in scorings.get(name, ()))
     if blind or latent:
+        way_out = "it without a preview (shadow_speed, p, previews, backward)" if how.name == IEE.name else "IEE"
         raise UserError(
-            f"{how.name} needs the gradients of what was removed, but removed channels have none; use IEE, which "
+            f"{how.name} needs the gradients of what was removed, but removed channels have none; use {way_out}, which "
             "explores them"
         )
 

@@ -22,7 +22,7 @@ from regrow.schedule import START, Boundary, Span, Timeline
 from regrow.state import WeightState
 from regrow.undo import Scope, all_or_nothing
 from regrow.units import Units
-from regrow.watch import Watch, WidthGuard
+from regrow.watch import OnTrial, Watch, WidthGuard
 
 
 class Engine:
@@ -94,6 +94,7 @@ class Engine:
             self.model.register_forward_pre_hook(processes.refuse_join),
             self.model.register_forward_pre_hook(after_failure),
             self.model.register_state_dict_pre_hook(after_failure),
+            self.model.register_state_dict_pre_hook(OnTrial(self.is_on_trial)),
             self.model.register_load_state_dict_pre_hook(after_failure),
         ]
         for one in self.optimizers:
@@ -103,6 +104,10 @@ class Engine:
             handles.append(one.register_step_pre_hook(torch.compiler.disable(self._before_step)))
             handles.append(one.register_step_post_hook(torch.compiler.disable(self._after_step)))
         return handles
+
+    def is_on_trial(self) -> bool:
+        """Whether the model holds what is explored."""
+        return self.span.explores and not self.inside_sparse
 
     # -- around a step -----------------------------------------------------------------------------------------------
 

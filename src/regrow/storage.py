@@ -21,6 +21,7 @@ from regrow import bitmask, names, saved
 from regrow.errors import UserError
 from regrow.shards import is_sharded
 from regrow.surgery import refit, resize
+from regrow.watch import OnTrial
 
 MANIFEST = saved.MANIFEST
 WEIGHTS = saved.WEIGHTS
@@ -45,6 +46,9 @@ def save(model: nn.Module, directory: str | os.PathLike[str], extra: Mapping[str
         UserError: if the model has state that is no tensor, ``directory`` holds something else than a saved model, or
             it cannot be written; an earlier save stays as it is then.
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model must be a torch.nn.Module, not {type(model).__name__}; the directory comes second")
+    OnTrial.warn(model)
     target = Path(directory)
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / MANIFEST).is_file())):
         raise UserError(f"{target} holds something else than a saved model: choose another directory")
@@ -117,6 +121,10 @@ def load(model: M, directory: str | os.PathLike[str]) -> M:
     """
     from regrow import manifest
 
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"model must be a torch.nn.Module, freshly built, not {type(model).__name__}; the directory comes second"
+        )
     source = Path(directory)
     if source.is_file():
         from regrow import packed

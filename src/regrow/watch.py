@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,6 +41,8 @@ class Watch:
         self, model: nn.Module, parameters: Mapping[str, nn.Parameter], optimizers: Sequence[Optimizer]
     ) -> None:
         modules = names.modules(model)
+        self._model = weakref.ref(model)
+        self._links = _links(model, parameters)
         self._places = []
         for name, param in parameters.items():
             owner, _, key = name.rpartition(".")
@@ -56,10 +59,23 @@ class Watch:
         """
         for name in self._replaced().values():
             raise UserError(_REPLACED.format(name))
+        if any(children.get(key) is not child for children, key, child in self._links):
+            self._check_modules()
 
     def _replaced(self) -> dict[int, str]:
         """The id of what now stands in the place of a parameter → its name."""
         return {id(holder.get(key)): name for name, holder, key, param in self._places if holder.get(key) is not param}
+
+    def _check_modules(self) -> None:
+        """Looks whether modules have been replaced by others, or only wrapped, as `torch.compile` does with parts."""
+        model = self._model()
+        if model is None:
+            return
+        held = {id(param) for param in model.parameters()}
+        for name, _, _, param in self._places:
+            if id(param) not in held:
+                raise UserError(_REPLACED.format(name))
+        self._links = _links(model, [name for name, *_ in self._places])
 
     def hook(self) -> RemovableHandle:
         """Looks at the steps of all optimizers, as another than the known ones has no hook of its own."""
@@ -92,6 +108,58 @@ class Watch:
                         "while a sparsifier holds it: detach() that one, and attach to the new optimizer (or to both)"
                     )
         return ""
+
+
+def _links(model: nn.Module, parameters: Iterable[str]) -> list[tuple[Mapping[str, nn.Module | None], str, nn.Module]]:
+    """The children of a module, the name of one, and that one, for all modules on the way to these parameters."""
+    modules = names.modules(model)
+    paths = {name.rpartition(".")[0] for name in parameters}
+    paths |= {path[:end] for path in paths for end, letter in enumerate(path) if letter == "."}
+    found: list[tuple[Mapping[str, nn.Module | None], str, nn.Module]] = []
+    for path in sorted(paths - {""}):
+        above, _, key = path.rpartition(".")
+        children = modules[above]._modules if above in modules else {}
+        child = children.get(key)
+        if child is not None:
+            found.append((children, key, child))
+    return found
+
+
+class OnTrial:
+    """A hook of a model that says whether what it holds at present is only on trial, and does nothing else. Copies of
+    it, which a copy of the model takes along, say nothing.
+
+    Args:
+        now: a method that says it; not kept alive.
+    """
+
+    def __init__(self, now: Callable[[], bool] | None = None) -> None:
+        self._now = None if now is None else weakref.WeakMethod(now)
+
+    def __call__(self, *args: object) -> None:
+        """Does nothing."""
+
+    @classmethod
+    def warn(cls, model: nn.Module) -> None:
+        """Warns whoever is about to write a model to a file while removed units are explored in it.
+
+        Warns:
+            UserWarning: saying what would be written, and how to write the active structure.
+        """
+        for hook in model._state_dict_pre_hooks.values():
+            now = hook._now() if isinstance(hook, cls) and hook._now is not None else None
+            if now is not None and now():
+                warnings.warn(
+                    "removed units are on trial in this model at present, and are written as if they were in use: "
+                    "write it inside `with sparsifier.sparse():`, which leaves the active structure",
+                    stacklevel=3,
+                )
+
+    def __deepcopy__(self, memo: object) -> OnTrial:
+        return OnTrial()
+
+    def __reduce__(self) -> tuple[type[OnTrial], tuple[()]]:
+        return OnTrial, ()
 
 
 class WidthGuard:

@@ -48,7 +48,7 @@ def test_onnx(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], na
         assert off(in_onnx_runtime(path, IMAGES)[0], model(IMAGES)) <= 1e-5
     assert size == (
         f"{path}: {path.stat().st_size:,} bytes; its tensors are "
-        f"{sum(t.nbytes for t in model.state_dict().values()):,} bytes when dense"
+        f"{sum(t.nbytes for t in model.state_dict().values()):,} bytes with their zeros"
     )
     found = re.fullmatch(r"largest difference (\S+) of the output, over batches of 2, 1, 2, 3, 5", difference)
     assert found is not None

@@ -70,7 +70,7 @@ def test_sizes_are_those_of_the_file_and_the_model_is_left_as_it_was(tmp_path: P
 
 def test_what_it_says_without_an_example() -> None:
     done = Exported(Path("x"), "compressed", 1500, 2000, 0.0, ())
-    assert str(done) == "x: 1,500 bytes; its tensors are 2,000 bytes when dense\nread back: all values are equal"
+    assert str(done) == "x: 1,500 bytes; its tensors are 2,000 bytes with their zeros\nread back: all values are equal"
 
 
 class Counter(nn.Module):

@@ -129,9 +129,11 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(MINE)
     (tmp_path / "theirs.py").write_text(THEIRS)
     tiny.write(tmp_path)
+    for name in ("mine", "theirs"):  # of other tests, if there are any
+        monkeypatch.delitem(sys.modules, name, raising=False)
     yield tmp_path
-    sys.modules.pop("mine", None)
-    sys.modules.pop("theirs", None)
+    for name in ("mine", "theirs"):
+        sys.modules.pop(name, None)
 
 
 def results(directory):

@@ -207,6 +207,7 @@ def test_onecycle_ends_where_it_says():
     ("words", "message"),
     [
         ("--method.hh 3", "unknown key 'method.hh'; did you mean 'method.h'?"),
+        ("--method.nmae rigl", "unknown key 'method.nmae'; did you mean 'method.name'?"),
         ("--lr 3", "unknown key 'lr'; did you mean 'optimizer.lr'?"),
         ("--epoch 3", "unknown key 'epoch'; did you mean 'epochs'?"),
         ("--optimizer.alpha 1", "unknown key 'optimizer.alpha'; valid keys are optimizer.lr, optimizer.weight_decay"),

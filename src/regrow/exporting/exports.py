@@ -17,6 +17,7 @@ from regrow.errors import UserError, nearest
 from regrow.exporting import hub, programs, tensors
 from regrow.exporting.proof import BATCHES, Proof, Subject, widened
 from regrow.inputs import Inputs
+from regrow.watch import OnTrial
 
 # format → what writes and proves a file
 _WRITERS: dict[str, Callable[[Subject, Path], Proof]] = {
@@ -52,7 +53,7 @@ class Exported:
     batches: tuple[int, ...]
 
     def __str__(self) -> str:
-        size = f"{self.path}: {self.bytes:,} bytes; its tensors are {self.dense_bytes:,} bytes when dense"
+        size = f"{self.path}: {self.bytes:,} bytes; its tensors are {self.dense_bytes:,} bytes with their zeros"
         if not self.batches:
             return f"{size}\nread back: all values are equal"
         counts = ", ".join(map(str, self.batches))
@@ -102,6 +103,7 @@ def export(
     """
     from regrow.latency.whole import bar
 
+    OnTrial.warn(model)
     target = Path(path)
     check_target(target, format, "path")
     if tolerance is not None and not 0 <= tolerance < 1:

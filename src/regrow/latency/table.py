@@ -249,7 +249,10 @@ class LatencyTable:
         try:
             text = regular.read_bytes(path)
         except OSError as error:
-            raise UserError(f"the latency table {path} cannot be read ({error.strerror})") from error
+            raise UserError(
+                f"the latency table {path} cannot be read ({error.strerror}); `regrow profile` writes one, and "
+                "without table= latency is measured when attaching"
+            ) from error
         content = parse_json(text, f"the latency table {path}", "measure it again")
         table = cls.from_json(content, name=str(path))
         table.check_machine(str(path), allow_other_machine)

@@ -115,6 +115,8 @@ def _known(options: object, hints: Mapping[str, Any], path: str, prefix: str = "
             result[key] = _known(value, hints, path, name + ".")
         else:
             valid = [join(path, known) for known in hints]
+            if valid and closest(name, ["name"]):  # of a class, which is read before its options
+                valid.append(join(path, "name"))
             hint = suggest(join(path, name), valid) if valid else f"; {path} takes no options"
             raise UserError(f"unknown key {join(path, name)!r}{hint}")
     return result

@@ -129,15 +129,30 @@ def equal_cost(setting: str) -> str:
 
 
 def field(setting: str) -> str:
-    """The strongest methods that begin dense, and how far each is ahead of pruning gradually."""
+    """Methods at equal steps, and how far each is ahead of pruning gradually."""
     runs = results(setting, "field")
     heads = ["", "seeds", "accuracy", "ahead of gmp-late by", "training cost"]
     return table(heads, [
         [label, str(len(runs[label])), score(runs[label]),
          "" if label == "gmp-late" else ahead(runs[label], runs["gmp-late"]),
          f"{average(runs[label], 'training_cost'):.2f}"]
-        for label in sorted(runs, key=lambda label: -average(runs[label], "accuracy"))
+        for label in by_accuracy(runs)
     ])  # fmt: skip
+
+
+def cheap(setting: str) -> str:
+    """Methods for the training FLOPs of IEE's cheap form, and how far that is ahead of each."""
+    runs = results(setting, "cheap")
+    heads = ["", "seeds", "accuracy", "IEE ahead by", "epochs", "training cost"]
+    return table(heads, [
+        [label, str(len(runs[label])), score(runs[label]), "" if label == "iee" else ahead(runs["iee"], runs[label]),
+         epochs(runs[label]), f"{average(runs[label], 'training_cost'):.3f}"]
+        for label in by_accuracy(runs)
+    ])  # fmt: skip
+
+
+def by_accuracy(runs: Mapping[str, Runs]) -> list[str]:
+    return sorted(runs, key=lambda label: -average(runs[label], "accuracy"))
 
 
 def epochs(runs: Runs) -> str:

@@ -9,11 +9,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from regrow.codes import count
 from regrow.errors import UserError
 from regrow.patterns.entries import EntryPattern
 from regrow.patterns.layers import Selection, select
 from regrow.patterns.pattern import register
-from regrow.selection import top_k
+from regrow.selection import LOWEST, top_k
 from regrow.shards import ALONE, Ranks
 
 
@@ -76,12 +77,12 @@ class NM(EntryPattern):
 
     def best(self, scores: Tensor, k: int, candidates: Tensor, occupied: Tensor, ranks: Ranks = ALONE) -> Tensor:
         """The best k candidates, the first of every group before the second of any, and so on."""
-        by_group = scores.reshape(-1, self.m).masked_fill(~candidates.reshape(-1, self.m), -torch.inf)
-        order = by_group.argsort(dim=1, descending=True, stable=True)
-        rank = torch.empty_like(order).scatter_(1, order, torch.arange(self.m, device=order.device).expand_as(order))
-        level = (rank + occupied.reshape(-1, self.m).sum(1, keepdim=True)).view(scores.shape)
+        ranked = torch.nan_to_num(scores, nan=LOWEST, neginf=LOWEST).masked_fill_(~candidates, -torch.inf)
+        by_group = ranked.reshape(-1, self.m)
+        before = occupied.reshape(-1, self.m).sum(1, dtype=torch.int16)
+        level = (_places(by_group) + before[:, None]).view(scores.shape)
         chosen = torch.zeros_like(candidates)
-        at_level = ranks.totals(torch.bincount(level[candidates], minlength=self.m).tolist())
+        at_level = ranks.totals([count(candidates & (level == reached)) for reached in range(self.m)])
         for reached, here in enumerate(at_level):
             within = candidates & (level == reached)
             if self.ramp == "groups" and reached >= self.n:
@@ -106,3 +107,16 @@ class NM(EntryPattern):
         last[best[filled > k][:1]] = True
         rest = (grouped & last[:, None]).view(scores.shape)
         return chosen | top_k(scores, k - int(chosen.sum()), rest)
+
+
+def _places(rows: Tensor) -> Tensor:
+    """The place of each number in its row, the largest first, and of equal ones the first: int16, in the shape of
+    `rows`. Compares pairs of columns, which takes a fraction of the time that sorting short rows does."""
+    columns = rows.t().contiguous()
+    places = torch.zeros(columns.shape, dtype=torch.int16, device=rows.device)
+    for i in range(1, len(columns)):
+        for j in range(i):
+            ahead = columns[j] >= columns[i]
+            places[i] += ahead
+            places[j] += ~ahead
+    return places.t().contiguous()

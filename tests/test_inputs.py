@@ -4,6 +4,7 @@ import collections
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -162,3 +163,8 @@ def test_output_tensors_at_any_depth_once():
     cyclic.inner = {"self": cyclic, "deep": Deep([Slots(b, c), Pair(d, (None, 3, a))])}
     mapping = collections.UserDict(e=e)
     assert [float(t) for t in output_tensors([a, cyclic, mapping, "text", nn.Linear(2, 2)])] == [0, 1, 2, 3, 4]
+
+
+def test_arrays_of_numpy_are_refused() -> None:
+    with pytest.raises(UserError, match=r"example_inputs is an array of NumPy; pass a tensor: torch\.from_numpy"):
+        Inputs.of(np.zeros((2, 3)))

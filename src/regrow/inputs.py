@@ -59,6 +59,8 @@ class Inputs:
                 f"example_inputs is a {type(given).__name__}; pass what the model takes of one batch of it, such as "
                 "next(iter(loader))[0]"
             )
+        if isinstance(given, np.ndarray):
+            raise UserError("example_inputs is an array of NumPy; pass a tensor: torch.from_numpy(...)")
         if _is_call(given):
             return cls(tuple(given[0]), {**given[1], **more})
         if isinstance(given, tuple):

@@ -207,3 +207,13 @@ def test_places_where_nothing_can_be_written(tmp_path: Path) -> None:
             regrow.export(small(), path, format, IMAGES)
     assert os.listdir(tmp_path) == ["file"]
     assert Path(os.devnull).is_char_device()
+
+
+def test_the_name_of_the_file_tells_the_format(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 3)).eval()
+    for ending in ("safetensors", "onnx", "pt2"):
+        assert regrow.export(model, tmp_path / f"model.{ending}", example_inputs=torch.randn(2, 4)).format == ending
+    with pytest.raises(
+        UserError, match=r"model\.bin does not tell the format: give one of safetensors, compressed, onnx"
+    ):
+        regrow.export(model, tmp_path / "model.bin")

@@ -14,22 +14,23 @@ if TYPE_CHECKING:
     from regrow.exporting.exports import Exported
 
 _FORMATS = """safetensors: plain dense tensors; compressed: bits and values, small for sparse weights; onnx: for ONNX
-Runtime and others, with the extra export; pt2: torch.export; hub: a directory with a model card"""
+Runtime and others, with the extra export; pt2: torch.export; hub: a directory with a model card
+(default: what the name of the file ends in)"""
 
 
 def add(group: argparse._SubParsersAction[Parser]) -> Parser:
     examples = (
-        "  regrow export runs/first --format onnx --out first.onnx\n"
+        "  regrow export runs/first --out first.onnx\n"
         "  regrow export runs/first --format compressed --out first.safetensors\n"
         "  regrow export runs/first --format hub --out first-hub --recalibrate 100\n"
         "The file is loaded and compared with the network before it takes its name."
     )
-    usage = "RUN_DIR --format F --out FILE [--recalibrate N] [--batch N] [--tolerance T] [--trust]"
+    usage = "RUN_DIR --out FILE [--format F] [--recalibrate N] [--batch N] [--tolerance T] [--trust]"
     command = command_parser(
         group, "export", "write the network of a run as a file that runs elsewhere", examples, usage
     )
     command.add_argument("run", type=Path, metavar="RUN_DIR", help="what train wrote, or one of the runs/ of compare")
-    command.add_argument("--format", required=True, metavar="F", help=" ".join(_FORMATS.split()))
+    command.add_argument("--format", metavar="F", help=" ".join(_FORMATS.split()))
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file, or the directory for hub")
     command.add_argument("--recalibrate", type=whole, metavar="N",
                          help="first estimate the statistics of batch norms anew from N training batches")  # fmt: skip
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from regrow.training.run import data_of
     from regrow.zoo.models import example_input
 
+    args.format = exports.format_of(args.out, args.format)
     for option in ("recalibrate", "batch"):
         value = getattr(args, option)
         if value is not None and value < 1:

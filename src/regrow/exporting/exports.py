@@ -63,7 +63,7 @@ class Exported:
 def export(
     model: nn.Module,
     path: str | os.PathLike[str],
-    format: str,
+    format: str | None = None,
     example_inputs: Any = None,
     *,
     dynamic_batch: bool = True,
@@ -86,7 +86,7 @@ def export(
             is kept bit for bit but the sign of zeros. `regrow.load` and `regrow.load_tensors` read both. ``"onnx"``: by
             PyTorch's dynamo exporter, compared in ONNX Runtime; needs the extra ``export``. ``"pt2"``: a
             ``torch.export`` program. ``"hub"``: a directory with ``model.safetensors``, ``config.json`` and a model
-            card, ``README.md``
+            card, ``README.md``. None takes what the name of the file ends in: ``.safetensors``, ``.onnx`` or ``.pt2``
         example_inputs: one batch as the model takes it: a tensor, a tuple of arguments, a dict of keyword arguments, or
             ``(args, kwargs)``. Needed for ``"onnx"`` and ``"pt2"``; without it tensors are compared bit by bit alone
         dynamic_batch: the first dimension of every input may have any length; False: that of the example alone
@@ -105,6 +105,7 @@ def export(
 
     OnTrial.warn(model)
     target = Path(path)
+    format = format_of(target, format)
     check_target(target, format, "path")
     if tolerance is not None and not 0 <= tolerance < 1:
         raise UserError(f"tolerance is {tolerance}, but must be a share of the outputs' size, such as 1e-5")
@@ -119,6 +120,20 @@ def export(
         subject = Subject(plain, inputs, dynamic_batch, tolerance, advance)
         proof = hub.write(subject, written, about) if format == "hub" else _WRITERS[format](subject, written)
     return Exported(target, format, _size(target), dense_bytes(plain), proof.difference, proof.batches)
+
+
+def format_of(path: Path, given: str | None) -> str:
+    """The format that is meant: the given one, or that which the name of the file ends in.
+
+    Raises:
+        UserError: none is given, and the name does not tell.
+    """
+    if given is not None:
+        return given
+    ending = path.suffix.removeprefix(".")
+    if ending not in _WRITERS:
+        raise UserError(f"{path} does not tell the format: give one of {', '.join(FORMATS)}")
+    return ending
 
 
 def check_target(path: Path, format: str, option: str) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,21 @@ def test_matched_cost(recipe_file, label):
     assert spent == pytest.approx(budget, abs=1.0)  # to the nearest dense step
     stretch = planned.top.steps / 400
     assert planned.schedule.milestones == pytest.approx((max(1.0, 9 * stretch), 0.5))
+
+
+@pytest.mark.parametrize(
+    ("label", "scope", "warned"),
+    [("rigl", "layer", []), ("rigl", "global", ["iee", "rigl"]), ("static", "global", ["iee"]),
+     ("chase", "layer", ["chase"]), ("gmp", "global", ["iee", "gmp"])],
+)  # fmt: skip
+def test_costs_that_are_known_afterwards_are_named(recipe_file, label, scope, warned):
+    recipe = load(recipe_file, ["--steps", "400", "--pattern.scope", scope])
+    cells = cells_of(recipe, {label: label}, {}, apart=True)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        planning.planned(cells, "cost", Path("none"), [0], True)
+    sentences = [str(one.message) for one in said if "known afterwards" in str(one.message)]
+    assert [one.partition(":")[0].split(", ") for one in sentences] == ([warned] if warned else [])
 
 
 def test_matched_cost_is_what_the_runs_spend(tmp_path, recipe_file, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -198,6 +199,7 @@ def _of_weights(
     if match == "steps":
         _each(variants, lambda variant: counts_of(variant.pattern))
         return dict(variants)
+    _warn_of_drift({recipe.method_name: recipe, **variants})
     with about(recipe.method_name):
         budget = planned_cost(*method_of(recipe), counts, example.flops, example.total_steps)
     planned = {}
@@ -207,6 +209,24 @@ def _of_weights(
             steps = matching_steps(*method_of(variant), own, example.flops, budget)
         planned[label] = of_length(variant, steps, example)
     return planned
+
+
+def _warn_of_drift(variants: Mapping[str, Recipe]) -> None:
+    """Warns of methods whose cost depends on where training moves weights to."""
+    from regrow.training.run import method_of
+
+    drifting = []
+    for label, one in variants.items():
+        method, criterion = method_of(one)
+        ranks_globally = getattr(one.pattern, "ranks_globally", False) and method.scorings(criterion)
+        if method.shares_out or ranks_globally:
+            drifting.append(label)
+    if drifting:
+        warnings.warn(
+            f"{', '.join(drifting)}: weights move between layers, so that the cost is planned for the layers' first "
+            "shares, and known afterwards; where the training costs of the results differ, say --steps of one by one",
+            stacklevel=2,
+        )
 
 
 def _each(variants: Mapping[str, Recipe], what: Callable[[Recipe], object]) -> None:

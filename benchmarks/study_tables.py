@@ -1,7 +1,7 @@
 """The tables of docs/studies.md and its picture, made of the results that are committed beside it.
 
     python benchmarks/study_tables.py            # rewrites the tables, between their marks in docs/studies.md
-    python benchmarks/study_tables.py --picture  # and draws docs/accuracy-and-cost.svg (with matplotlib)
+    python benchmarks/study_tables.py --picture  # and draws docs/accuracy-and-cost.svg and docs/what-to-take.svg
     python benchmarks/study_tables.py --gather field-wrn10-2 DIR ...  # first keeps the finished runs of comparisons
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; the names are the keys of `TABLES`.
@@ -31,6 +31,9 @@ STEPS_PER_EPOCH = 351
 NAMES = {"iee": "IEE, 8 epochs: every 10th, 4th, 1st gradient", "iee-every-4": "IEE, every 4th, trained longer",
          "rigl": "RigL, trained longer", "gmp": "GMP, 8 epochs", "set": "SET, 8 epochs", "static": "static, 8 epochs",
          "iee-paper": "IEE as in its paper, 8 epochs"}  # fmt: skip
+CHOICE = {"iee-from-dense": "IEE.from_dense()", "ste-late": "STE(ramp_end=0.9)", "gmp-late": "GMP(update_end=0.9)",
+          "iee": "IEE.sparse()", "rigl": "RigL", "rigl-itop": "RigL.itop()", "mest": "MEST",
+          "chase": "Chase"}  # fmt: skip
 MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "triangle-down": "v", "cross": "P",
            "star": "*", "hexagon": "h"}  # fmt: skip
 
@@ -146,9 +149,15 @@ def cheap(setting: str) -> str:
     heads = ["", "seeds", "accuracy", "IEE ahead by", "epochs", "training cost"]
     return table(heads, [
         [label, str(len(runs[label])), score(runs[label]), "" if label == "iee" else ahead(runs["iee"], runs[label]),
-         epochs(runs[label]), f"{average(runs[label], 'training_cost'):.3f}"]
+         epochs(runs[label]), f"{fmean(map(of_eight_epochs, runs[label])):.3f}"]
         for label in by_accuracy(runs)
     ])  # fmt: skip
+
+
+def of_eight_epochs(run: Mapping[str, Any]) -> float:
+    """Training FLOPs, × those of eight dense epochs, as the oldest results have them."""
+    of = run["cost_steps"] or run["steps"] if "cost_steps" in run else 8 * STEPS_PER_EPOCH
+    return float(run["training_cost"] * of / (8 * STEPS_PER_EPOCH))
 
 
 def by_accuracy(runs: Mapping[str, Runs]) -> list[str]:
@@ -165,6 +174,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "equal cost, first setting": lambda: equal_cost("wrn10-2"),
     "equal cost, second setting": lambda: equal_cost("wrn16-1"),
     "ablation": ablation,
+    "cheap, first setting": lambda: cheap("wrn10-2"),
+    "cheap, second setting": lambda: cheap("wrn16-1"),
     "field, first setting": lambda: field("wrn10-2"),
     "field, second setting": lambda: field("wrn16-1"),
 }
@@ -181,8 +192,13 @@ def filled(text: str) -> str:
     return text
 
 
-def picture(path: Path) -> None:
-    """Accuracy against training cost, a panel for each setting."""
+def drawn(path: Path, fill: Callable[[Any, str], None]) -> None:
+    """A picture of accuracy against training cost, a panel for each setting.
+
+    Args:
+        path: of the picture.
+        fill: draws the runs of a setting into its panel.
+    """
     import matplotlib
 
     matplotlib.use("svg")
@@ -191,40 +207,61 @@ def picture(path: Path) -> None:
     plt.rcParams |= {"svg.hashsalt": "regrow", "font.size": 9, "svg.fonttype": "none"}
     figure, panels = plt.subplots(1, len(SETTINGS), figsize=(9, 4.1), constrained_layout=True)
     for axes, (setting, title) in zip(panels, SETTINGS.items(), strict=True):
-        main = results(setting)
-        longer = results(f"{setting}-cost-1")
-        lines = {
-            "iee": [results(f"{setting}-cost-{n}")["iee"] for n in (10, 4)] + [main["iee"]],
-            "iee-every-4": [results(f"{setting}-cost-4")["iee"], longer["iee-every-4"]],
-            "rigl": [main["rigl"]] + [results(f"{setting}-cost-{n}")["rigl"] for n in (10, 4, 1)],
-        }
-        dots = {label: [main[label]] for label in ("gmp", "set", "static", "iee-paper")}
-        shades = looks({label: label.removesuffix("-every-4") for label in (*lines, *dots)})
-        for label, points in {**lines, **dots}.items():
-            axes.errorbar(
-                [average(runs, "training_cost") for runs in points],
-                [100 * fmean(list(accuracies(runs).values())) for runs in points],
-                [100 * (sample_std(list(accuracies(runs).values())) or 0) for runs in points],
-                color=shades[label].color, marker=MARKERS[shades[label].symbol], label=NAMES[label], capsize=2,
-                linewidth=1.4, markersize=5,
-            )  # fmt: skip
+        fill(axes, setting)
         axes.set(title=title, xlabel="training FLOPs, × dense training for 8 epochs", ylabel="test accuracy, %")
         axes.grid(color="#e3e7ea")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(path, metadata={"Date": None})
+
+
+def point(axes: Any, points: Sequence[Runs], look: Any, name: str) -> None:
+    """Means of runs with their sample standard deviations, as a line."""
+    axes.errorbar(
+        [fmean(map(of_eight_epochs, runs)) for runs in points],
+        [100 * fmean(list(accuracies(runs).values())) for runs in points],
+        [100 * (sample_std(list(accuracies(runs).values())) or 0) for runs in points],
+        color=look.color, marker=MARKERS[look.symbol], label=name, capsize=2, linewidth=1.4, markersize=5,
+    )  # fmt: skip
+
+
+def longer_training(axes: Any, setting: str) -> None:
+    """IEE and RigL, trained for longer, and others for eight epochs."""
+    main = results(setting)
+    longer = results(f"{setting}-cost-1")
+    lines = {
+        "iee": [results(f"{setting}-cost-{n}")["iee"] for n in (10, 4)] + [main["iee"]],
+        "iee-every-4": [results(f"{setting}-cost-4")["iee"], longer["iee-every-4"]],
+        "rigl": [main["rigl"]] + [results(f"{setting}-cost-{n}")["rigl"] for n in (10, 4, 1)],
+    }
+    dots = {label: [main[label]] for label in ("gmp", "set", "static", "iee-paper")}
+    shades = looks({label: label.removesuffix("-every-4") for label in (*lines, *dots)})
+    for label, points in {**lines, **dots}.items():
+        point(axes, points, shades[label], NAMES[label])
+
+
+def choice(axes: Any, setting: str) -> None:
+    """What is left of a network and at what price: from the dense network, and sparse from the first step."""
+    runs = {**results(setting, "field"), **results(setting, "cheap")}
+    shades = looks({label: label for label in CHOICE})
+    for label, name in CHOICE.items():
+        point(axes, [runs[label]], shades[label], name)
+    axes.set_xscale("log")
+    axes.set_xticks([0.1, 0.2, 0.3, 0.4, 0.6], ["0.1", "0.2", "0.3", "0.4", "0.6"], minor=False)
+    axes.minorticks_off()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--picture", action="store_true", help="draw docs/accuracy-and-cost.svg, too")
+    parser.add_argument("--picture", action="store_true", help="draw the pictures in docs/, too")
     parser.add_argument("--gather", nargs="+", metavar="NAME DIR", help="results/NAME.json, of these comparisons")
     args = parser.parse_args()
     if args.gather:
         gather(args.gather[0], [Path(place) for place in args.gather[1:]])
     STUDIES.write_text(filled(STUDIES.read_text(encoding="utf-8")), encoding="utf-8")
     if args.picture:
-        picture(DOCS / "accuracy-and-cost.svg")
+        drawn(DOCS / "accuracy-and-cost.svg", longer_training)
+        drawn(DOCS / "what-to-take.svg", choice)
 
 
 if __name__ == "__main__":

@@ -107,8 +107,8 @@ class IEE(Method):
 
     @classmethod
     def sparse(cls, previews: float = 1.0, **options: Any) -> IEE:
-        """The form for the fewest training FLOPs in first trials (docs/studies.md): sparse from the first step,
-        previewing at half the speed only a part of what is removed, others at every update.
+        """The form for the fewest training FLOPs (docs/studies.md): sparse from the first step, previewing at half the
+        speed only a part of what is removed, others at every update. Made for ``Weights(..., scope="global")``.
 
         Args:
             previews: how many at a time, as a multiple of the active weights.

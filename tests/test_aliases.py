@@ -76,3 +76,13 @@ def test_channels_in_the_memory_of_others():
             model, torch.optim.SGD(model.parameters(), lr=0.1), pattern=regrow.Channels(params=0.7, round_to=1),
             method="oneshot", total_steps=10, example_inputs=torch.randn(2, 8),
         )  # fmt: skip
+
+
+def test_memory_is_compared_with_all_that_reaches_it():
+    model = nn.Module()
+    model.whole = nn.Parameter(torch.randn(300))
+    model.part = nn.Parameter(model.whole.data[:10])  # lies between the two that matter
+    model.layer = nn.Linear(8, 16, bias=False)
+    model.layer.weight.data = model.whole.data[20:148].view(16, 8)
+    with pytest.raises(UserError, match=r"whole and layer\.weight are two parameters in the same memory"):
+        attach(model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 
 import torch
@@ -29,7 +28,8 @@ def check_memory(model: nn.Module, sparsified: Mapping[str, Tensor]) -> None:
             by_storage.setdefault(place, []).append((begin, begin + extent * held.element_size(), name))
     for parts in by_storage.values():
         parts.sort()
-        for (_, end, one), (begin, _, other) in itertools.pairwise(parts):
+        _, end, one = parts[0]  # what reaches furthest of all before
+        for begin, its_end, other in parts[1:]:
             if begin < end and not sparsified.keys().isdisjoint((one, other)):
                 one, other = sorted((one, other), key=list(names.parameters(model)).index)
                 raise UserError(
@@ -37,3 +37,5 @@ def check_memory(model: nn.Module, sparsified: Mapping[str, Tensor]) -> None:
                     "removed of the other, too: make them one parameter (b.weight = a.weight, transposed where it is "
                     f"used), or leave them out with exclude=[{one!r}, {other!r}]"
                 )
+            if its_end > end:
+                end, one = its_end, other

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -342,30 +341,6 @@ def check_projection(how: Method, scorings: Scorings, cycle: Sequence[Phase]) ->
                 f"{criterion.name!r} may keep weights below it, which would all become zero; use "
                 "criterion='magnitude', or p=None with any other"
             )
-
-
-class OwnHook:
-    """A hook of one model that calls a method, for as long as somebody else holds the object that has it. Copies of the
-    model have a hook that does nothing, and so has a graph of torch.compile's.
-
-    Args:
-        method: bound; takes what the hook is called with, and returns nothing.
-    """
-
-    def __init__(self, method: Callable[..., None] | None = None) -> None:
-        self._method = None if method is None else weakref.WeakMethod(method)
-
-    def __call__(self, *args: object) -> None:
-        """Calls the method."""
-        method = None if self._method is None or torch.compiler.is_compiling() else self._method()
-        if method is not None:
-            method(*args)
-
-    def __deepcopy__(self, memo: object) -> OwnHook:
-        return OwnHook()
-
-    def __reduce__(self) -> tuple[type[OwnHook], tuple[()]]:
-        return OwnHook, ()
 
 
 class LoadListener:

@@ -22,7 +22,7 @@ from regrow.schedule import START, Boundary, Span, Timeline
 from regrow.state import WeightState
 from regrow.undo import Scope, all_or_nothing
 from regrow.units import Units
-from regrow.watch import OnTrial, Watch, WidthGuard
+from regrow.watch import OnTrial, OwnHook, Watch, WidthGuard
 
 
 class Engine:
@@ -85,7 +85,7 @@ class Engine:
 
     def register(self) -> list[Any]:
         """Hooks on the model and its optimizers; returns their handles."""
-        after_failure = attach.OwnHook(self.make_good)
+        after_failure = OwnHook(self.make_good)
         handles: list[Any] = [
             self.model.register_forward_pre_hook(self.accounts.recorder, with_kwargs=True),
             self.model.register_load_state_dict_post_hook(self.loads),

@@ -78,3 +78,9 @@ def percent(number: object) -> str:
     if isinstance(number, bool) or not isinstance(number, int | float) or not 1 < number <= 100:
         return ""
     return f"; did you mean {number / 100:g} ({number:g}%)?"
+
+
+def thing_of(shape: object) -> str:
+    """What an example of this shape is, in messages: a ``"text"``, of which only the length is known, else an
+    ``"image"``, also where nothing is known."""
+    return "text" if isinstance(shape, (list, tuple)) and len(shape) == 1 else "image"

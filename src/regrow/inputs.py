@@ -17,6 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from regrow.errors import UserError
 
+# of what a model returns
+_CONTAINERS = (list, tuple, ValuesView, ItemsView, deque, np.ndarray)
+_UNSEEN = (Iterator, Set)  # used up by looking, or in no order
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -183,12 +187,6 @@ def _is_batch(value: Any, batch: int) -> bool:
     return isinstance(value, Tensor) and value.dim() != 3 and value.dim() > 0 and value.shape[0] == batch
 
 
-def thing_of(shape: object) -> str:
-    """What an example of this shape is, in messages: a ``"text"``, of which only the length is known, else an
-    ``"image"``, also where nothing is known."""
-    return "text" if isinstance(shape, (list, tuple)) and len(shape) == 1 else "image"
-
-
 def first_line(error: BaseException) -> str:
     """An exception in one line."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
@@ -257,7 +255,3 @@ def _inside(value: Any, seen: set[int]) -> Iterator[Any]:
         parts.extend(getattr(value, slot, None) for slot in ((slots,) if isinstance(slots, str) else slots))
     for part in parts:
         yield from _inside(part, seen)
-
-
-_CONTAINERS = (list, tuple, ValuesView, ItemsView, deque, np.ndarray)
-_UNSEEN = (Iterator, Set)  # used up by looking, or in no order

@@ -187,14 +187,14 @@ def _largest(values: Tensor, kept: Tensor) -> Tensor:
 
     Magnitudes rank as the integers do that their bits are, and NumPy finds the largest of these much sooner.
     """
-    found = np.zeros(1, bits(values).numpy().dtype)
-    magnitude = np.iinfo(found.dtype).max  # all bits but the sign
-    for part, mask in pieces(values, kept):
-        removed = (mask.view(torch.uint8).numpy() - 1).view(np.int8).astype(found.dtype)  # all bits, or none
-        removed &= bits(part).numpy()
-        removed &= magnitude
-        removed.max(out=found, axis=0, keepdims=True, initial=found[0])
-    return torch.from_numpy(found).view(values.dtype)[0]
+    whole = bits(values)
+    kind, largest = whole.numpy().dtype, 0
+    for part, mask in pieces(whole, kept):
+        removed = (mask.view(torch.uint8).numpy() - 1).view(np.int8).astype(kind)  # all bits, or none
+        removed &= part.numpy()
+        removed &= np.iinfo(kind).max  # all but the sign
+        largest = max(largest, int(removed.max(initial=0)))
+    return torch.tensor(largest, dtype=whole.dtype).view(values.dtype)
 
 
 def _shrink_cubes(values: Tensor, threshold: Tensor, out: Tensor) -> bool:

@@ -219,9 +219,10 @@ class Sparsifier:
         self._engine.make_good()
         for state in self._states.values():
             state.write_zeros()
+        on_trial = self._engine.is_on_trial()
         outermost, self._engine.inside_sparse = not self._engine.inside_sparse, True
         try:
-            with self._active_only() if self._engine.span.explores and outermost else nullcontext():
+            with self._active_only() if on_trial else nullcontext():
                 yield
         finally:
             self._engine.inside_sparse = not outermost

@@ -46,8 +46,7 @@ def save(model: nn.Module, directory: str | os.PathLike[str], extra: Mapping[str
         UserError: if the model has state that is no tensor, ``directory`` holds something else than a saved model, or
             it cannot be written; an earlier save stays as it is then.
     """
-    if not isinstance(model, nn.Module):
-        raise UserError(f"model must be a torch.nn.Module, not {type(model).__name__}; the directory comes second")
+    _check_model(model)
     OnTrial.warn(model)
     target = Path(directory)
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / MANIFEST).is_file())):
@@ -57,6 +56,11 @@ def save(model: nn.Module, directory: str | os.PathLike[str], extra: Mapping[str
         saved.write(target, stored, content)
     except OSError as error:
         raise UserError(f"the model cannot be saved in {target}: {error.strerror or error}") from error
+
+
+def _check_model(given: object) -> None:
+    if not isinstance(given, nn.Module):
+        raise UserError(f"model must be a torch.nn.Module, not {type(given).__name__}; the directory comes second")
 
 
 def contents(
@@ -121,10 +125,7 @@ def load(model: M, directory: str | os.PathLike[str]) -> M:
     """
     from regrow import manifest
 
-    if not isinstance(model, nn.Module):
-        raise UserError(
-            f"model must be a torch.nn.Module, freshly built, not {type(model).__name__}; the directory comes second"
-        )
+    _check_model(model)
     source = Path(directory)
     if source.is_file():
         from regrow import packed

@@ -125,16 +125,36 @@ def _links(model: nn.Module, parameters: Iterable[str]) -> list[tuple[Mapping[st
     return found
 
 
-class OnTrial:
-    """A hook of a model that says whether what it holds at present is only on trial, and does nothing else. Copies of
-    it, which a copy of the model takes along, say nothing.
+class OwnHook:
+    """A hook of one model that calls a method, for as long as somebody else holds the object that has it. Copies of the
+    model have a hook that does nothing, and so has a graph of torch.compile's.
 
     Args:
-        now: a method that says it; not kept alive.
+        method: bound; takes what the hook is called with, and returns nothing.
     """
 
-    def __init__(self, now: Callable[[], bool] | None = None) -> None:
-        self._now = None if now is None else weakref.WeakMethod(now)
+    def __init__(self, method: Callable[..., Any] | None = None) -> None:
+        self._method = None if method is None else weakref.WeakMethod(method)
+
+    def __call__(self, *args: object) -> None:
+        """Calls the method."""
+        method = None if self._method is None or torch.compiler.is_compiling() else self._method()
+        if method is not None:
+            method(*args)
+
+    def __deepcopy__(self, memo: object) -> OwnHook:
+        return type(self)()
+
+    def __reduce__(self) -> tuple[type[OwnHook], tuple[()]]:
+        return type(self), ()
+
+
+class OnTrial(OwnHook):
+    """A hook of a model that knows whether what it holds at present is only on trial, and does nothing else.
+
+    Args:
+        method: bound; says it.
+    """
 
     def __call__(self, *args: object) -> None:
         """Does nothing."""
@@ -146,20 +166,14 @@ class OnTrial:
         Warns:
             UserWarning: saying what would be written, and how to write the active structure.
         """
-        for hook in model._state_dict_pre_hooks.values():
-            now = hook._now() if isinstance(hook, cls) and hook._now is not None else None
-            if now is not None and now():
+        for hook in names.unwrap(model)._state_dict_pre_hooks.values():
+            says = hook._method() if isinstance(hook, cls) and hook._method is not None else None
+            if says is not None and says():
                 warnings.warn(
                     "removed units are on trial in this model at present, and are written as if they were in use: "
                     "write it inside `with sparsifier.sparse():`, which leaves the active structure",
                     stacklevel=3,
                 )
-
-    def __deepcopy__(self, memo: object) -> OnTrial:
-        return OnTrial()
-
-    def __reduce__(self) -> tuple[type[OnTrial], tuple[()]]:
-        return OnTrial, ()
 
 
 class WidthGuard:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from regrow.commands.subject import add_images, add_model, model_of, shape_in, taken
 from regrow.commands.words import Parser, command_parser, pair, share, whole, words_of
-from regrow.errors import UserError
+from regrow.errors import UserError, thing_of
 
 SHOWN = 8  # layers for each reason
 
@@ -280,8 +280,6 @@ def _print(
     if not console.is_terminal:  # a pipe or a file has no width to fit into
         console = Console(width=160)
     console.print(table)
-    from regrow.inputs import thing_of
-
     one = "a text" if thing_of(shape) == "text" else "an image"
     saved = f"{dense_flops / sparse_flops:.1f}× fewer" if sparse_flops else "none left"
     console.print(

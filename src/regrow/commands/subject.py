@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from regrow.commands.words import MODEL, Parser, shape_of, whole
-from regrow.errors import UserError
+from regrow.errors import UserError, thing_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,8 +60,6 @@ def model_of(
 
 def taken(shape: Sequence[int]) -> str:
     """What a model takes, in words."""
-    from regrow.inputs import thing_of
-
     of_text = thing_of(shape) == "text"
     return f"texts of {shape[0]} tokens" if of_text else f"images of {'×'.join(map(str, shape))}"
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from regrow.data.batches import BatchSource, Labelled, TensorSource, generator
-from regrow.errors import UserError, nearest
-from regrow.inputs import thing_of
+from regrow.errors import UserError, nearest, thing_of
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import Any
 from torch import nn
 
 from regrow import atomic, names
+from regrow.errors import thing_of
 from regrow.exporting import tensors
 from regrow.exporting.proof import Proof, Subject
-from regrow.inputs import thing_of
 from regrow.version import __version__
 
 WEIGHTS = "model.safetensors"

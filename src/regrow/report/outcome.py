@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from regrow import storage
-from regrow.inputs import thing_of
+from regrow.errors import thing_of
 from regrow.report.plain import number, whole
 
 

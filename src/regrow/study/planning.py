@@ -218,8 +218,8 @@ def _warn_of_drift(variants: Mapping[str, Recipe]) -> None:
     drifting = []
     for label, one in variants.items():
         method, criterion = method_of(one)
-        ranks_globally = getattr(one.pattern, "ranks_globally", False) and method.scorings(criterion)
-        if method.shares_out or ranks_globally:
+        ranks_together = getattr(one.pattern, "ranks_globally", False) and bool(method.scorings(criterion))
+        if method.shares_out or ranks_together:
             drifting.append(label)
     if drifting:
         warnings.warn(

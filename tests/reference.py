@@ -103,7 +103,7 @@ class Reference:
         self.forget()
         self.dense_grad = {}
         self.memory = {k: p.detach().clone() for k, p in params.items()}
-        moving = ("iee", "static", *DROP_AND_GROW)
+        moving = ("iee", "static", "gap", *DROP_AND_GROW)
         start_random = o.get("start", "random") == "random" and method in moving
         self.active = {k: set(range(p.numel())) for k, p in params.items()}
         if not self.start():
@@ -116,6 +116,9 @@ class Reference:
         if method == "mest":
             self.trains = {k: set(active) for k, active in self.active.items()}
             self.grow("zero", beyond=0.3)
+        if method == "gap":
+            self.trains = {k: set(active) for k, active in self.active.items()}
+            self.fill(0)
 
     # -- schedule
 
@@ -310,7 +313,9 @@ class Reference:
                 self.update += 1
         elif position == self.length():
             self.prune()
-            if self.method in ("mest", "chase"):
+            if self.method == "gap" and self.update < self.updates() - 1:
+                self.fill((self.update + 1) % self.o["parts"])
+            elif self.method in ("mest", "chase"):
                 if self.update < self.updates() - 1:
                     self.grow("zero", beyond=self.budget(self.step))
             elif self.method in DROP_AND_GROW:
@@ -376,6 +381,12 @@ class Reference:
                 self.explored = {**self.explored, k: set(before)}  # what counts as there already
             self.trains[k] = self.write(k, new, init)
         self.explored = None
+        self.forget()
+
+    def fill(self, part):
+        ends = [len(self.params) * end // self.o["parts"] for end in (part, part + 1)]
+        for k in list(self.params)[ends[0] : ends[1]]:
+            self.trains[k] = self.write(k, set(range(self.params[k].numel())))
         self.forget()
 
     def forget(self):

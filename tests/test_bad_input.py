@@ -93,7 +93,7 @@ OVERRIDES = [
     ("--method.hh 3", "unknown key 'method.hh'; did you mean 'method.h'?"),
     ("--optimizer.betas 0.9,0.99", "unknown key 'optimizer.betas'"),
     ("--schedule.gamma 0.1", "unknown key 'schedule.gamma'"),
-    ("--method.name magic", "unknown method 'magic' in method.name; valid names are acdc, chase, dense, dsr, gmp"),
+    ("--method.name magic", "unknown method 'magic' in method.name; valid names are acdc, chase, dense, dsr, gap"),
     ("--method.h -3", "method: h is -3, but must be a whole number of steps, at least 1"),
     ("--method.h 300", "total_steps=30 is too short for one update"),
     ("--method.update_end 3.5", "update_end"),

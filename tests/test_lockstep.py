@@ -37,6 +37,7 @@ OPTIONS = {
     "dsr": {"interval": 7},
     "mest": {"interval": 7},
     "chase": {"interval": 7},
+    "gap": {"interval": 7, "parts": 2},
     "ste": {"every": 3},
     "srste": {"every": 2},
 }

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         STE,
         Chase,
         Dense,
+        GaP,
         GraNet,
         OneShot,
         RigL,
@@ -63,6 +64,7 @@ _HOMES = {
         "STE",
         "Chase",
         "Dense",
+        "GaP",
         "GraNet",
         "OneShot",
         "RigL",
@@ -82,8 +84,8 @@ _HOMES = {
 
 __all__ = [
     "ACDC", "DSR", "GMP", "HALP", "IEE", "MEST", "NM", "SET", "SNFS", "SRSTE", "STE", "Blocks", "Budget", "Channels",
-    "Chase", "Dense", "GraNet", "OneShot", "RigL", "Scan", "Sparsifier", "Static", "Uniform", "UserError", "Weights",
-    "export", "load", "load_tensors", "recalibrate", "save", "scan", "to_semi_structured",
+    "Chase", "Dense", "GaP", "GraNet", "OneShot", "RigL", "Scan", "Sparsifier", "Static", "Uniform", "UserError",
+    "Weights", "export", "load", "load_tensors", "recalibrate", "save", "scan", "to_semi_structured",
 ]  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,13 +59,27 @@ class Grow:
 
 
 @dataclass(frozen=True)
+class Fill:
+    """Brings back every unit of one part of the layers, which are split in their order into `parts` parts as even as
+    can be; the other layers stay as they are."""
+
+    part: int
+    parts: int
+    init: Init = "zero"
+
+    def layers(self, names: Sequence[str]) -> Sequence[str]:
+        """Those of the part, of all layers in their order."""
+        return names[len(names) * self.part // self.parts : len(names) * (self.part + 1) // self.parts]
+
+
+@dataclass(frozen=True)
 class Select:
     """Ranks all units anew, active or not: the best that this sparsity leaves are the active structure."""
 
     sparsity: float
 
 
-Action = Start | Prune | Explore | Grow | Select
+Action = Start | Prune | Explore | Grow | Fill | Select
 
 
 def sparsity_of(final: Final) -> float:
@@ -128,6 +142,8 @@ def counts_after(action: Action, final: Final, now: Mapping[str, int]) -> dict[s
     match action:
         case Explore():
             return dict(now)
+        case Fill():
+            return {**now, **{name: final[name][1] for name in action.layers(list(final))}}
         case Prune(sparsity, churn, layers):
             before = now if layers == "now" else counts_at(final, sparsity)
             return {name: kept(count, final[name][1], churn) for name, count in before.items()}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from regrow import codes
-from regrow.actions import Action, Explore, Final, Grow, Prune, Select, Start
+from regrow.actions import Action, Explore, Fill, Final, Grow, Prune, Select, Start
 from regrow.criteria import Criterion
 from regrow.errors import UserError
 from regrow.saliency import Saliency, Scoring
@@ -133,6 +133,8 @@ class Units(ABC):
                 self._explore(action, span)
             case Grow():
                 self._grow(action, span)
+            case Fill():
+                self._fill(action, span)
             case Select():
                 self._select(action, span)
 
@@ -148,6 +150,10 @@ class Units(ABC):
 
     @abstractmethod
     def _grow(self, action: Grow, span: Span) -> None: ...
+
+    def _fill(self, action: Fill, span: Span) -> None:
+        """Raises: UserError, where units belong to several layers."""
+        raise UserError("layers share channels, so none becomes dense alone; use IEE, which explores all of them")
 
     @abstractmethod
     def _select(self, action: Select, span: Span) -> None: ...
@@ -277,4 +283,4 @@ class NoUnits(Units):
     def _nothing(self, *_: Any, **__: Any) -> Any:
         return ()
 
-    _start = _prune = _explore = _grow = _select = _overlap = _nothing
+    _start = _prune = _explore = _grow = _fill = _select = _overlap = _nothing

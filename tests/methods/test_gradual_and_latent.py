@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import regrow
-from regrow.methods import ACDC, GMP, SET, SRSTE, STE, GraNet, Method, OneShot
+from regrow.actions import Fill
+from regrow.methods import ACDC, GMP, SET, SRSTE, STE, GaP, GraNet, Method, OneShot
 
 WEIGHTS = [5.0, -4.0, 3.0, -2.0, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5]
 STILL = [0.0] * 10
@@ -68,6 +69,44 @@ def test_acdc_brings_everything_back_at_zero_and_ends_sparse() -> None:
     assert ten.step([0.0] * 5 + [-30.0, 0.0, 0.0, 0.0, 40.0]) == [4.9, -4.1, 2.9, 0, 0, 3.0, 0, 0, 0, -4.0]
     assert ten.step([1.0] * 10) == [4.8, -4.2, 2.8, 0, 0, 2.9, 0, 0, 0, -4.1]
     assert ten.sparsifier.phase == "fixed"
+
+
+def test_gap_makes_one_part_after_the_other_dense_and_prunes_it_back() -> None:
+    layers = nn.Sequential(nn.Linear(1, 4, bias=False), nn.Linear(4, 1, bias=False))
+    layers[0].weight.data, layers[1].weight.data = torch.tensor([[4.0], [3], [2], [1]]), torch.tensor([[1.0, 2, 3, 4]])
+    optimizer = torch.optim.SGD(layers.parameters(), 0.1)
+    method = GaP(interval=1, parts=2, update_end=3, start="criterion")
+    regrow.Sparsifier(layers, optimizer, pattern=regrow.Weights(0.5, {"*": 0.5}), method=method, total_steps=4)
+
+    def values() -> list[list[float]]:
+        return [[round(w, 4) + 0.0 for w in layer.weight.flatten().tolist()] for layer in layers]
+
+    def step(first: list[float], second: list[float]) -> list[list[float]]:
+        for layer, gradient in zip(layers, (first, second), strict=True):
+            layer.weight.grad = torch.tensor(gradient, dtype=torch.float32).view_as(layer.weight)
+        optimizer.step()
+        return values()
+
+    assert values() == [[4, 3, 0, 0], [0, 0, 3, 4]]
+    # all of the first layer trains, what came back from zero, and outgrows 3; then it is the second one's turn
+    assert step([0, 0, 0, -35], [-50, 0, 0, 10]) == [[4, 0, 0, 3.5], [0, 0, 3, 3]]
+    assert step([0, -50, 0, 0], [-35, 0, 0, 10]) == [[4, 0, 0, 3.5], [3.5, 0, 3, 0]]
+    # the first again; after the last update both are sparse and stay so
+    assert step([0, 0, -40, 5], [0, 0, 0, -90]) == [[4, 0, 4, 0], [3.5, 0, 3, 0]]
+    assert step([10, 10, 10, 10], [10] * 4) == [[3, 0, 3, 0], [2.5, 0, 2, 0]]
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 4, 7])
+def test_the_parts_of_gap_are_all_layers_once(parts: int) -> None:
+    names = ["a", "b", "c", "d", "e"]
+    found = [Fill(part, parts).layers(names) for part in range(parts)]
+    assert [name for part in found for name in part] == names
+    assert max(map(len, found)) - min(map(len, found)) <= 1
+
+
+def test_gap_refuses_channels() -> None:
+    with pytest.raises(regrow.UserError, match="they share channels"):
+        GaP().check_pattern(regrow.Channels(flops=0.5))
 
 
 def test_set_grows_as_many_as_it_drops_at_zero() -> None:

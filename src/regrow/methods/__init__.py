@@ -4,6 +4,7 @@ from regrow.methods.acdc import ACDC
 from regrow.methods.chase import Chase
 from regrow.methods.dense import Dense
 from regrow.methods.dsr import DSR
+from regrow.methods.gap import GaP
 from regrow.methods.gmp import GMP
 from regrow.methods.granet import GraNet
 from regrow.methods.halp import HALP
@@ -20,6 +21,6 @@ from regrow.methods.ste import STE
 from regrow.methods.uniform import Uniform
 
 __all__ = [
-    "ACDC", "DSR", "GMP", "HALP", "IEE", "MEST", "METHODS", "SET", "SNFS", "SRSTE", "STE", "Chase", "Dense", "GraNet",
-    "Method", "OneShot", "RigL", "Static", "Uniform",
+    "ACDC", "DSR", "GMP", "HALP", "IEE", "MEST", "METHODS", "SET", "SNFS", "SRSTE", "STE", "Chase", "Dense", "GaP",
+    "GraNet", "Method", "OneShot", "RigL", "Static", "Uniform",
 ]  # fmt: skip

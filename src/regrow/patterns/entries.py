@@ -14,6 +14,7 @@ from regrow import codes
 from regrow.actions import (
     Action,
     Explore,
+    Fill,
     Final,
     Grow,
     Prune,
@@ -220,6 +221,13 @@ class EntryUnits(Units):
         outside = {name: ~mask for name, mask in active.items()}
         chosen = self._to_grow(action, active, outside)
         self._become({name: active[name] | chosen[name] for name in self.states}, action.init, self._latent(span))
+        self._mark_grown({name: state.active & outside[name] for name, state in self.states.items()})
+
+    def _fill(self, action: Fill, span: Span) -> None:
+        outside = {name: ~mask for name, mask in self._active().items()}
+        whole = set(action.layers(list(self.states)))
+        masks = {name: mask | ~mask if name in whole else mask for name, mask in self._active().items()}
+        self._become(masks, action.init, self._latent(span))
         self._mark_grown({name: state.active & outside[name] for name, state in self.states.items()})
 
     def _mark_grown(self, new: Masks) -> None:

@@ -53,6 +53,22 @@ def test_parameters_and_flops_are_those_of_the_compacted_model(name):
         assert cost["flops"] == pytest.approx(count_flops(compact, inputs).total, rel=1e-14)
 
 
+DENSE_HEADS = {"qkv": (10, 36), "proj": (12, 10)}
+
+
+def test_heads_take_their_attention_with_them():
+    _, coupling, _, table, prices = priced("heads")
+    (heads,) = coupling.ids
+    attention = next(unit for unit in table.network.units if unit.key.kind == "attention")
+    for count in (1, 2, 3):
+        linear = {"qkv": (10, 9 * count), "proj": (3 * count, 10)}
+        without = table.model(linear) - table.latency(attention.key, count, count)
+        rest = table.model() - table.latency(attention.key, 4, 4)
+        change = sum(table.latency(n, *linear[n]) - table.latency(n, *dense) for n, dense in DENSE_HEADS.items())
+        assert without == pytest.approx(rest + change, rel=1e-12)
+        assert prices.cost({heads: count})["latency"] == table.model(linear)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_latency_is_that_of_the_compacted_model(name):
     model, coupling, inputs, table, prices = priced(name)

@@ -173,6 +173,7 @@ def test_real_runtimes_measure_every_kind_of_unit(runtime):
     ]
     keys += [Key("avg_pool2d", (8, 8), **window), Key("adaptive_avg_pool2d", (8, 8), (1, 1))]
     keys += [Key("adaptive_avg_pool2d", (8, 8), (2, 2)), Key("mean", (8, 8)), Key("mean", (8,))]
+    keys += [Key("attention", (7, 4), (5, 6)), Key("layer_norm", (5,)), Key("layer_norm")]
     keys += [Key(kind, (8, 8)) for kind in ("cat", "add", "mul", "batch_norm", "sigmoid", "leaky_relu")]
     for key in keys:
         for channels in (12, 16, 32):

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import attack_tables
+from fixed_latency import table_of
 from regrow.errors import UserError
 from regrow.latency.machine import Machine
 from regrow.latency.network import Key, Network, Unit, network_of
@@ -122,7 +123,7 @@ def test_a_table_of_version_1_is_read_and_knows_no_interval(tmp_path):
     read = LatencyTable.load(tmp_path / "old.json")
     assert read.model() == table().model()
     assert (read.spread, read.interval()) == (None, None)
-    assert read.to_json()["version"] == 2
+    assert read.to_json()["version"] == 3
 
 
 def test_every_truncation_is_refused_in_one_sentence(tmp_path):
@@ -139,8 +140,8 @@ def test_every_truncation_is_refused_in_one_sentence(tmp_path):
     ("change", "message"),
     [
         (lambda c: c.update(format="other"), "is not a latency table: make one with `regrow profile`"),
-        (lambda c: c.update(version=99), "has format version 99, this regrow reads 1 and 2: measure it again"),
-        (lambda c: c.update(version=True), "has format version True, this regrow reads 1 and 2"),
+        (lambda c: c.update(version=99), "has format version 99, this regrow reads 1, 2, 3: measure it again"),
+        (lambda c: c.update(version=True), "has format version True, this regrow reads 1, 2, 3"),
         (lambda c: c.update(spread={}), r"is damaged: spread\.reference is missing"),
         (
             lambda c: c.update(spread={"reference": 0.1, "drift": 0.0, "dense": 0.1, "wholes": 0.1, "freedom": 0}),
@@ -292,6 +293,60 @@ def test_trace_follows_channels_that_come_last_and_counts_tokens():
         ("mean", "mean 3x3", 16, 16, ("down",), False),
     ]
     assert network.unpriced == {"conv": 1}  # transposed
+
+
+class Heads(nn.Module):
+    """Attention with heads of 4 features, after a norm."""
+
+    def __init__(self, heads: int = 3) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(12)
+        self.qkv = nn.Linear(12, 3 * 4 * heads)
+        self.proj = nn.Linear(4 * heads, 12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, 4)).permute(2, 0, 3, 1, 4)
+        k, v = k[..., :5, :], v[..., :5, :]
+        return x + self.proj(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_attention_has_the_heads_of_the_layer_before_it_and_a_norm_the_features_of_its_source():
+    network = network_of(nn.Sequential(nn.Linear(12, 12), Heads()), torch.randn(2, 7, 12))
+    found = [(u.name.split(":")[0], str(u.key), u.c_in, u.c_out, u.sources) for u in network.units]
+    assert found == [
+        ("0", "linear 7 bias", 12, 12, ()),
+        ("layer_norm", "layer_norm 7", 12, 12, ("0",)),
+        ("1.qkv", "linear 7 bias", 12, 36, ("0",)),
+        ("attention", "attention 7x4 k5x4", 3, 3, ("1.qkv",)),
+        ("1.proj", "linear 7 bias +add", 12, 12, ()),
+    ]
+    assert network.unpriced == {}
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3])
+def test_attention_is_priced_by_its_heads(heads):
+    x = torch.randn(2, 7, 12)
+    made = table_of(Heads(), x)
+    thin = network_of(Heads(heads), x)
+    widths = {u.name: (u.c_in, u.c_out) for u in thin.units if u.key.kind == "linear"}
+    attention = next(unit for unit in thin.units if unit.key.kind == "attention")
+    assert attention.c_in == heads
+    assert made.predict(thin) == made.model(widths)
+    less = made.latency(attention.key, 3, 3) - made.latency(attention.key, heads, heads)
+    assert less == pytest.approx((3 - heads) * 28e-9)  # a nanosecond for each of 7·4 numbers of a head
+
+
+def test_tables_that_count_attention_into_the_rest_still_predict():
+    x = torch.randn(2, 7, 12)
+    made = table_of(Heads(), x)
+    kept = tuple(unit for unit in made.network.units if unit.key.kind == "linear")
+    old = replace(made, network=Network(kept, {"native_layer_norm": 1}), grids={u.key: made.grids[u.key] for u in kept})
+    assert old.predict(network_of(Heads(), x)) == old.model()
+    missing = replace(made, grids={key: made.grids[key] for key in made.grids if key != Key("layer_norm", (7,))})
+    other = replace(missing, grids={**missing.grids, Key("layer_norm", (9,)): made.grids[Key("layer_norm", (7,))]})
+    with pytest.raises(UserError, match="has no unit layer_norm 7"):  # of a kind that it prices
+        other.predict(network_of(Heads(), x))
 
 
 def test_grouped_convolutions_whose_groups_come_and_go_are_one_kind():

@@ -277,9 +277,9 @@ class _Parts:
             if unit.name in layers:
                 source, target = layers[unit.name]
                 widths.append((source, target) if unit.key.two_sided else (None, source))
-            elif unit.sources and sum(dense.get(s, -1) for s in unit.sources) == unit.c_in:
-                # as in `LatencyTable.model`: what the layers that feed it put out
-                widths.append((None, _joined([layers[s][1] for s in unit.sources])))
+            elif all(s in layers for s in unit.sources) and unit.follows(fed := sum(dense[s] for s in unit.sources)):
+                # as in `LatencyTable.model`: what the layers that feed it put out, or their heads
+                widths.append((None, _joined([layers[s][1] for s in unit.sources], unit.c_in / fed)))
             else:
                 widths.append((None, Extent(unit.c_out, {})))
         return Times(table, widths, self.groups)
@@ -315,12 +315,13 @@ class _Parts:
                 raise _foreign(f"it has no layer {module!r}")
 
 
-def _joined(widths: Sequence[Extent]) -> Extent:
+def _joined(widths: Sequence[Extent], share: float = 1) -> Extent:
+    """Their sum, or this share of it: heads have several channels each."""
     parts: dict[int, float] = {}
     for width in widths:
         for group, each in width.parts.items():
-            parts[group] = parts.get(group, 0) + each
-    return Extent(sum(width.const for width in widths), parts)
+            parts[group] = parts.get(group, 0) + each * share
+    return Extent(round(sum(width.const for width in widths) * share), parts)
 
 
 def _foreign(why: str) -> UserError:

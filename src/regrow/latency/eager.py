@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from regrow.inputs import Inputs
 from regrow.latency.clock import Clock
-from regrow.latency.network import Key
+from regrow.latency.network import ATTENTION, LAYER_NORM, Key
 
 Work = Callable[[], object]
 
@@ -51,7 +51,7 @@ class Eager:
 
         The input has just been written, as in a network.
         """
-        shape = (self.batch, *key.size, c_in) if key.kind == "linear" else (self.batch, c_in, *key.size)
+        shape = _shape(key, self.batch, c_in)
         x, other = torch.empty(shape, device=self.device), None
 
         def make() -> Work:
@@ -126,6 +126,14 @@ class Eager:
             case "linear":
                 weight = self._take((c_out, c_in))
                 return lambda: F.linear(x, weight, bias)
+            case kind if kind == ATTENTION:
+                keys, width = key.kernel
+                k, v = (self._take((self.batch, keys, c_in, w)).clone() for w in (key.size[1], width))
+                q, k, v = (t.transpose(1, 2) for t in (x, k, v))  # as linear layers leave them
+                return lambda: F.scaled_dot_product_attention(q, k, v)
+            case kind if kind == LAYER_NORM:
+                scale, shift = (self._take((c_in,)) for _ in range(2))
+                return lambda: F.layer_norm(x, (c_in,), scale, shift)
             case "max_pool2d":
                 return lambda: F.max_pool2d(x, key.kernel, stride, padding)
             case "avg_pool2d":
@@ -153,6 +161,14 @@ class Eager:
             return lambda y, other: y.add_(other) if here else y + other  # type: ignore[arg-type,operator]
         act = _ACTIVATIONS[name]
         return lambda y, _: act(y, here)
+
+
+def _shape(key: Key, batch: int, channels: int) -> tuple[int, ...]:
+    """Of a unit's input."""
+    if key.kind == ATTENTION:
+        return batch, key.size[0], channels, key.size[1]
+    last = key.kind in {"linear", LAYER_NORM}
+    return (batch, *key.size, channels) if last else (batch, channels, *key.size)
 
 
 def _combine(kind: str, x: Tensor, other: Tensor | None) -> Tensor:

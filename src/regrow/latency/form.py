@@ -83,10 +83,11 @@ class SpreadForm(Form):
 
 
 class TableForm(Form):
-    """``checksum`` is there in tables that are files of their own; version 1 says nothing of errors."""
+    """``checksum`` is there in tables that are files of their own; version 1 says nothing of errors, versions below 3
+    have no attention and no layer norms among their units."""
 
     format: Literal["regrow-latency"]
-    version: Literal[1, 2]
+    version: Literal[1, 2, 3]
     machine: MachineForm
     batch: Positive
     threads: Positive

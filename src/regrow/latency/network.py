@@ -1,8 +1,9 @@
 """What a model does in one forward pass, as a list of units that can be measured by themselves.
 
 A unit is a convolution or linear layer with the norm, addition and activation that follow it (runtimes fuse these, and
-they find their input in the cache), or one of the other operations: pooling, a norm or activation that stands alone, an
-addition, a concatenation. Where its channels come from is known, so that its price follows the widths of the layers.
+they find their input in the cache), or one of the other operations: attention, pooling, a norm or activation that
+stands alone, an addition, a concatenation. Where its channels come from is known, so that its price follows the widths
+of the layers.
 """
 
 from __future__ import annotations
@@ -23,10 +24,14 @@ from regrow.tracing.trace import ModelTrace, Operation, Value, record
 ACTIVATIONS = {"relu", "hardtanh", "silu", "hardswish", "sigmoid", "hardsigmoid", "gelu", "tanh", "leaky_relu", "elu"}
 POOLS = {"max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "mean"}
 LAYERS = {"conv", "linear"}
+ATTENTION = "attention"  # its channels are heads
+LAYER_NORM = "layer_norm"  # over features, which are last
+SINCE_3 = {ATTENTION, LAYER_NORM}  # kinds that tables of earlier versions count into what has no price
 _KINDS = {
     "convolutions": "conv", "matrix products": "linear", "batch norms": "batch_norm", "max pools": "max_pool2d",
-    "adaptive pools": "adaptive_avg_pool2d",
+    "adaptive pools": "adaptive_avg_pool2d", "layer norms": LAYER_NORM,
 }  # fmt: skip
+_ATTENTION = "_scaled_dot_product"  # how the names of its kernels begin
 _VIEWS = {"views", "orders of dimensions", "same memory", "new strides"}  # those in place are no views to torch
 
 
@@ -35,9 +40,11 @@ class Key:
     """What a unit is apart from its numbers of channels.
 
     Attributes:
-        kind: "conv", "linear", "batch_norm", "add", "mul", "cat", a pool or an activation
-        size: height and width of the input; for "linear" the vectors of one example (tokens, places); () for one
-        kernel, stride, padding, dilation: of convolutions and pools, for both dimensions
+        kind: "conv", "linear", "attention", "batch_norm", "layer_norm", "add", "mul", "cat", a pool or an activation
+        size: height and width of the input; for "linear" and "layer_norm" the vectors of one example (tokens, places),
+            () for one; for "attention" queries and the width of a head
+        kernel, stride, padding, dilation: of convolutions and pools, for both dimensions; the kernel of "attention" is
+            keys, and the width of a head's values
         groups: of a convolution; 0 where they follow its channels, as whole groups come and go
         per_group: channels of a group, where ``groups`` is 0; 1 for a depthwise convolution
         bias: whether a convolution or linear layer has one
@@ -83,9 +90,9 @@ class Unit:
     Attributes:
         name: of the parameter's module for layers ("layer1.0.conv1"), else the kind with a running number
         key: what it is
-        c_in, c_out: channels (features) that enter and leave; equal unless `Key.two_sided`
-        sources: names of the layers whose outputs, concatenated, are the channels of the input; () for the model's own
-            input, or where it cannot be said
+        c_in, c_out: channels (features, heads) that enter and leave; equal unless `Key.two_sided`
+        sources: names of the layers whose outputs, concatenated, are the channels of the input, or have its heads; ()
+            for the model's own input, or where it cannot be said
         fixed: the output is the model's own, so ``c_out`` never changes
         own: the input is the model's own, so ``c_in`` never changes
     """
@@ -97,6 +104,10 @@ class Unit:
     sources: tuple[str, ...] = ()
     fixed: bool = False
     own: bool = False
+
+    def follows(self, channels: int) -> bool:
+        """Whether its width is in proportion to these channels of its sources, all of them: as many, or their heads."""
+        return channels > 0 and (self.c_in == channels or (self.key.kind == ATTENTION and channels % self.c_in == 0))
 
 
 @dataclass(frozen=True)
@@ -142,11 +153,13 @@ class _Op:
 
 @dataclass(frozen=True)
 class _Carried:
-    """What a tensor carries: which op made it, whose channels it has, along which dimension."""
+    """What a tensor carries: which op made it, whose channels it has, along which dimension, and which layers' outputs
+    it is a part or a new order of."""
 
     maker: int | None = None
     sources: tuple[str, ...] = ()
     channel: int = 1
+    origin: tuple[str, ...] = ()
 
 
 class _Reader:
@@ -168,6 +181,7 @@ class _Reader:
             return
         family = family_of(operation.func)
         kind = _KINDS.get(family or "", operation.name.rstrip("_"))
+        kind = ATTENTION if kind.startswith(_ATTENTION) else kind
         if kind == "add" and self._is_bias(operation.args):
             self._carried[outputs[0].number] = self._carried[inputs[0].number]
         elif len(outputs[0].shape) < 2 or not self._record(kind, operation, inputs, outputs[0]):
@@ -175,7 +189,8 @@ class _Reader:
                 self.unpriced[kind] += 1
             carried = self._carried[inputs[0].number]
             for output in outputs:
-                self._carried[output.number] = _moved(carried, kind, operation.args, inputs[0], output)
+                moved = _moved(carried, kind, operation.args, inputs[0], output)
+                self._carried[output.number] = replace(moved, origin=carried.origin)
 
     def _is_bias(self, args: Any) -> bool:
         """Whether an addition is the bias of a linear layer, which PyTorch adds by itself to strided inputs."""
@@ -193,18 +208,24 @@ class _Reader:
         """Notes an operation, if it has a price."""
         args, largest = operation.args, max(inputs, key=lambda value: value.shape.numel())
         value = self._carried[largest.number]
-        channel = -1 if kind == "linear" else 1 if kind in LAYERS else min(value.channel, len(largest.shape) - 1)
+        channel = -1 if kind in {"linear", LAYER_NORM} else 1 if kind in {"conv", ATTENTION} else value.channel
+        channel = min(channel, len(largest.shape) - 1)
         key = _key(kind, args, largest.shape, channel)
         if key is None:
             return False
-        sources, name = value.sources, ""
+        sources, origin, name = value.sources, value.origin, ""
+        if kind == ATTENTION:
+            sources = origin = self._carried[inputs[0].number].origin
         if kind == "cat" and (args[1] if len(args) > 1 else 0) % len(output.shape) == channel:
             sources = tuple(source for v in inputs for source in self._carried[v.number].sources)
         if kind in LAYERS:
             weight = args[1] if kind == "conv" else args[-1]
             name = self._layers.get((weight.storage, weight.offset), "")
         name = name or f"{kind}:{len(self.ops)}"
-        made = _Carried(len(self.ops), (name,) if kind in LAYERS else sources, channel % len(output.shape))
+        if kind in LAYERS:
+            made = _Carried(len(self.ops), (name,), channel % len(output.shape), (name,))
+        else:
+            made = _Carried(len(self.ops), sources, channel % len(output.shape), origin)
         if kind == "mean":
             c_in = c_out = output.shape.numel() // output.shape[0]
             made = _averaged(made, args, len(largest.shape), channel)
@@ -259,6 +280,13 @@ def _key(kind: str, args: Any, shape: torch.Size, channel: int) -> Key | None:
         # PyTorch has put what is between batch and features into the rows; the batch is one example
         rows = shape.numel() // shape[-1]
         return Key("linear", (rows,) if rows > 1 else (), bias=len(args) == 3)
+    if kind == ATTENTION:
+        keys, values = args[1].shape, args[2].shape
+        one_each = len(shape) == 4 and shape == args[0].shape and shape[1] == keys[1] == values[1]
+        return Key(kind, size, kernel=(keys[2], values[3])) if one_each else None
+    if kind == LAYER_NORM:
+        rows = shape.numel() // shape[-1]
+        return Key(kind, (rows,) if rows > 1 else ()) if list(args[1]) == [shape[-1]] else None
     if kind in ACTIVATIONS | {"batch_norm", "add", "mul", "cat"}:
         return Key(kind, size)
     transposed = kind == "conv" and args[6]

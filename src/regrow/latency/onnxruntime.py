@@ -22,7 +22,7 @@ from regrow import extras
 from regrow.errors import UserError
 from regrow.inputs import Inputs, first_line
 from regrow.latency.clock import MOST_TIMES, Clock, Timing
-from regrow.latency.network import Key
+from regrow.latency.network import ATTENTION, LAYER_NORM, Key
 from regrow.quiet import silent
 
 Array = NDArray[np.float32]
@@ -189,10 +189,11 @@ class _Graph:
         self._nodes: list[Any] = []
         self._weights: list[Any] = []
         self._random, self._batch = random, batch
-        if key.kind == "linear":
+        if key.kind in {"linear", LAYER_NORM}:
             y = self._input((batch, *key.size, c_in), blocked=False)
         else:
-            y = self._input((batch, c_in, *key.size), blocked=len(key.size) == 2, alone=key.kind != "conv")
+            blocked = len(key.size) == 2 and key.kind != ATTENTION
+            y = self._input((batch, c_in, *key.size), blocked=blocked, alone=key.kind != "conv")
         y = self._main(key, y, c_in, c_out)
         for name in key.tail:
             y = self._tail(key, name.rstrip("_"), y, c_out)
@@ -261,6 +262,10 @@ class _Graph:
                     return self._node("Gemm", [x, weight_name, self._weight((c_out,))])
                 y = self._node("MatMul", [x, weight_name])
                 return self._node("Add", [y, self._weight((c_out,))]) if key.bias else y
+            case kind if kind == ATTENTION:
+                return self._attention(key, x, c_in)
+            case kind if kind == LAYER_NORM:
+                return self._node("LayerNormalization", [x, self._weight((c_in,)), self._weight((c_in,))])
             case "max_pool2d":
                 return self._node("MaxPool", [x], **window)
             case "avg_pool2d":
@@ -289,6 +294,14 @@ class _Graph:
                 ]
                 return self._node("BatchNormalization", [x, *ones])
         return self._activation(key.kind, x)
+
+    def _attention(self, key: Key, queries: str, heads: int) -> str:
+        """As the exporter writes it."""
+        keys, width = key.kernel
+        turned = self._input((self._batch, heads, key.size[1], keys), blocked=False)
+        values = self._input((self._batch, heads, keys, width), blocked=False)
+        scaled = [self._node("Mul", [x, self._weight((), 0.5)]) for x in (queries, turned)]
+        return self._node("MatMul", [self._node("Softmax", [self._node("MatMul", scaled)], axis=-1), values])
 
     def _tail(self, key: Key, name: str, y: str, c_out: int) -> str:
         if name == "batch_norm":  # folded into the layer

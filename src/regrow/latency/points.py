@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from regrow.latency.network import Key, Network, Unit
+from regrow.latency.network import ATTENTION, Key, Network, Unit
 from regrow.latency.runtime import Runtime
 
 PASSES = 3  # over all points
@@ -55,6 +55,7 @@ def axes(units: Sequence[Unit], density: int) -> Axes:
     free_in = {unit.c_in for unit in units if not unit.own}
     free_out = {unit.c_out for unit in units if not unit.fixed}
     step = 16 if max(u.c_in for u in units) >= 48 or max(u.c_out for u in units) >= 48 else 4
+    step = 1 if key.kind == ATTENTION else step
     step = step * groups // math.gcd(step, groups)
     c_in = _axis(free_in, {u.c_in for u in units}, density, step)
     c_out = _axis(free_out, {u.c_out for u in units}, density, step) if key.two_sided else (0,)

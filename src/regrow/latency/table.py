@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from regrow import atomic, regular
 from regrow.errors import UserError
 from regrow.latency.machine import Machine
-from regrow.latency.network import LAYERS, Key, Network, Unit
+from regrow.latency.network import LAYERS, SINCE_3, Key, Network, Unit
 from regrow.latency.spread import Spread
 
 if TYPE_CHECKING:
     from regrow.latency.form import KeyForm, TableForm
 
 FORMAT = "regrow-latency"
-VERSION = 2
-READS = (1, 2)
+VERSION = 3
+READS = (1, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -138,10 +138,10 @@ class LatencyTable:
         if unit.key.two_sided or not unit.sources or not all(s in self._units for s in unit.sources):
             return unit.c_in, unit.c_out
         dense = sum(self._units[s].c_out for s in unit.sources)
-        if dense != unit.c_in:
+        if not unit.follows(dense):
             return unit.c_in, unit.c_out
         total = sum(widths[s][1] if s in widths else self._units[s].c_out for s in unit.sources)
-        return total, total
+        return (total * unit.c_in // dense,) * 2
 
     def predict(self, network: Network) -> float:
         """Seconds per batch of another model that is made of the same kinds of units, thin ones for example.
@@ -152,7 +152,9 @@ class LatencyTable:
         return self.other + sum(self.latency(*place) for place in self._of(network))
 
     def _of(self, network: Network) -> list[tuple[Key, int, int]]:
-        return [(known_key(unit, self._units, self.grids), unit.c_in, unit.c_out) for unit in network.units]
+        kinds = {key.kind for key in self.grids}
+        units = [unit for unit in network.units if unit.key.kind in kinds or unit.key.kind not in SINCE_3]
+        return [(known_key(unit, self._units, self.grids), unit.c_in, unit.c_out) for unit in units]
 
     def interval(self, of: Network | Mapping[str, tuple[int, int]] | None = None) -> tuple[float, float] | None:
         """Between which seconds per batch the latency lies in nine of ten cases; `model` or `predict` is the middle.
@@ -215,7 +217,7 @@ class LatencyTable:
             raise UserError(f"{name or 'this'} is not a latency table: make one with `regrow profile`")
         version = schema.shown(str(content.get("version")))
         if content.get("version") not in READS or isinstance(content["version"], bool):
-            reads = " and ".join(map(str, READS))
+            reads = ", ".join(map(str, READS))
             raise UserError(f"{table} has format version {version}, this regrow reads {reads}: measure it again")
         form = schema.check(TableForm, content, table, "measure it again")
         schema.check_seal(content, table, f'measure it again, or delete its key "{schema.CHECKSUM}" if you edited it')

@@ -23,6 +23,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "detection": ("torchmetrics", "faster_coco_eval"),
     "text": ("transformers", "tokenizers"),
     "export": ("onnx", "onnxscript", "onnxruntime"),
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
     "integrations": ("lightning", "transformers", "accelerate"),
 }
 

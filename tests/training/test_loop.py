@@ -315,18 +315,6 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
     assert list((tmp_path / "run" / "checkpoint").iterdir()) == []
 
 
-def test_tensorboard(tmp_path):
-    pytest.importorskip("tensorboard")
-    out, _ = run(tmp_path, "--train.tensorboard", "true")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(out / "tensorboard"))
-    events.Reload()
-    tags = set(events.Tags()["scalars"])
-    assert {"train/loss", "train/lr", "train/density", "val/accuracy", "test/accuracy"} <= tags
-    assert {"regrow/density", "regrow/updates", "regrow/phase_fixed", "regrow/iou"} <= tags
-
-
 def test_sparsity_and_method_are_all_that_differs_between_the_imagenet_recipes():
     for method in ("iee", "rigl"):
         pair = [load(f"imagenet-resnet50-erk{s}-{method}").resolved() for s in (80, 90)]

@@ -24,7 +24,7 @@ _WAY_OUT = "put it back as it was, or choose another --out"
 _ASIDE = (
     "method", "compare", "study", "epochs", "steps", "seed", "schedule", "model.weights", "optimizer.lr",
     "optimizer.weight_decay", "train.cost_steps", "train.planned_seconds", "train.recalibrate", "train.log_every",
-    "train.eval_every", "train.checkpoint_minutes", "train.checkpoint_steps", "train.tensorboard",
+    "train.eval_every", "train.checkpoint_minutes", "train.checkpoint_steps", "train.tensorboard", "train.trackers",
     "train.latency_batch", "train.latency_seconds",
 )  # fmt: skip
 _OF_RANKING = ("criterion", "pattern.solver", "pattern.distribution")

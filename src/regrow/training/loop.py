@@ -20,7 +20,7 @@ from torch import nn
 from regrow import atomic, recalibrate, storage
 from regrow.data.named import BatchSource
 from regrow.errors import UserError
-from regrow.training import checkpoint, rundir
+from regrow.training import checkpoint, rundir, trackers
 from regrow.training import resume as resume_checks
 from regrow.training.evaluation import averaged_weights
 from regrow.training.measures import measure_of
@@ -29,7 +29,7 @@ from regrow.training.progress import Interrupted, Progress, StopRequest, Stopwat
 from regrow.training.provenance import sizes
 from regrow.training.recipe import Recipe
 from regrow.training.results import results, run_entry, structure
-from regrow.training.run import Run, model_of, summary_writer
+from regrow.training.run import Run, model_of
 from regrow.training.speed import is_channels, needs_table, read_table
 from regrow.training.speed import measured as latency
 from regrow.training.stepping import train_step
@@ -104,16 +104,18 @@ class Trainer:
         self.training = Stopwatch(times[1])
         self.progress = Progress(run.total_steps, run.step, quiet)
         self.last_checkpoint = time.monotonic()
-        self.writer: Any = None
-        if self.settings.tensorboard and out is not None:
-            self.writer = summary_writer()(str(out / "tensorboard"), purge_step=run.step + 1)
+        self.trackers: list[trackers.Tracker] = []
+        if out is not None:
+            named = self.settings.all_trackers
+            name = f"{run.label} seed {run.recipe.seed}"
+            self.trackers = trackers.start(named, out, run.step, name, run.recipe.resolved())
 
     def train(self) -> dict[str, Any]:
         """All steps that are left, then the final evaluation; returns the content of ``results.json``."""
         run = self.run
         with ExitStack() as stack:
-            if self.writer is not None:
-                stack.callback(self.writer.close)
+            for tracker in self.trackers:
+                stack.callback(tracker.close)
             stack.enter_context(self.progress)
             stop = stack.enter_context(StopRequest(launched="LOCAL_RANK" in os.environ))
             batches = run.stream.starting_at(run.step * self.settings.accumulate)
@@ -176,14 +178,14 @@ class Trainer:
         if self.metrics is not None:
             self.metrics.append(record)
         self.progress.logged(record)
-        if self.writer is not None:
-            split = record.get("split")
+        if self.trackers:
+            split, values = record.get("split"), self.run.sparsifier.metrics()
             for key in ("loss", "lr", "density", "cost", "accuracy"):
                 if key in record:
                     name = f"{split}/{measure_of([record]).name}" if key == "accuracy" else f"train/{key}"
-                    self.writer.add_scalar(name, record[key], record["step"])
-            for name, value in self.run.sparsifier.metrics().items():
-                self.writer.add_scalar(name, value, record["step"])
+                    values[name] = record[key]
+            for tracker in self.trackers:
+                tracker.log(values, record["step"])
 
     def _crossed(self, every: float) -> bool:
         """Whether this step passed a multiple of ``every`` steps."""

@@ -48,7 +48,7 @@ _VARIABLE = ("model.options", "model.weights", "criterion", "pattern", "optimize
 # keys that may differ between a run and its continuation: they change what is seen, not what is computed
 HARMLESS = (
     "train.log_every", "train.eval_every", "train.checkpoint_minutes", "train.checkpoint_steps", "train.tensorboard",
-    "train.threads", "train.latency_seconds", "data.workers", "compare", "study",
+    "train.trackers", "train.threads", "train.latency_seconds", "data.workers", "compare", "study",
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import os
 import random
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +26,7 @@ from regrow.importing import import_callable
 from regrow.inputs import first_line
 from regrow.sparsifier import Sparsifier
 from regrow.tracing.flops import count_flops
-from regrow.training import provenance, resume
+from regrow.training import provenance, resume, trackers
 from regrow.training.evaluation import moving_average
 from regrow.training.initial import start_from
 from regrow.training.recipe import Recipe
@@ -58,8 +59,10 @@ class Run:
         self.task.check(settings)
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
+        trackers.check(settings.all_trackers)
         if settings.tensorboard:
-            summary_writer()
+            said = "train.tensorboard will go in regrow 0.3; write train.trackers: [tensorboard]"
+            warnings.warn(said, FutureWarning, stacklevel=2)
         self.accelerator = _accelerator(recipe)
         self.device: torch.device = self.accelerator.device
         self.data = data_of(recipe, self.accelerator.process_index, self.accelerator.num_processes)
@@ -368,11 +371,3 @@ def data_of(recipe: Recipe, rank: int = 0, world: int = 1) -> DataSet:
     return load_data(
         options.pop("name"), seed=recipe.seed, rank=rank, world=world, tokenizer=tokenizer, **options
     )  # fmt: skip
-
-
-def summary_writer() -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UserError("train.tensorboard needs one more package: pip install tensorboard") from error
-    return SummaryWriter

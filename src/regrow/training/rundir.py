@@ -16,6 +16,7 @@ from regrow.errors import UserError
 from regrow.training import own
 from regrow.training.recipe import Recipe, differences, parse
 from regrow.training.recipe_layers import parse_yaml, read_text
+from regrow.training.trackers import TABLE
 
 RECIPE = "recipe.yaml"
 METRICS = "metrics.jsonl"
@@ -27,7 +28,20 @@ LATENCY = "latency.json"
 STEP_TIMES = "step_times.json"
 CHECKPOINT = "checkpoint/state.pt"
 _LOCK = ".lock"
-_OURS = {RECIPE, METRICS, RESULTS, STRUCTURE, PICTURES, REPORT, LATENCY, "checkpoint", "model", "tensorboard"}
+_OURS = {
+    RECIPE,
+    METRICS,
+    RESULTS,
+    STRUCTURE,
+    PICTURES,
+    REPORT,
+    LATENCY,
+    "checkpoint",
+    "model",
+    "tensorboard",
+    "wandb",
+    TABLE,
+}
 
 
 def is_finished(directory: Path) -> bool:

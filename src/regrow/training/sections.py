@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -76,7 +76,9 @@ class TrainSection:
         eval_every: epochs between two evaluations on the validation split; 0 means only at the end
         checkpoint_minutes: minutes between two checkpoints; 0 means none by time
         checkpoint_steps: steps between two checkpoints; 0 means none by steps
-        tensorboard: also write TensorBoard's event files, with phase, budget, IoU and survival of updates
+        trackers: where metrics go beside metrics.jsonl, with phase, budget, IoU and survival of updates: csv for
+            metrics.csv, tensorboard for its event files, wandb for Weights & Biases
+        tensorboard: deprecated, the same as trackers: [tensorboard]
     """
 
     label_smoothing: float = number(0.0, 0, 0.999)
@@ -96,7 +98,13 @@ class TrainSection:
     eval_every: float = number(1.0, 0, cap=10**9)
     checkpoint_minutes: float = number(5.0, 0, cap=10**9)
     checkpoint_steps: int = number(0, 0)
+    trackers: Sequence[str] = ()
     tensorboard: bool = False
+
+    @property
+    def all_trackers(self) -> tuple[str, ...]:
+        """Those of `trackers`, and what `tensorboard` stands for."""
+        return (*self.trackers, *(["tensorboard"] if self.tensorboard else []))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import tiny_recipe as tiny
 from regrow.errors import UserError
 from regrow.training import loop, trackers
 from regrow.training.recipe import load
-from regrow.training.trackers import Table
+from regrow.training.trackers import MetricsTable
 
 
 def run(tmp_path, *overrides):
@@ -27,7 +27,7 @@ def rows(path):
 
 
 def test_a_table_has_a_row_for_each_step_and_a_column_for_each_metric(tmp_path):
-    table = Table(tmp_path, 0, "name", {})
+    table = MetricsTable(tmp_path, 0, "name", {})
     table.log({"loss": 2.0}, 5)
     table.log({"val": 0.5}, 5)
     table.log({"loss": 1.5, "iou": 0.25}, 10)
@@ -38,7 +38,7 @@ def test_a_table_has_a_row_for_each_step_and_a_column_for_each_metric(tmp_path):
 
 def test_a_table_goes_on_where_the_run_does(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,loss\n5,2.0\n10,1.5\n15,1.0\n20,")
-    table = Table(tmp_path, 10, "name", {})
+    table = MetricsTable(tmp_path, 10, "name", {})
     table.log({"loss": 0.5}, 15)
     table.close()
     assert (tmp_path / "metrics.csv").read_text() == "step,loss\n5,2.0\n10,1.5\n15,0.5\n"
@@ -46,7 +46,7 @@ def test_a_table_goes_on_where_the_run_does(tmp_path):
 
 def test_a_run_that_begins_anew_begins_its_table_anew(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,loss\n5,2.0\n")
-    Table(tmp_path, 0, "name", {}).close()
+    MetricsTable(tmp_path, 0, "name", {}).close()
     assert (tmp_path / "metrics.csv").read_text() == "step\n"
 
 

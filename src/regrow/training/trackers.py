@@ -68,7 +68,7 @@ class WeightsAndBiases:
         self._tracker.finish()
 
 
-class Table:
+class MetricsTable:
     """``metrics.csv``: a row for each step, a column for each metric."""
 
     def __init__(self, out: Path, step: int, name: str, config: Mapping[str, Any]) -> None:
@@ -115,7 +115,7 @@ class Table:
 TRACKERS: dict[str, tuple[Callable[[Path, int, str, Mapping[str, Any]], Tracker], str | None]] = {
     "tensorboard": (TensorBoard, "tensorboard"),
     "wandb": (WeightsAndBiases, "wandb"),
-    "csv": (Table, None),
+    "csv": (MetricsTable, None),
 }
 
 

@@ -91,6 +91,29 @@ class Group:
 
 
 @dataclass(frozen=True, eq=False)
+class Block:
+    """The branch of a residual sum, which may go whole: once no channel is left inside it, its layers are not run.
+
+    Attributes:
+        id: of the group that stands for it, which has one channel: what of the branch has the width of the sum, and
+            would leave a constant (the last norm, the last bias), or is read by the branch alone (its first norm).
+        inner: ids of the groups that lie inside it. They and its own group lose all their channels, or none does.
+        skips: the modules that are not run, as in ``model.named_modules()``.
+        ending: the parameters of the last of them, whose gradients say what the branch as a whole is worth.
+    """
+
+    id: str
+    inner: tuple[str, ...]
+    skips: tuple[str, ...]
+    ending: tuple[str, ...]
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The groups that go together: its own, and those inside."""
+        return (self.id, *self.inner)
+
+
+@dataclass(frozen=True, eq=False)
 class Attended:
     """A product of activations, which has a part for each head.
 
@@ -113,6 +136,8 @@ class Coupling:
         untrained: why the groups could not be tried in training mode; "" where they were.
         seconds: how long it took to find out.
         attended: the products of activations of which parts go with channels.
+        blocks: branches that may go whole, each of which has a group.
+        whole: name of a branch → why it cannot go whole.
     """
 
     groups: tuple[Group, ...]
@@ -120,6 +145,8 @@ class Coupling:
     untrained: str = ""
     seconds: float = 0.0
     attended: tuple[Attended, ...] = ()
+    blocks: tuple[Block, ...] = ()
+    whole: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, group: str) -> Group:
         """The group of this id.
@@ -144,7 +171,8 @@ class Coupling:
             keep: group id → bool, one for each of its channels, True for those that stay.
 
         Raises:
-            UserError: an unknown group, a wrong length or type, or a group that would lose all its channels.
+            UserError: an unknown group, a wrong length or type, or a group that would lose all its channels without
+                the block that it lies in, or beside others that do not.
         """
         sizes = {group.id: group.size for group in self.groups}
         for name, mask in keep.items():
@@ -155,8 +183,25 @@ class Coupling:
                     f"the mask of group {name!r} must be {sizes[name]} bools, not {mask.dtype} of shape "
                     f"{tuple(mask.shape)}"
                 )
-            if not bool(mask.any()):
+        empty = {name for name, mask in keep.items() if not bool(mask.any())}
+        for block in self.gone(keep):
+            empty -= {*block.members}
+        if empty:
+            name = next(name for name in keep if name in empty)
+            mine = next((block for block in self.blocks if name in block.members), None)
+            if mine is None:
                 raise UserError(f"group {name!r} would lose all its channels; keep at least one")
+            others = next(other for other in mine.members if other not in empty)
+            raise UserError(
+                f"group {name!r} would lose all its channels, and {others!r} of the same block would not: a block goes "
+                "whole, or keeps at least one channel of each"
+            )
+
+    def gone(self, keep: Mapping[str, Tensor]) -> tuple[Block, ...]:
+        """The blocks of which nothing is left under these masks (group id → bool [channels])."""
+        return tuple(
+            block for block in self.blocks if all(m in keep and not bool(keep[m].any()) for m in block.members)
+        )
 
     def kept(self, keep: Mapping[str, Tensor], *, zeroed: bool = False) -> dict[str, dict[int, Tensor]]:
         """What stays of each tensor under these masks.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from regrow import bitmask, names, saved
 from regrow.errors import UserError
 from regrow.shards import is_sharded
-from regrow.surgery import refit, resize
+from regrow.surgery import refit, resize, skip
 from regrow.watch import OnTrial
 
 MANIFEST = saved.MANIFEST
@@ -178,7 +178,8 @@ def _load(
     note = refit.from_manifest(manifest.get("thin"), file if file == source else source / MANIFEST)
     change = None if note is None else refit.plan(model, note, source)
     state, tied = _state(model, () if change is None else change.buffers)
-    _check_fit(manifest, state, tied, source, thin=change is not None)
+    least = None if note is None else 0 if any(skip.SKIPPED in attributes for attributes in note.values()) else 1
+    _check_fit(manifest, state, tied, source, least)
     if change is not None:
         shapes = {name: entry["shape"] for name, entry in manifest["tensors"].items()}
         shapes |= {alias: shapes[name] for alias, name in tied.items()}
@@ -251,10 +252,15 @@ def _state(model: nn.Module, further: Iterable[str] = ()) -> tuple[dict[str, Ten
 
 
 def _check_fit(
-    manifest: Mapping[str, Any], state: Mapping[str, Tensor], tied: Mapping[str, str], source: Path, thin: bool
+    manifest: Mapping[str, Any], state: Mapping[str, Tensor], tied: Mapping[str, str], source: Path, least: int | None
 ) -> None:
     """Raise for the first tensor of the model or of the file that the other does not have in the same form, or, if the
-    saved model is `thin`, in a larger form."""
+    saved model is thin, in a larger form.
+
+    Args:
+        least: what a length may be in a thin model: 0 where a branch is not run, otherwise 1; None: it is not thin.
+    """
+    thin = least is not None
     entries = manifest["tensors"]
     saved_names, own_names = {*entries, *manifest["tied"]}, {*state, *tied}
     if missing := sorted(own_names - saved_names):
@@ -268,7 +274,10 @@ def _check_fit(
     for name, tensor in state.items():
         shape, dtype = entries[name]["shape"], entries[name]["dtype"]
         own_shape = list(tensor.shape)
-        if thin and not (len(shape) == len(own_shape) and all(map(_is_part, shape, own_shape))):
+        fits = len(shape) == len(own_shape) and all(
+            n == whole or (thin and (least or 0) <= n < whole) for n, whole in zip(shape, own_shape, strict=True)
+        )
+        if thin and not fits:
             raise UserError(
                 f"the tensor {name!r} has shape {shape} in {source}, which is no thinner form of the {own_shape} in "
                 f"the model"
@@ -280,7 +289,3 @@ def _check_fit(
             raise UserError(
                 f"the tensor {name!r} is {dtype} in {source}, but {own} in the model: convert the model first"
             )
-
-
-def _is_part(length: int, whole: int) -> bool:
-    return length == whole or 0 < length < whole

@@ -17,12 +17,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from regrow import names
+from regrow.coupling.branches import blocks_of
 from regrow.coupling.following import Demands, follow
 from regrow.coupling.resolve import Guess, Resolved
 from regrow.coupling.rules_shape import COUNTS
 from regrow.coupling.trial import Trial, TrialFailure
 from regrow.errors import UserError, nearest
-from regrow.groups import Coupling, Group, Size, Slice
+from regrow.groups import Block, Coupling, Group, Size, Slice
 from regrow.inputs import Inputs
 from regrow.tracing.trace import TimeLimit
 
@@ -40,6 +41,7 @@ def couple(
     add: Iterable[Group] = (),
     normalised: bool = False,
     outputs: Callable[[Any], Any] | None = None,
+    blocks: bool = False,
     time_limit: float = 60.0,
 ) -> Coupling:
     """Finds the groups of channels of a model. It works on a copy: the model, its mode, gradients, buffers and the
@@ -62,6 +64,7 @@ def couple(
         normalised: whether all outputs are forced.
         outputs: takes of what the model returns the part that counts; what else it returns may lose channels and is not
             compared. None: all of it counts, but for caches of transformers.
+        blocks: whether to look for branches of residual sums that can go whole, too; each gets a group of its own.
         time_limit: seconds of processor time, so that a busy machine refuses no model.
 
     Raises:
@@ -81,12 +84,33 @@ def couple(
         _check_added(model, found.groups, add)
         if add and (failure := trial.failure(groups)) is not None:
             raise UserError(f"the added groups are not right: the model {failure.reason}")
+        good, whole = _believed(trial, blocks_of(model, inputs, groups, deadline) if blocks else (), groups)
     except TimeLimit as limit:
         at = f" (it had come to {limit.args[0]!r})" if limit.args[0] else ""
         raise UserError(
             f"tracing the model took more than {time_limit:g} s of processor time{at}; raise time_limit"
         ) from limit
-    return Coupling(groups, found.dense, trial.untrained, time.process_time() - start, found.attended)
+    every, those = (*groups, *(group for _, group in good)), tuple(block for block, _ in good)
+    return Coupling(every, found.dense, trial.untrained, time.process_time() - start, found.attended, those, whole)
+
+
+def _believed(
+    trial: Trial, blocks: Sequence[tuple[Block, Group]], groups: Sequence[Group]
+) -> tuple[list[tuple[Block, Group]], dict[str, str]]:
+    """The blocks without which the model computes what it does with them at zero, and why the others stay."""
+    good, left, whole = list(blocks), MOST_TRIES, dict[str, str]()
+    while good and (failure := trial.failure_without(good, groups)) is not None:
+        low, high = 0, len(good)  # the last of the smallest beginning that fails
+        while high - low > 1 and left > 0:
+            left -= 1
+            middle = (low + high) // 2
+            failed = trial.failure_without(good[:middle], groups)
+            low, high, failure = (low, middle, failed) if failed is not None else (middle, high, failure)
+        for block, _ in good[low:high]:
+            whole[block.id] = f"without it the model {failure.reason}"
+        del good[low:high]
+        left -= 1
+    return good, whole
 
 
 class Search:

@@ -19,7 +19,7 @@ from regrow.coupling.dice import Dice
 from regrow.coupling.kept_norms import KeptNorms
 from regrow.coupling.seen import Seen, modules_seen
 from regrow.errors import UserError
-from regrow.groups import Coupling, Group
+from regrow.groups import Block, Coupling, Group
 from regrow.inputs import Inputs, first_line, output_numbers, two_examples
 from regrow.quiet import quiet
 from regrow.surgery import resize
@@ -134,18 +134,41 @@ class Trial:
         trials += [(groups, about_half, side) for side in range(1, len(Dice.SIDES)) if self._dice.rolled]
         trials += [(groups[::2], few, 0), (groups[1::2], few, 0)]
         for tried, keep, self._dice.side in trials:
-            failure = self._failure(tried, keep(tried)) if tried else None
+            failure = self._failure(Coupling(tuple(tried)), keep(tried)) if tried else None
             if failure is not None:
                 return failure
         return None
 
-    def _failure(self, groups: Sequence[Group], keep: Masks) -> TrialFailure | None:
+    def failure_without(self, blocks: Sequence[tuple[Block, Group]], groups: Sequence[Group]) -> TrialFailure | None:
+        """What goes wrong where these blocks are gone whole: with all that is outside of them, and with about half of
+        it; None where nothing does.
+
+        Args:
+            blocks: each with its group.
+            groups: all others.
+
+        Raises:
+            TimeLimit: the deadline has passed.
+        """
+        inner = {name for block, _ in blocks for name in block.inner}
+        coupling = Coupling((*groups, *(group for _, group in blocks)), blocks=tuple(block for block, _ in blocks))
+        gone = {g.id: torch.zeros(g.size, dtype=torch.bool) for g in coupling.groups if g.id in inner}
+        gone |= {group.id: torch.zeros(1, dtype=torch.bool) for _, group in blocks}
+        outside = [group for group in groups if group.id not in inner]
+        self._dice.side = 0
+        for keep in (gone, {**about_half(outside), **gone}):
+            failure = self._failure(coupling, keep)
+            if failure is not None:
+                return failure
+        return None
+
+    def _failure(self, coupling: Coupling, keep: Masks) -> TrialFailure | None:
         """What goes wrong where these channels stay."""
-        off = self._difference(groups, keep, None)
+        off = self._difference(coupling, keep, None)
         if isinstance(off, TrialFailure):
             return off
         if off > SINGLE:
-            precise = self._difference(groups, keep, torch.float64)
+            precise = self._difference(coupling, keep, torch.float64)
             # it may run in single precision only
             if isinstance(precise, TrialFailure) or precise > DOUBLE:
                 return TrialFailure(
@@ -154,13 +177,14 @@ class Trial:
                 )
         return None
 
-    def _difference(self, groups: Sequence[Group], keep: Masks, kind: torch.dtype | None) -> float | TrialFailure:
+    def _difference(self, coupling: Coupling, keep: Masks, kind: torch.dtype | None) -> float | TrialFailure:
         """How far the thin model is from the masked one, over all modes; or why it does not run."""
-        thin = self._thin(groups, keep, kind)
+        thin = self._thin(coupling, keep, kind)
         if isinstance(thin, TrialFailure):
             return thin
-        masked, off = self._masked(groups, keep, kind), 0.0
-        normed = None if all(group.exact for group in groups) else (tuple(groups), keep)
+        masked, off = self._masked(coupling, keep, kind), 0.0
+        tried = tuple(group for group in coupling.groups if group.id in keep)
+        normed = None if all(group.exact for group in tried) else (tried, keep)
         for mode, call in self._calls.items():
             try:
                 outputs = self._outputs(masked, mode, call, kind, normed=normed)
@@ -169,12 +193,12 @@ class Trial:
             off = max(off, outputs.difference(thin[mode]))
         return off
 
-    def _thin(self, groups: Sequence[Group], keep: Masks, kind: torch.dtype | None) -> dict[Mode, Seen] | TrialFailure:
+    def _thin(self, coupling: Coupling, keep: Masks, kind: torch.dtype | None) -> dict[Mode, Seen] | TrialFailure:
         """What the model returns without channels in each mode, or why it does not."""
         model = self._copy(kind)
         stack = ModuleStack(model)
         try:
-            resize.compact(model, Coupling(tuple(groups)), {g.id: keep[g.id] for g in groups})
+            resize.compact(model, coupling, keep)
             return {mode: self._outputs(model, mode, call, kind, stack) for mode, call in self._calls.items()}
         except Exception as error:
             return TrialFailure(f"does not run with fewer channels: {first_line(error)}", stack.last)
@@ -184,10 +208,9 @@ class Trial:
         replica = replica_of(self._base)
         return replica if kind is None else replica.double()
 
-    def _masked(self, groups: Sequence[Group], keep: Masks, kind: torch.dtype | None) -> nn.Module:
+    def _masked(self, coupling: Coupling, keep: Masks, kind: torch.dtype | None) -> nn.Module:
         """The model with channels at zero."""
-        model, coupling = self._copy(kind), Coupling(tuple(groups))
-        keep = {group.id: keep[group.id] for group in groups}
+        model = self._copy(kind)
         tensors = names.tensors(model)
         for name in coupling.kept(keep):
             tensors[name].data = tensors[name].data.clone()

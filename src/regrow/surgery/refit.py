@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from regrow import names
 from regrow.errors import UserError
-from regrow.surgery import resize
+from regrow.surgery import resize, skip
 
 Number = int | tuple[int, ...]
 
@@ -39,12 +39,14 @@ def from_manifest(given: object, path: object) -> resize.Note | None:
     if not isinstance(given, dict):
         raise damaged
     note: resize.Note = {}
+    # of a branch that is not run nothing is left
+    least = 0 if any(isinstance(one, dict) and skip.SKIPPED in one for one in given.values()) else 1
     for module, attributes in given.items():
         if not isinstance(attributes, dict):
             raise damaged
         for name, value in attributes.items():
             numbers = value if isinstance(value, list) else [value]
-            if not numbers or not all(type(n) is int and n > 0 for n in numbers):
+            if not numbers or not all(type(n) is int and n >= least for n in numbers):
                 raise UserError(
                     f"{path} is damaged: {_called(module, name)} is {str(value)[:40]}, which is no positive number"
                 )
@@ -70,7 +72,10 @@ class Refit:
         for module, attributes in self.note.items():
             owner = modules[module]
             for name, value in attributes.items():
-                if name not in owner._buffers:
+                if name == skip.SKIPPED:
+                    assert isinstance(value, int)
+                    skip.skip(owner, value)
+                elif name not in owner._buffers:
                     setattr(owner, name, value)
         setattr(modules[""], resize.NOTE, {module: dict(attributes) for module, attributes in self.note.items()})
 
@@ -94,6 +99,13 @@ def plan(model: nn.Module, note: resize.Note, source: object) -> Refit:
                 f"it was saved from another model"
             )
         for name, thin in attributes.items():
+            if name == skip.SKIPPED:
+                if thin not in (skip.WIDE, skip.EMPTY) or not skip.can_skip(owner):
+                    raise UserError(
+                        f"{source} does not run the module {module[:200]!r}, which is no layer that can be skipped: "
+                        "it was saved from another model"
+                    )
+                continue
             dense = _present(owner, name)
             if dense is None:
                 raise UserError(
@@ -124,6 +136,8 @@ def check_shapes(model: nn.Module, refit: Refit, shapes: Mapping[str, list[int]]
         UserError: for the first tensor that does not go with its layer.
     """
     for module, layer in names.modules(model).items():
+        if skip.SKIPPED in refit.note.get(module, {}):  # its tensors have no entries
+            continue
         try:
             before = dict(_implied(layer, {}))
         except (AttributeError, TypeError):  # of one of these classes, but with a life of its own

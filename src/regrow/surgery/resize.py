@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from regrow import names, optim_state
 from regrow.errors import UserError
 from regrow.groups import Coupling
+from regrow.surgery import skip
 
 Index = tuple[tuple[int, Tensor], ...]  # (dimension, int64 indices that stay), for each dimension that loses some
 Optimizers = Optimizer | Sequence[Optimizer] | None
@@ -72,7 +73,7 @@ def shrink(model: nn.Module, coupling: Coupling, keep: Mapping[str, Tensor], opt
     optimizers = _unwrapped(optimizer)
     tensors = names.tensors(model)
     kept = coupling.kept(keep)
-    _check(coupling, kept, tensors)
+    _check(coupling, kept, tensors, {part for block in coupling.gone(keep) for part in block.members})
     for name, dims in kept.items():
         index = tuple((d, mask.nonzero().reshape(-1).to(tensors[name].device)) for d, mask in sorted(dims.items()))
         remainder.index[name] = index
@@ -141,7 +142,10 @@ def expand(model: nn.Module, remainder: Remainder, optimizer: Optimizers = None)
                 state[key] = scatter(whole, value, mine)
     modules = names.modules(model, every_name=True)
     for (module, attribute), value in remainder.attributes.items():
-        setattr(modules[module], attribute, value)
+        if attribute == skip.SKIPPED:
+            skip.run_again(modules[module])
+        else:
+            setattr(modules[module], attribute, value)
     remainder.gradients.clear()
     remainder.states.clear()
     if remainder.note is None:
@@ -305,7 +309,10 @@ def _widened(value: Tensor, index: Index, shape: torch.Size) -> Tensor:
     return value.new_zeros(lengths)
 
 
-def _check(coupling: Coupling, kept: Mapping[str, Mapping[int, Tensor]], tensors: Mapping[str, Tensor]) -> None:
+def _check(
+    coupling: Coupling, kept: Mapping[str, Mapping[int, Tensor]], tensors: Mapping[str, Tensor], gone: set[str]
+) -> None:
+    without = {part.name for group in coupling.groups if group.id in gone for part in group.slices}
     for name, dims in kept.items():
         if name not in tensors:
             raise UserError(f"the model has no {name!r}: the coupling is of another model")
@@ -315,7 +322,7 @@ def _check(coupling: Coupling, kept: Mapping[str, Mapping[int, Tensor]], tensors
                     f"{name!r} has the shape {tuple(tensors[name].shape)} but the coupling expects {mask.numel()} "
                     f"along dimension {dim}: expand the model first, or couple it anew"
                 )
-            if not bool(mask.any()):
+            if not bool(mask.any()) and name not in without:
                 raise UserError(f"{name!r} would lose everything along dimension {dim}; keep more channels")
 
 
@@ -335,6 +342,10 @@ def _check_state(name: str, state: Mapping[str, Any], tensor: Tensor) -> None:
 
 def _resize(model: nn.Module, coupling: Coupling, keep: Mapping[str, Tensor], remainder: Remainder) -> None:
     modules = names.modules(model, every_name=True)
+    for block in coupling.gone(keep):
+        for name in block.skips:
+            skip.skip(modules[name], skip.how(modules[name], name, block))
+            remainder.attributes[name, skip.SKIPPED] = None
     for (module, attribute, position), removed in coupling.widths(keep).items():
         owner = modules[module]
         value = getattr(owner, attribute)

@@ -197,8 +197,14 @@ class ModelTrace:
     operations: tuple[Operation, ...]
 
 
-def record(model: nn.Module, inputs: Inputs) -> ModelTrace:
+def record(
+    model: nn.Module, inputs: Inputs, stack: ModuleStack | None = None, deadline: float = math.inf
+) -> ModelTrace:
     """Calls a model, in the mode and under the switches that are set, and records what it executes.
+
+    Args:
+        stack: of the model, where operations shall say which module ran.
+        deadline: as of `Recorder`.
 
     Raises:
         Exception: whatever the model raises.
@@ -208,7 +214,7 @@ def record(model: nn.Module, inputs: Inputs) -> ModelTrace:
     constants = tuple(values.of(t) for t in held(model))
     given = tuple(values.of(t) for t in inputs.tensors)
     operations: list[Operation] = []
-    with Recorder(lambda operation: operations.append(operation.map(values.of))):
+    with Recorder(lambda operation: operations.append(operation.map(values.of)), stack=stack, deadline=deadline):
         inputs(model)
     return ModelTrace(parameters, constants, given, tuple(operations))
 

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import pytest
@@ -170,18 +169,48 @@ def test_matched_cost(recipe_file, label):
 
 
 @pytest.mark.parametrize(
-    ("label", "scope", "warned"),
-    [("rigl", "layer", []), ("rigl", "global", ["iee", "rigl"]), ("static", "global", ["iee"]),
-     ("chase", "layer", ["chase"]), ("gmp", "global", ["iee", "gmp"])],
+    ("label", "scope", "unknown"),
+    [("rigl", "layer", []), ("rigl", "global", ["the recipe's own method", "rigl"]),
+     ("static", "global", ["the recipe's own method", "static"]), ("dense", "global", ["the recipe's own method"]),
+     ("chase", "layer", ["chase"]),
+     ("gmp", "global", ["the recipe's own method", "gmp"])],
 )  # fmt: skip
-def test_costs_that_are_known_afterwards_are_named(recipe_file, label, scope, warned):
+def test_pilots_tell_costs_that_nobody_can_know(recipe_file, label, scope, unknown):
     recipe = load(recipe_file, ["--steps", "400", "--pattern.scope", scope])
     cells = cells_of(recipe, {label: label}, {}, apart=True)
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        planning.planned(cells, "cost", Path("none"), [0], True)
-    sentences = [str(one.message) for one in said if "known afterwards" in str(one.message)]
-    assert [one.partition(":")[0].split(", ") for one in sentences] == ([warned] if warned else [])
+    plan = planning.planned(cells, "cost", Path("none"), [0], True)
+    assert [list(cell.pilots) for cell in plan.unknown] == ([unknown] if unknown else [])
+    first = plan.variants[0].recipe.top.steps
+    if unknown == ["the recipe's own method", label]:
+        (cell,) = plan.unknown
+        assert cell.settle(dict.fromkeys(unknown, 100.0))[label].top.steps == first
+        assert cell.settle({unknown[0]: 100.0, label: 250.0})[label].top.steps == round(first / 2.5)
+
+
+def test_a_pilot_sets_the_lengths_and_is_a_run_where_it_has_the_right_one(tmp_path, recipe_file):
+    out = tmp_path / "out"
+    words = ["compare", str(recipe_file), "--steps", "60", "--pattern.scope", "global", "--methods", "iee,slow,dense"]
+    words += ["--match", "cost", "--out", str(out), "--quiet", "--seeds"]
+    assert main([*words, "0"]) == 0
+    pilots = {path.parent.name.partition("-")[0]: path for path in (out / "pilots").glob("*/results.json")}
+    assert set(pilots) == {"iee", "rigl"}  # a dense step costs what it is planned to
+    found = {name: read(path)["runs"][0] for name, path in pilots.items()}
+    metrics = (out / "runs" / "iee-seed0" / "metrics.jsonl").read_bytes()
+    assert metrics == (pilots["iee"].parent / "metrics.jsonl").read_bytes()
+    first = {path: path.stat().st_mtime_ns for path in out.rglob("metrics.jsonl")}
+    assert main([*words, "0,1"]) == 0  # goes on
+    assert first == {path: path.stat().st_mtime_ns for path in first}
+    runs = {(run["label"], run["seed"]): run["steps"] for run in read(out / "results.json")["runs"]}
+    spent = {name: run["training_cost"] for name, run in found.items()}
+    slow, dense = found["rigl"]["steps"] * spent["iee"] / spent["rigl"], 60 * spent["iee"]
+    lengths = {"iee": 60, "slow": round(slow), "dense": round(dense)}
+    assert runs == {(label, seed): steps for label, steps in lengths.items() for seed in (0, 1)}
+
+
+def test_a_pilot_that_fails_says_so(tmp_path, recipe_file):
+    recipe = load(recipe_file, ["--steps", "60", "--pattern.scope", "global", "--optimizer.lr", "1e18"])
+    with pytest.raises(UserError, match=r"^the pilot iee-[0-9a-f]{12} failed: .*diverged"):
+        comparing.compare(recipe, tmp_path / "out", ["iee"], [0], match="cost", quiet=True)
 
 
 def test_matched_cost_is_what_the_runs_spend(tmp_path, recipe_file, capsys):

@@ -7,7 +7,6 @@ are kept, others continue, missing ones start.
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from regrow import atomic
 from regrow.errors import UserError
-from regrow.study import step_times
+from regrow.study import pilots, step_times
 from regrow.study.grid import Variant, Vary, cells_of, check_size
 from regrow.study.planning import Match, Plan, planned
-from regrow.study.pool import Job, run_jobs
+from regrow.study.pool import Job, job_of, run_jobs, slots_of
 from regrow.training import fields, own, rundir
 from regrow.training.recipe import Recipe, differences
 from regrow.training.results import result_of, results
@@ -27,7 +26,16 @@ from regrow.training.results import result_of, results
 if TYPE_CHECKING:
     from regrow.latency.table import LatencyTable
 
-_OURS = {rundir.RECIPE, rundir.RESULTS, rundir.REPORT, rundir.LATENCY, rundir.STEP_TIMES, "runs", "recipes"}
+_OURS = {
+    rundir.RECIPE,
+    rundir.RESULTS,
+    rundir.REPORT,
+    rundir.LATENCY,
+    rundir.STEP_TIMES,
+    "runs",
+    "recipes",
+    pilots.FOLDER,
+}
 _OF_MATCH = ("train.cost_steps", "train.planned_seconds")  # keys that say how runs were matched
 
 
@@ -64,9 +72,9 @@ def compare(
             differences are against the first
         seeds: one run of each label for each seed
         match: ``"steps"``: all train equally long; ``"cost"``: all spend the training FLOPs of the recipe's method, and
-            costs are multiples of dense training for as many steps as the recipe has; ``"time"``, for channels that
-            are trained thin: all train for as long as the recipe's method does, in seconds of this machine, which are
-            turned into steps before any run starts
+            costs are multiples of dense training for as many steps as the recipe has (`regrow.study.pilots`);
+            ``"time"``, for channels that are trained thin: all train for as long as the recipe's method does, in
+            seconds of this machine, which are turned into steps before any run starts
         jobs: runs at a time; default: the cores (or GPUs) divided by what a run uses
         quiet: show no progress
         vary: dotted key of the recipe → its values; all combinations of them are compared, with every method
@@ -85,16 +93,16 @@ def compare(
         fields.check("", dataclasses.replace(recipe.top, seed=seed))
     check_size(vary, len(methods), len(seeds), _say)
     cells = cells_of(recipe, methods, vary, apart=match != "steps")
-    plan = planned(cells, match, out, seeds, quiet)
+    plan = pilots.settled(planned(cells, match, out, seeds, quiet), out, seeds[0], jobs, quiet)
     for variant in plan.variants:
         _check_variant(out, variant)
     rundir.create(out / "recipes")
     with rundir.locked(out):
         _write_plan(out, recipe, plan)
-        todo = [_job(out, variant, seed) for seed in seeds for variant in plan.variants]
+        todo = _jobs(out, plan, seeds)
         if plan.table is not None:
             _give(plan.table, out, todo)
-        run_jobs(todo, slots=_slots(jobs, plan.threads), threads=plan.threads, quiet=quiet)
+        run_jobs(todo, slots=slots_of(jobs, plan.threads), threads=plan.threads, quiet=quiet)
         runs, failures = _gather(out, plan.variants, seeds, {job.name: job for job in todo})
         found = results(recipe, runs, plan.variants[0].label)
         if failures:
@@ -104,6 +112,18 @@ def compare(
 
     write([out], out / rundir.REPORT)
     return Comparison(found, list(failures.values()))
+
+
+def _jobs(out: Path, plan: Plan, seeds: Sequence[int]) -> list[Job]:
+    """All runs, seed by seed; what pilots have trained already is there then."""
+    places = {(v.label, seed): out / "runs" / f"{v.file}-seed{seed}" for seed in seeds for v in plan.variants}
+    for variant in plan.variants:
+        pilots.adopt(out, variant.recipe, places[variant.label, seeds[0]])
+    return [
+        job_of(out / "recipes" / f"{variant.file}.yaml", seed, places[variant.label, seed], variant.label)
+        for seed in seeds
+        for variant in plan.variants
+    ]
 
 
 def _say(sentence: str) -> None:
@@ -148,27 +168,6 @@ def _check_variant(out: Path, variant: Variant) -> None:
         raise UserError(f"{what} differs from the runs that {out} already holds: choose another --out")
 
 
-def _job(out: Path, variant: Variant, seed: int) -> Job:
-    directory = out / "runs" / f"{variant.file}-seed{seed}"
-    words = [
-        "train",
-        str(out / "recipes" / f"{variant.file}.yaml"),
-        "--seed",
-        str(seed),
-        "--out",
-        str(directory),
-        "--trust",
-    ]
-    if (directory / rundir.RECIPE).exists():
-        words.append("--resume")
-    return Job(
-        name=directory.name,
-        words=[*words, "--label", variant.label, "--quiet", "--no-report"],
-        directory=directory,
-        log=out / "runs" / f"{directory.name}.log",
-    )
-
-
 def _give(table: LatencyTable, out: Path, jobs: Sequence[Job]) -> None:
     """Leave the table where each run takes it for its own."""
     table.save(out / rundir.LATENCY)
@@ -176,19 +175,6 @@ def _give(table: LatencyTable, out: Path, jobs: Sequence[Job]) -> None:
         if not (directory / rundir.LATENCY).exists() and not rundir.is_finished(directory):
             rundir.create(directory)
             table.save(directory / rundir.LATENCY)
-
-
-def _slots(jobs: int | None, threads: int) -> list[dict[str, str]]:
-    """The environment of each run that goes on at the same time: one GPU each, where there are any."""
-    import torch
-
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = jobs or gpus or max(1, cores // threads)
-    if not gpus:
-        return [{} for _ in range(count)]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
-    return [{"CUDA_VISIBLE_DEVICES": visible[i % len(visible)]} for i in range(count)]
 
 
 def _gather(

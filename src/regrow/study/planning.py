@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,20 @@ if TYPE_CHECKING:
     from regrow.training.run import Run
 
 Match = Literal["steps", "cost", "time"]
+_BUDGET = "the recipe's own method"  # which sets it
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """Lengths of a cell that depend on what pilots cost.
+
+    Attributes:
+        pilots: label → the recipe of a pilot, at the length that the layers' first shares ask for.
+        settle: makes of what these cost, in dense steps, the recipe of every variant of the cell, by its label.
+    """
+
+    pilots: Mapping[str, Recipe]
+    settle: Callable[[Mapping[str, float]], Mapping[str, Recipe]]
 
 
 @dataclass(frozen=True)
@@ -35,11 +48,13 @@ class Plan:
         variants: all of them, with their lengths
         table: of latencies, which all runs share; None if they need none, or name one
         times: of training steps, where lengths depend on them
+        unknown: lengths that pilots are to tell; until then those of the layers' first shares stand there
     """
 
     variants: Sequence[Variant]
     table: LatencyTable | None = None
     times: Mapping[str, StepTimes] = field(default_factory=dict)
+    unknown: Sequence[Unknown] = ()
 
     @property
     def threads(self) -> int:
@@ -88,6 +103,7 @@ def planned(
         )
     asked = _Asked(match, out, seeds, quiet, step_times.read(out / rundir.STEP_TIMES) if match == "time" else {})
     found: list[Variant] = []
+    unknown: list[Unknown] = []
     table = None
     for what in dict.fromkeys(settings):
         own = [cell for cell, other in zip(cells, settings, strict=True) if other == what]
@@ -98,11 +114,12 @@ def planned(
             own = [GridCell(own[0].recipe, own[0].cell, [variant for cell in own for variant in cell.variants])]
         for cell in own:
             variants = {variant.label: variant.recipe for variant in cell.variants}
-            lengths, needed = _planned(cell.recipe, variants, example, asked)
+            lengths, needed, open_ = _planned(cell.recipe, variants, example, asked)
+            unknown += [] if open_ is None else [open_]
             found += [dataclasses.replace(variant, recipe=lengths[variant.label]) for variant in cell.variants]
             table = table or needed
     order = {variant.label: place for place, variant in enumerate(v for cell in cells for v in cell.variants)}
-    return Plan(sorted(found, key=lambda variant: order[variant.label]), table, asked.times)
+    return Plan(sorted(found, key=lambda variant: order[variant.label]), table, asked.times, unknown)
 
 
 def _setting(recipe: Recipe) -> str:
@@ -113,8 +130,9 @@ def _setting(recipe: Recipe) -> str:
 
 def _planned(
     recipe: Recipe, variants: Mapping[str, Recipe], example: Run, asked: _Asked
-) -> tuple[dict[str, Recipe], LatencyTable | None]:
-    """The variants of a cell by their labels, with their lengths, and the latency table that they need."""
+) -> tuple[dict[str, Recipe], LatencyTable | None, Unknown | None]:
+    """The variants of a cell by their labels, with their lengths, the latency table that they need, and what of the
+    lengths is not known."""
     from regrow.patterns import EntryPattern
     from regrow.study import equal_time, preparation
     from regrow.training.speed import is_channels
@@ -127,7 +145,8 @@ def _planned(
         raise UserError("--match cost does not count the forward passes of distill.teacher: use --match steps")
     others = [one for one in (recipe, *variants.values()) if not isinstance(one.pattern, EntryPattern)]
     if not others:
-        return _of_weights(recipe, variants, example, asked.match), None
+        planned, unknown = _of_weights(recipe, variants, example, asked.match)
+        return planned, None, unknown
     if asked.match == "cost":
         channels = is_channels(others[0])
         what, found = ("channels", "widths") if channels else (others[0].pattern_name, "structures")
@@ -139,7 +158,7 @@ def _planned(
     table = preparation.shared_table(needing, example, asked.out / rundir.LATENCY, asked.quiet)
     lengths = variants if asked.match == "steps" else _of_time(recipe, variants, example, asked, table)
     _each(lengths, lambda one: preparation.attach(one, example, table, one.total_steps(example.steps_per_epoch)))
-    return dict(lengths), table
+    return dict(lengths), table, None
 
 
 def _of_time(
@@ -180,8 +199,8 @@ def _check(variant: Recipe, match: Match, seeds: Sequence[int], example: Run) ->
 
 def _of_weights(
     recipe: Recipe, variants: Mapping[str, Recipe], example: Run, match: Match
-) -> dict[str, Recipe]:  # fmt: skip
-    """The variants with their lengths."""
+) -> tuple[dict[str, Recipe], Unknown | None]:
+    """The variants with their lengths, and what of these pilots are to tell."""
     from regrow.attach import check_weights
     from regrow.plan import matching_steps, planned_cost
     from regrow.training.run import method_of
@@ -195,38 +214,52 @@ def _of_weights(
             found.append((pattern, known := pattern.counts(example.model, example.example)))
         return known
 
+    def matched(budget: float, among: Mapping[str, Recipe]) -> dict[str, Recipe]:
+        planned = {}
+        for label, variant in among.items():
+            with about(label):
+                own = counts_of(variant.pattern)
+                steps = matching_steps(*method_of(variant), own, example.flops, budget)
+            planned[label] = of_length(variant, steps, example)
+        return planned
+
     counts = counts_of(recipe.pattern)
     if match == "steps":
         _each(variants, lambda variant: counts_of(variant.pattern))
-        return dict(variants)
-    _warn_of_drift({recipe.method_name: recipe, **variants})
+        return dict(variants), None
     with about(recipe.method_name):
         budget = planned_cost(*method_of(recipe), counts, example.flops, example.total_steps)
-    planned = {}
-    for label, variant in variants.items():
-        with about(label):
-            own = counts_of(variant.pattern)
-            steps = matching_steps(*method_of(variant), own, example.flops, budget)
-        planned[label] = of_length(variant, steps, example)
-    return planned
+    planned = matched(budget, variants)
+    tried = {_BUDGET: of_length(recipe, example.total_steps, example)} if _drifts(recipe) else {}
+    tried |= {label: planned[label] for label, variant in variants.items() if _drifts(variant)}
+
+    def settle(costs: Mapping[str, float]) -> dict[str, Recipe]:
+        spent = costs.get(_BUDGET, budget)
+        lengths = matched(spent, {label: one for label, one in variants.items() if label not in tried})
+        for label in tried.keys() - {_BUDGET}:
+            steps = max(1, round(tried[label].total_steps(1.0) * spent / costs[label]))
+            lengths[label] = of_length(variants[label], steps, example)
+            with about(label):
+                _check_length(lengths[label], steps)
+        return lengths
+
+    return planned, Unknown(tried, settle) if tried else None
 
 
-def _warn_of_drift(variants: Mapping[str, Recipe]) -> None:
-    """Warns of methods whose cost depends on where training moves weights to."""
+def _drifts(recipe: Recipe) -> bool:
+    """Whether what a step costs depends on in which layers training leaves weights."""
     from regrow.training.run import method_of
 
-    drifting = []
-    for label, one in variants.items():
-        method, criterion = method_of(one)
-        ranks_together = getattr(one.pattern, "ranks_globally", False) and bool(method.scorings(criterion))
-        if method.shares_out or ranks_together:
-            drifting.append(label)
-    if drifting:
-        warnings.warn(
-            f"{', '.join(drifting)}: weights move between layers, so that the cost is planned for the layers' first "
-            "shares, and known afterwards; where the training costs of the results differ, say --steps of one by one",
-            stacklevel=2,
-        )
+    method, _ = method_of(recipe)
+    return method.shares_out or (method.sparsifies and getattr(recipe.pattern, "ranks_globally", False))
+
+
+def _check_length(recipe: Recipe, steps: int) -> None:
+    """Refuse a length in which no update fits."""
+    from regrow import lengths
+    from regrow.training.run import method_of
+
+    lengths.timeline_of(method_of(recipe)[0], steps)
 
 
 def _each(variants: Mapping[str, Recipe], what: Callable[[Recipe], object]) -> None:

@@ -69,6 +69,37 @@ class Job:
             pass
 
 
+def job_of(recipe: Path, seed: int, directory: Path, label: str) -> Job:
+    """A run of a recipe's file into a directory, which goes on where it was."""
+    words = ["train", str(recipe), "--seed", str(seed), "--out", str(directory), "--trust"]
+    if (directory / rundir.RECIPE).exists():
+        words.append("--resume")
+    return Job(
+        name=directory.name,
+        words=[*words, "--label", label, "--quiet", "--no-report"],
+        directory=directory,
+        log=directory.parent / f"{directory.name}.log",
+    )
+
+
+def slots_of(jobs: int | None, threads: int) -> list[dict[str, str]]:
+    """The environment of each run that goes on at the same time: one GPU each, where there are any.
+
+    Args:
+        jobs: how many; None for as many as there are GPUs, or cores for the threads of each.
+        threads: CPU threads of each run.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = jobs or gpus or max(1, cores // threads)
+    if not gpus:
+        return [{} for _ in range(count)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+    return [{"CUDA_VISIBLE_DEVICES": visible[i % len(visible)]} for i in range(count)]
+
+
 def run_jobs(jobs: Sequence[Job], *, slots: Sequence[Mapping[str, str]], threads: int, quiet: bool = False) -> None:
     """Do all jobs that are not finished yet, ``len(slots)`` at a time; returns when all have ended, however they did.
 

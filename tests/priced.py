@@ -50,6 +50,24 @@ class Stream(nn.Module):
         return self.head(torch.relu(x + self.up(x)))
 
 
+class Blocks(nn.Module):
+    """Two residual blocks, of one inner width and of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.a, self.b = nn.Conv2d(4, 5, 3, padding=1, bias=False), nn.Conv2d(5, 4, 1)
+        self.c, self.d, self.e = nn.Conv2d(4, 3, 1), nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 4, 1, bias=False)
+        self.bn = nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        x = x + self.b(self.a(x).relu())
+        x = x + self.bn(self.e(self.d(self.c(x).relu()).relu()))
+        return self.head(x.mean((2, 3)))
+
+
 MODELS = {
     "residual": (Residual, IMAGE),
     "flatten": (Flatten, IMAGE),
@@ -60,6 +78,7 @@ MODELS = {
     "grouped": (lambda: Chain(nn.Conv2d(8, 12, 3, padding=1, groups=2), out=12), IMAGE),
     "groups that go": (lambda: Chain(nn.Conv2d(8, 8, 3, padding=1, groups=4)), IMAGE),
     "depthwise": (lambda: Chain(nn.Conv2d(8, 8, 3, padding=1, groups=8)), IMAGE),
+    "blocks": (Blocks, IMAGE),
     "transposed": (lambda: Chain(nn.ConvTranspose2d(8, 6, 3, padding=1), out=6), IMAGE),
 }
 
@@ -84,7 +103,7 @@ def priced(name, kinds=("latency", "flops", "params"), **options):
     torch.manual_seed(0)
     kind, inputs = MODELS[name]
     model = scramble(kind())
-    coupling = couple(model, inputs)
+    coupling = couple(model, inputs, blocks=name == "blocks")
     table = made_up(model, inputs, **options)
     return model, coupling, inputs, table, Prices.of(
         model, coupling, kinds=kinds, flops=count_flops(model, inputs), table=table

@@ -74,6 +74,7 @@ class Summary:
         targets: layer → its density once the target is reached; for channels as they are now.
         target: the density of all of them then.
         widths: group of channels → (active, all); empty for other patterns.
+        blocks: those of them that stand for a block, which goes whole.
         budgets: kind of cost → (now, at the end), as shares of the dense model's.
         latency_margin: half of the interval of the dense model's predicted latency, relative to it; None without a
             table that says so.
@@ -97,6 +98,7 @@ class Summary:
     targets: Mapping[str, float] = field(default_factory=dict)
     target: float = 1.0
     widths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    blocks: tuple[str, ...] = ()
     budgets: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     latency_margin: float | None = None
     dense: tuple[Reason, ...] = ()
@@ -120,8 +122,11 @@ class Summary:
         if not self.layers:
             return f"nothing is sparsified; all {self.parameters:,} parameters train dense"
         if self.widths:
-            active, size = (sum(column) for column in zip(*self.widths.values(), strict=True))
-            shares = [kept / size for kept, size in self.widths.values()]
+            groups = {name: width for name, width in self.widths.items() if name not in self.blocks}
+            active, size = (sum(column) for column in zip(*groups.values(), strict=True))
+            shares = [kept / size for kept, size in groups.values()]
+            gone = sum(not self.widths[name][0] for name in self.blocks)
+            whole = f"; {gone} of {_several(len(self.blocks), 'block')} gone" if self.blocks else ""
             margins = {"latency": "" if self.latency_margin is None else f", ± {self.latency_margin:.1%} of that"}
             ends = ", ".join(
                 f"{_KINDS[kind]} to {end:.1%} (now {now:.1%}{margins.get(kind, '')})"
@@ -129,7 +134,7 @@ class Summary:
             )
             return (
                 f"{ends} of the dense model's; {active:,} of {size:,} channels, in "
-                f"{_several(len(self.widths), 'group')}, are active now, {_range(shares, 0)} of each"
+                f"{_several(len(groups), 'group')}, are active now, {_range(shares, 0)} of each{whole}"
             )
         total = sum(layer.total for layer in self.layers)
         return (
@@ -199,7 +204,7 @@ def of(engine: Engine, pattern: Pattern | None, shapes: Mapping[str, tuple[int, 
         phase=engine.span.phase, updates=timeline.updates,
         cycle=tuple((phase.name, phase.steps) for phase in timeline.cycle if phase.steps),
         layers=layers, targets={name: active / size for name, (active, size) in (final or {}).items()},
-        target=1 - sparsity_of(final or {}), widths=units.widths(), budgets=units.costs(),
+        target=1 - sparsity_of(final or {}), widths=units.widths(), blocks=units.blocks, budgets=units.costs(),
         latency_margin=units.table.margin() if units.table else None,
         dense=reasons(units.dense, {name: math.prod(shape) for name, shape in shapes.items()}),
         parameters=sum(math.prod(shape) for shape in shapes.values()),

@@ -87,6 +87,7 @@ class Units(ABC):
         step: at which the coming transitions happen.
         tally: counts of the update under way.
         ranks: the processes that hold the parameters.
+        blocks: of the groups of channels those that stand for a block, which goes whole.
         axes: parameter → its axis along which groups lie, where they do.
     """
 
@@ -103,6 +104,7 @@ class Units(ABC):
     states: Mapping[str, WeightState]
     saliency: Saliency
     ranks: Ranks = ALONE
+    blocks: tuple[str, ...] = ()
     axes: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self) -> None:

@@ -129,6 +129,55 @@ def test_grouped_is_never_over_budget(case):
     assert worth(values, found) <= best + 1e-9
 
 
+@functools.cache
+def with_blocks():
+    _, coupling, _, _, prices = priced("blocks")
+    return prices, [block.members for block in coupling.blocks]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.lists(st.sampled_from(KINDS), min_size=1, max_size=2, unique=True), st.data())
+def test_blocks_equal_brute_force(seed, kinds, data):
+    prices, rows = with_blocks()
+    assert [len(row) for row in rows] == [2, 3]
+    rng = np.random.default_rng(seed)
+    round_to = data.draw(st.integers(1, 2))
+    gone = [data.draw(st.booleans()) for _ in rows]  # at present
+    absent = {group for row, away in zip(rows, gone, strict=True) if away for group in row}
+    values = {g: np.sort(rng.lognormal(0, 1, size))[::-1] for g, size in prices.sizes.items()}
+    between = {g: (data.draw(st.integers(1, size)), size) for g, size in prices.sizes.items()}
+    now = {g: 0 if g in absent else size for g, size in prices.sizes.items()}
+    choices = []
+    for counts in itertools.product(*([0, *legal(*between[g], round_to)] for g in between)):
+        chosen = dict(zip(between, counts, strict=True))
+        tied = {g for row in rows for g in row}
+        if all(len({chosen[g] == 0 for g in row}) == 1 for row in rows) and all(
+            chosen[g] for g in between.keys() - tied
+        ):
+            choices.append((chosen, prices.cost(chosen)))
+    budgets = {kind: data.draw(st.sampled_from(choices))[1][kind] * data.draw(st.floats(0.8, 1.2)) for kind in kinds}
+    fitting = [chosen for chosen, cost in choices if all(cost[kind] <= budgets[kind] for kind in kinds)]
+    if not fitting:
+        with pytest.raises(UserError, match="cannot be met"):
+            allocate(prices, values, between, budgets, now=now, round_to=round_to, together=rows)
+        return
+    found = allocate(prices, values, between, budgets, now=now, round_to=round_to, together=rows)
+    assert found in [chosen for chosen, _ in choices]
+    assert all(prices.cost(found)[kind] <= budgets[kind] for kind in kinds)
+    best = max(worth(values, chosen) for chosen in fitting)
+    assert best * (1 - allocation._GAP) <= worth(values, found) <= best + 1e-9
+
+
+def test_grouped_refuses_blocks():
+    prices, rows = with_blocks()
+    values = {g: np.ones(size) for g, size in prices.sizes.items()}
+    with pytest.raises(UserError, match="blocks go whole"):
+        allocate(
+            prices, values, {g: (1, n) for g, n in prices.sizes.items()}, {"flops": 1e3}, now={}, solver="grouped",
+            together=rows,
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize("solver", ["joint", "grouped"])
 def test_times_that_fall_with_more_channels_are_not_over_budget_either(solver):
     prices = prices_of("residual", wild=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -35,6 +36,7 @@ def allocate(
     now: Mapping[str, int],
     round_to: int | Mapping[str, int] = 8,
     solver: Literal["joint", "grouped"] = "joint",
+    together: Sequence[Sequence[str]] = (),
 ) -> Counts:
     """The counts of the highest total value whose cost is within all budgets.
 
@@ -52,14 +54,19 @@ def allocate(
         round_to: what counts should be multiples of, for all groups or by group id (default there: 1).
         solver: "joint" prices input and output widths together, for any number of budgets; "grouped" is the grouped
             knapsack for one budget, which holds the inputs of every layer as they are now.
+        together: groups that may have the count 0 beside those of ``levels_between``: all of such a row, or none of it;
+            their present counts are so, too. Only for "joint".
 
     Returns:
         group id → count, for the groups of ``values`` and of ``now``.
 
     Raises:
-        UserError: a budget cannot be met (with the smallest that can), or "grouped" is given several budgets.
+        UserError: a budget cannot be met (with the smallest that can), or "grouped" is given several budgets or
+            groups that go together.
     """
-    problem = _Problem(prices, values, levels_between, dict(budgets), now, round_to)
+    problem = _Problem(prices, values, levels_between, dict(budgets), now, round_to, together)
+    if solver == "grouped" and together:
+        raise UserError('solver="grouped" prices each group by itself, and blocks go whole; use solver="joint"')
     if solver == "grouped" and len(budgets) > 1:
         raise UserError(
             f'solver="grouped" takes one budget, not {" and ".join(budgets)}; use solver="joint", or give only one'
@@ -83,6 +90,7 @@ class _Problem:
         legal: group id → its legal counts, rising
         worth: group id → value of keeping 0, 1, 2, … channels
         start, lowest, highest: legal counts, nearest to the present ones and at the ends
+        together: rows of groups of which all have the count 0, or none has
     """
 
     def __init__(
@@ -93,11 +101,14 @@ class _Problem:
         budgets: dict[str, float],
         now: Mapping[str, int],
         round_to: int | Mapping[str, int],
+        together: Sequence[Sequence[str]] = (),
     ) -> None:
         if unknown := [kind for kind in budgets if kind not in prices.kinds]:
             raise ValueError(f"there is a budget for {unknown[0]!r}, but only {', '.join(prices.kinds)} have prices")
         self.prices, self.budgets = prices, budgets
         self.fixed = {group: count for group, count in now.items() if group not in values}
+        self.together = [tuple(row) for row in together]
+        self._tied = {group: row for row in self.together for group in row}
         self.legal: dict[str, Ints] = {}
         self.worth: dict[str, Floats] = {}
         for group, scores in values.items():
@@ -107,11 +118,21 @@ class _Problem:
                 raise ValueError(f"group {group!r}: {len(scores)} values do not fit counts from {low} to {high}")
             if not (np.isfinite(scores).all() and (scores >= 0).all()):
                 raise ValueError(f"group {group!r} has a value that is negative or not finite")
-            self.legal[group] = _legal(low, high, step_of(round_to, group))
+            steps = _legal(low, high, step_of(round_to, group))
+            self.legal[group] = np.union1d([0], steps) if group in self._tied else steps
             self.worth[group] = np.append(0.0, np.cumsum(scores))
         self.lowest = {group: int(steps[0]) for group, steps in self.legal.items()}
         self.highest = {group: int(steps[-1]) for group, steps in self.legal.items()}
-        self.start = {g: int(steps[_nearest(steps, now.get(g, prices.sizes[g]))]) for g, steps in self.legal.items()}
+        self.start = {g: self._nearest_to(g, now.get(g, prices.sizes[g])) for g in self.legal}
+
+    def _nearest_to(self, group: str, count: int) -> int:
+        steps = self.side(group, count)
+        return int(steps[_nearest(steps, count)])
+
+    def side(self, group: str, count: int) -> Ints:
+        """The legal counts that a group may change to from this one without others: none, or all others."""
+        steps = self.legal[group]
+        return steps[(steps > 0) == (count > 0)] if group in self._tied else steps
 
     def result(self, counts: Mapping[str, int]) -> Counts:
         """With the groups that stay as they are."""
@@ -133,21 +154,38 @@ class _Problem:
     def next(self, counts: Mapping[str, int], step: int) -> Counts:
         """The next legal counts upwards (step 1) or downwards (-1), of the groups that have them."""
         found = {}
-        for group, steps in self.legal.items():
+        for group in self.legal:
+            steps = self.side(group, counts[group])
             index = int(np.searchsorted(steps, counts[group])) + step
             if 0 <= index < len(steps):
                 found[group] = int(steps[index])
         return found
 
-    def moves(self, counts: Mapping[str, int], step: int) -> list[tuple[str, int, float, dict[str, float]]]:
-        """Single steps up or down: group, count, change of value, change of each cost that has a budget."""
+    def moves(self, counts: Mapping[str, int], step: int) -> list[_Move]:
+        """Single steps up or down; down to nothing, or up from there, of those that go together."""
         to = self.next(counts, step)
         changes = self.prices.changes(self.result(counts), {group: [n] for group, n in to.items()})
         result = []
         for i, (group, n) in enumerate(to.items()):
             gain = float(self.worth[group][n] - self.worth[group][counts[group]])
-            result.append((group, n, gain, {kind: float(changes[kind][i][0]) for kind in self.budgets}))
+            result.append(_Move({group: n}, gain, {kind: float(changes[kind][i][0]) for kind in self.budgets}))
+        before = self.prices.cost(self.result(counts)) if self.together else {}
+        for row in self.together:
+            if (counts[row[0]] > 0) == (step < 0):
+                whole = {group: 0 if step < 0 else int(self.legal[group][1]) for group in row}
+                after = self.prices.cost(self.result({**counts, **whole}))
+                gain = math.fsum(float(self.worth[g][n] - self.worth[g][counts[g]]) for g, n in whole.items())
+                result.append(_Move(whole, gain, {kind: after[kind] - before[kind] for kind in self.budgets}))
         return result
+
+
+@dataclass(frozen=True)
+class _Move:
+    """A small change: group → count, what it adds to the value, and to each cost that has a budget."""
+
+    to: Counts
+    gain: float
+    costs: dict[str, float]
 
 
 def _legal(low: int, high: int, step: int) -> Ints:
@@ -168,15 +206,14 @@ def _cheapest(problem: _Problem) -> Counts:
         if not excess:
             break
         kind = next(iter(excess))
-        changes = problem.prices.changes(
-            problem.result(counts), {g: steps.tolist() for g, steps in problem.legal.items()}
-        )
+        sides = {g: problem.side(g, counts[g]) for g in problem.legal}
+        changes = problem.prices.changes(problem.result(counts), {g: steps.tolist() for g, steps in sides.items()})
         least = [float(row.min()) for row in changes[kind]]
         best = int(np.argmin(least)) if least else 0
         if not least or least[best] >= -1e-12 * problem.prices.dense[kind]:
             break
         group = list(problem.legal)[best]
-        counts[group] = int(problem.legal[group][int(changes[kind][best].argmin())])
+        counts[group] = int(sides[group][int(changes[kind][best].argmin())])
     return counts
 
 
@@ -235,7 +272,8 @@ def _program(
     values = [problem.worth[group][steps].tolist() for group, steps in levels.items()]
     limits = {kind: limit - slack[kind] for kind, limit in problem.budgets.items()}
     try:
-        found = knapsack.joint(values, layers, limits, gap=_GAP, nodes=_NODES)
+        together = [[list(levels).index(group) for group in row] for row in problem.together]
+        found = knapsack.joint(values, layers, limits, gap=_GAP, nodes=_NODES, together=together)
     except UserError:  # impossible at these levels, or not found with so little work
         return None
     counts = {group: int(steps[i]) for (group, steps), i in zip(levels.items(), found.levels, strict=True)}
@@ -257,7 +295,7 @@ def _spread(steps: Ints, center: int, reach: tuple[int, int] | None = None) -> I
     down, up = (at, last - at) if reach is None else (min(reach[0], at), min(reach[1], last - at))
     room = _LEVELS - 3
     below = min(down, max(room // 2, room - up))
-    chosen = {0, at, last}
+    chosen = {0, at, last} | ({1} if not steps[0] else set())  # the least where anything is kept, too
     chosen |= {at - offset for offset in _offsets(down, below)} | {at + offset for offset in _offsets(up, room - below)}
     return steps[sorted(chosen)]
 
@@ -291,9 +329,9 @@ def _grouped(problem: _Problem, now: Mapping[str, int]) -> Counts | None:
 
 
 def _apart(problem: _Problem) -> Counts | None:
-    """The best of all legal counts, where there is one budget and no two groups meet in a layer, so that each group has
-    a price of its own (transformers of which the residual stream stays whole); otherwise None."""
-    if len(problem.budgets) > 1:
+    """The best of all legal counts, where there is one budget and no two groups meet in a layer or go together, so that
+    each has a price of its own (transformers of which the residual stream stays whole); otherwise None."""
+    if len(problem.budgets) > 1 or problem.together:
         return None
     ((kind, budget),) = problem.budgets.items()
     full = problem.result(problem.start)
@@ -327,42 +365,36 @@ def _repair(problem: _Problem, counts: Counts) -> Counts | None:
     """Takes away the steps that are worth least for what they save, until all budgets are met."""
     counts = dict(counts)
     while excess := problem.excess(counts):
-        saved = [
-            (
-                loss / -gain if (gain := sum(max(by[k] / x, -1.0) for k, x in excess.items())) < 0 else math.inf,
-                loss,
-                g,
-                n,
-            )
-            for g, n, change, by in problem.moves(counts, -1)
-            for loss in [-change]
-        ]
-        if not saved:
+        least: tuple[float, float, Counts] | None = None
+        for move in problem.moves(counts, -1):
+            saved = -sum(max(move.costs[kind] / by, -1.0) for kind, by in excess.items())
+            rate = -move.gain / saved if saved > 0 else math.inf
+            if least is None or (rate, -move.gain) < least[:2]:
+                least = rate, -move.gain, move.to
+        if least is None:
             return None
-        _, _, group, count = min(saved)
-        counts[group] = count
+        counts |= least[2]
     return counts
 
 
 def _fill(problem: _Problem, counts: Counts) -> Counts:
     """Adds the steps that are worth most for what they cost, as long as the budgets allow."""
     counts = dict(counts)
-    tried: set[tuple[str, int]] = set()
+    tried: list[Counts] = []
     while True:
         cost = problem.prices.cost(problem.result(counts))
         room = {kind: limit - cost[kind] for kind, limit in problem.budgets.items()}
-        best: tuple[float, str, int] | None = None
-        for group, count, gain, by in problem.moves(counts, 1):
-            dear = max((change / problem.prices.dense[kind] for kind, change in by.items()), default=0.0)
-            if gain <= 0 or (group, count) in tried or any(by[kind] > room[kind] for kind in room):
+        best: tuple[float, Counts] | None = None
+        for move in problem.moves(counts, 1):
+            dear = max((change / problem.prices.dense[kind] for kind, change in move.costs.items()), default=0.0)
+            if move.gain <= 0 or move.to in tried or any(move.costs[kind] > room[kind] for kind in room):
                 continue
-            rate = gain / max(dear, 1e-12)
+            rate = move.gain / max(dear, 1e-12)
             if best is None or rate > best[0]:
-                best = rate, group, count
+                best = rate, move.to
         if best is None:
             return counts
-        _, group, count = best
-        if problem.fits({**counts, group: count}):
-            counts[group] = count
+        if problem.fits({**counts, **best[1]}):
+            counts |= best[1]
         else:
-            tried.add((group, count))
+            tried.append(best[1])

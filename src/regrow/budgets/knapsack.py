@@ -283,6 +283,7 @@ def joint(
     *,
     gap: float = 1e-5,
     nodes: int | None = None,
+    together: Sequence[Sequence[int]] = (),
 ) -> Solution:
     """The most valuable level of each group, every layer priced at its pair of input and output width.
 
@@ -295,12 +296,13 @@ def joint(
         budgets: name → what the sum of the costs of that name may reach; any number of them
         gap: relative gap to the proven bound at which the solver may stop
         nodes: of a search tree at most; the best selection found by then is returned. None sets no limit.
+        together: groups of which all are at their level 0, or none is.
 
     Raises:
         UserError: if a budget cannot be met, by itself or beside those named before it (with the smallest value that
             can), if no selection was found within so many nodes, or if a number is not finite.
     """
-    problem = Program(values, layers, budgets)
+    problem = Program(values, layers, budgets, together)
     excluded: list[list[int]] = []
     margin = 0.0
     while True:

@@ -53,6 +53,7 @@ class ChannelBudgets:
         prices: what the model costs at any widths.
         amounts: kind → amount at the end.
         table: of latencies, if there is such a budget.
+        least: group id → the fewest channels that it may come to: its floor, or none where it may go with a block.
     """
 
     def __init__(
@@ -60,6 +61,8 @@ class ChannelBudgets:
     ) -> None:
         self.pattern, self.model, self.coupling, self.flops = pattern, model, coupling, flops
         self.table = table
+        blocks = {member for block in coupling.blocks for member in block.members}
+        self.least = {g.id: 0 if g.id in blocks else pattern.floor_of(g) for g in coupling.groups}
         self.prices, self.amounts = self._priced()
         self._check_budgets()
 
@@ -85,8 +88,7 @@ class ChannelBudgets:
         )
 
     def _check_budgets(self) -> None:
-        floor = {group.id: self.pattern.floor_of(group) for group in self.coupling.groups}
-        smallest = self.prices.smallest(floor)
+        smallest = self.prices.smallest(self.least)
         for kind, budget in self.amounts.items():
             if smallest[kind] > budget:
                 dense = self.prices.dense[kind]

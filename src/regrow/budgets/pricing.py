@@ -217,15 +217,20 @@ class _Parts:
         self.inputs: dict[str, Extent] = {}  # module → its in_channels
         dims: dict[tuple[str, int], dict[int, torch.Tensor]] = {}
         inner: dict[str, dict[int, torch.Tensor]] = {}
+        of_blocks = {block.id for block in coupling.blocks}
+        self.gates: dict[str, Extent] = {}  # parameter → whether the block is there that it goes with
         for index, group in enumerate(coupling.groups):
             for part in group.slices:
-                if part.name in self.parameters:
+                if group.id in of_blocks:  # beside the groups that its channels belong to
+                    self.gates[part.name] = Extent(0, {index: 1})
+                elif part.name in self.parameters:
                     dims.setdefault((part.name, part.dim), {})[index] = part.channel
             for size in group.sizes:
                 if size.attribute == "in_channels":
                     inner.setdefault(size.module, {})[index] = size.channel
         self.sizes = [group.size for group in coupling.groups]
         self.index = {group.id: index for index, group in enumerate(coupling.groups)}
+        self.inner = {self.index[name] for block in coupling.blocks for name in block.inner}
         self.widths = {key: self._width(owners) for key, owners in dims.items()}
         self.inputs = {module: self._width(owners) for module, owners in inner.items()}
 
@@ -256,8 +261,13 @@ class _Parts:
             side = 0 if self._transposed(name) else 1
             inputs = [width for dim, width in owned.items() if dim == side and parameter.dim() > 1]
             outputs = [width for dim, width in owned.items() if not (dim == side and parameter.dim() > 1)]
-            result.add(factor, inputs, outputs)
+            gate = [self.gates[name]] if name in self.gates and not self._empties(owned) else []
+            result.add(factor, inputs, outputs + gate)
         return result.finish()
+
+    def _empties(self, owned: Mapping[int, Extent]) -> bool:
+        """Whether nothing of a parameter is left without the inner groups of its block."""
+        return any(not width.const and self.inner.issuperset(width.parts) for width in owned.values())
 
     def _transposed(self, name: str) -> bool:
         module = self.modules.get(name.rpartition(".")[0])

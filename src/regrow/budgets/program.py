@@ -53,11 +53,16 @@ class Program:
 
     The shares of a layer sum to the binaries along both axes, so they are whole when those are, and the relaxation
     is the tightest that sees one layer at a time.
+
+    Args:
+        values, layers, budgets: as for `regrow.budgets.knapsack.joint`.
+        together: groups of which all are at their first level, or none is.
     """
 
     def __init__(
-        self, values: Sequence[Sequence[float]], layers: Sequence[LayerCosts], budgets: Mapping[str, float]
-    ) -> None:
+        self, values: Sequence[Sequence[float]], layers: Sequence[LayerCosts], budgets: Mapping[str, float],
+        together: Sequence[Sequence[int]] = (),
+    ) -> None:  # fmt: skip
         self.sizes = [len(v) for v in values]
         if 0 in self.sizes:
             raise UserError(f"group {self.sizes.index(0)} has no level to choose")
@@ -72,7 +77,7 @@ class Program:
         self.layers = list(layers)
         self.objective = np.concatenate([np.asarray(v, dtype=np.float64) - min(v) for v in values] or [np.zeros(0)])
         self.constant, self.rows, self.pairs = self._assemble()
-        self.links = self._links()
+        self.links = self._links(together)
 
     def _tables(self, index: int, layer: LayerCosts) -> dict[str, Floats]:
         """The layer's cost tables, checked."""
@@ -128,8 +133,9 @@ class Program:
         assert group is not None
         return slice(int(self.starts[group]), int(self.starts[group + 1]))
 
-    def _links(self) -> Any:
-        """One level per group; the shares of a pair sum to the levels along both axes. Sparse, and right-hand sides."""
+    def _links(self, together: Sequence[Sequence[int]]) -> Any:
+        """One level per group; the shares of a pair sum to the levels along both axes; first levels are chosen
+        together. Sparse, and right-hand sides."""
         from scipy.sparse import coo_array
 
         rows: list[Ints] = []
@@ -151,6 +157,12 @@ class Program:
                 columns += [block.ravel(), np.arange(n) + self.starts[group]]
                 entries += [np.ones(block.size), -np.ones(n)]
                 right += [0.0] * n
+        for first, *others in together:
+            for other in others:
+                columns.append(self.starts[[first, other]])
+                rows.append(np.full(2, len(right)))
+                entries.append(np.array([1.0, -1.0]))
+                right.append(0.0)
         width = max([int(self.starts[-1]), *(s.stop for s in self.pairs.values())])
         if not right:
             return coo_array((0, width)).tocsr(), np.zeros(0)

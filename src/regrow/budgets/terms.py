@@ -213,6 +213,8 @@ class Times:
         return np.array([self._look(timed, int(a), int(b)) for a, b in pairs]).reshape(shape)
 
     def _look(self, timed: Timed, c_in: int, c_out: int) -> float:
+        if not c_in or not c_out:  # it is not run
+            return 0.0
         found = timed.seen.get((c_in, c_out))
         if found is None:
             found = timed.seen[c_in, c_out] = self.correction * timed.grid.at(c_in, c_out)

@@ -51,6 +51,8 @@ def add(group: argparse._SubParsersAction[Parser]) -> Parser:
     command.add_argument("--table", metavar="FILE", help="latency table that `regrow profile` has written")
     command.add_argument("--round-to", type=whole, metavar="N",
                          help="with a budget: what numbers of channels are multiples of (default: 8)")  # fmt: skip
+    command.add_argument("--branches", action="store_true", default=None,
+                         help="with --channels: also the branches of residual sums that may go whole")  # fmt: skip
     command.add_argument("--exclude", metavar="A,B,...", default="", help="layers that stay dense; * and ? allowed")
     command.add_argument("--include", metavar="A,B,...", default="", help="sparsify only these layers; * and ? allowed")
     add_images(command)
@@ -60,7 +62,7 @@ def add(group: argparse._SubParsersAction[Parser]) -> Parser:
 def run(args: argparse.Namespace) -> int:
     shape = shape_in(args)
     budgets = {kind: getattr(args, kind) for kind in ("latency", "flops", "params")}
-    of_channels = {**budgets, "table": args.table, "round-to": args.round_to}
+    of_channels = {**budgets, "table": args.table, "round-to": args.round_to, "branches": args.branches}
     of_weights = {
         "sparsity": args.sparsity, "distribution": args.distribution, "nm": args.nm, "blocks": args.blocks,
         "include": args.include or None,
@@ -75,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         show_channels(
             args.model, budgets={kind: value for kind, value in budgets.items() if value is not None},
             table=args.table, round_to=8 if args.round_to is None else args.round_to,
-            exclude=words_of(args.exclude or ""), shape=shape, classes=args.classes,
+            exclude=words_of(args.exclude or ""), shape=shape, classes=args.classes, branches=bool(args.branches),
         )  # fmt: skip
         return 0
     show(args.model, _pattern(args), shape=shape, classes=args.classes)
@@ -147,6 +149,7 @@ def show_channels(
     exclude: Sequence[str] = (),
     shape: Sequence[int] | None = None,
     classes: int | None = None,
+    branches: bool = False,
 ) -> None:
     """Print the groups of channels that go together, where they occur, and what stays dense and why.
 
@@ -158,6 +161,7 @@ def show_channels(
         round_to: what numbers of channels are multiples of, where there is a budget
         exclude: layers whose output channels stay
         shape, classes: as in `show`
+        branches: whether to show the branches of residual sums that may go whole, too
 
     Raises:
         UserError: if the model cannot be built or followed, or the budgets cannot be met.
@@ -176,18 +180,19 @@ def show_channels(
         from regrow.budgets.allocation import uniform
         from regrow.patterns import Channels
 
-        pattern = Channels(**budgets, table=table, round_to=round_to, exclude=tuple(exclude))  # type: ignore[arg-type]
+        pattern = Channels(**budgets, table=table, round_to=round_to, exclude=tuple(exclude), blocks=branches)  # type: ignore[arg-type]
         units = pattern.bind(model, example)
         coupling, prices = units.coupling, units.prices
         floor = {group.id: pattern.floor_of(group) for group in coupling.groups}
-        kept = uniform(prices, floor, dict.fromkeys(floor, round_to), units.budgets.amounts)
+        steps = dict.fromkeys(floor, round_to) | dict.fromkeys(units.blocks, 1)
+        kept = uniform(prices, floor, steps, units.budgets.amounts)
         costs = prices.cost(kept)
         shares = {kind: cost / prices.dense[kind] for kind, cost in costs.items()}
         latency = _latency(units.table, costs.get("latency"))
         for sentence in units.doubts:
             warnings.warn(sentence, stacklevel=2)
     else:
-        coupling = couple(model, example, forbid=tuple(exclude))
+        coupling = couple(model, example, forbid=tuple(exclude), blocks=branches)
     _print_channels(spec, shape, model, coupling, kept, shares, latency)
 
 
@@ -240,11 +245,15 @@ def _print_channels(
     if not console.is_terminal:  # a pipe or a file has no width to fit into
         console = Console(width=160)
     console.print(table)
-    total = sum(group.size for group in coupling.groups)
-    say = [f"{total:,} channels in {len(coupling.groups)} groups; a parameter counts in every group that it has"]
+    blocks = {block.id for block in coupling.blocks}
+    sizes = [group.size for group in coupling.groups if group.id not in blocks]
+    say = [f"{sum(sizes):,} channels in {len(sizes)} groups; a parameter counts in every group that it has"]
+    say += [f"{block.id} may go whole, with all channels of {', '.join(block.inner)}" for block in coupling.blocks]
+    say += [f"{name} cannot go whole: {why}" for name, why in coupling.whole.items()]
     if kept:
         costs = ", ".join(f"{share:.1%} of the {kind}" for kind, share in shares.items())
-        say.append(f"kept: the same share of every group, {sum(kept.values()):,} channels in all, {costs}{latency}")
+        stay = sum(count for group, count in kept.items() if group not in blocks)
+        say.append(f"kept: the same share of every group, {stay:,} channels in all, {costs}{latency}")
     say += _left(coupling.dense, {name: p.numel() for name, p in parameters.items()})
     if coupling.untrained:
         say.append(f"not tried in training mode: {coupling.untrained}")

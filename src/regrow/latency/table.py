@@ -103,7 +103,7 @@ class LatencyTable:
 
         Args:
             key: a kind of unit, or the name of one of the model's units ("layer1.0.conv1")
-            c_in, c_out: channels; for units with one width ``c_in`` counts
+            c_in, c_out: channels; for units with one width ``c_in`` counts. A unit without channels takes no time
 
         Raises:
             UserError: if the table has no such unit.
@@ -111,6 +111,8 @@ class LatencyTable:
         found = key if isinstance(key, Key) else self._units[key].key if key in self._units else None
         if found is None or found not in self.grids:
             raise UserError(f"the latency table has no unit {key!s}: measure it with the model that has it")
+        if not c_in or (not c_out and found.two_sided):  # it is not run
+            return 0.0
         return self.correction * self.grids[found].at(c_in, c_out)
 
     def model(self, widths: Mapping[str, tuple[int, int]] | None = None) -> float:

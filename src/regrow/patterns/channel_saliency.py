@@ -47,6 +47,10 @@ class ChannelSaliency(Saliency):
         train = {name: state for name, state in attached.states.items() if state.param.requires_grad}
         norms = {group.id: _norms(modules, group, train) for group in coupling.groups}
         self._learners = {group.id: _makers(modules, group, train) for group in coupling.groups}  # have gradients
+        for block in coupling.blocks:  # of a branch as a whole, what its last layer does
+            last = [piece for piece in self._groups[block.id].slices if piece.name in block.ending]
+            self._makers[block.id] = [piece for piece in last if piece.name in attached.states]
+            self._learners[block.id] = norms[block.id] = [piece for piece in last if piece.name in train]
         self._signed = {name: norms[name] or self._learners[name] for name in self._groups}
         self._pending: dict[Role, Tensor] = {}
         self._counted: dict[Role, Tensor] = {}

@@ -67,6 +67,10 @@ class ChannelOptions(Asked, Protocol):
         """Whether channels that are normalised together may go."""
 
     @property
+    def blocks(self) -> bool:
+        """Whether branches of residual sums may go whole."""
+
+    @property
     def outputs(self) -> Callable[[Any], Any] | None:
         """Takes of what the model returns the part that counts."""
 
@@ -102,7 +106,7 @@ class ChannelUnits(Units):
         self.resizes = pattern.thin
         self.coupling = couple(
             model, example_inputs, forbid=pattern.exclude, normalised=pattern.normalised, outputs=pattern.outputs,
-            time_limit=pattern.time_limit,
+            blocks=pattern.blocks, time_limit=pattern.time_limit,
         )  # fmt: skip
         if not self.coupling.groups:
             raise UserError(
@@ -111,6 +115,9 @@ class ChannelUnits(Units):
         self.dense, self.decided = self.coupling.dense, frozenset([FORBIDDEN, OUTPUT, TOKENS])
         if self.coupling.untrained:
             self.note = f"the channels were not tried in training mode: {self.coupling.untrained}"
+        whole = "; ".join(f"{name} cannot go whole: {why}" for name, why in self.coupling.whole.items())
+        self.note = "; ".join(filter(None, (self.note, whole)))
+        self.blocks = tuple(block.id for block in self.coupling.blocks)
         cut = {part.name for group in self.coupling.groups for part in group.slices}
         self.parameters = {name: p for name, p in names.parameters(model).items() if name in cut}
         self.flops = count_flops(model, example_inputs)
@@ -120,6 +127,7 @@ class ChannelUnits(Units):
         self.sizes = {group.id: group.size for group in self.coupling.groups}
         self.floor = {group.id: pattern.floor_of(group) for group in self.coupling.groups}
         self.steps = {group.id: pattern.step_of(group) for group in self.coupling.groups}
+        self.steps |= dict.fromkeys(self.blocks, 1)
         self._price()
 
     def _unused(self) -> tuple[str, ...]:
@@ -163,7 +171,7 @@ class ChannelUnits(Units):
         }
         if not churn:
             return limits
-        smallest = self.prices.smallest(self.floor)
+        smallest = self.prices.smallest(self.budgets.least)
         return {
             kind: max(smallest[kind], smallest[kind] + (1 - churn) * (limit - smallest[kind]))
             for kind, limit in limits.items()
@@ -180,6 +188,10 @@ class ChannelUnits(Units):
             if self.step == 0:
                 check_ranks_at_once(self.saliency.criterion)
             self._keep(everything, limits, self._by("prune"))
+        elif any(self.prices.cost(self.floor)[kind] > limit for kind, limit in limits.items()):
+            self._keep(
+                everything, limits, lambda name: self._rank(CRITERIA["random"], name)
+            )  # only without some blocks
         else:
             counts = uniform(self.prices, self.floor, self.steps, limits)
             noise = {name: self._rank(CRITERIA["random"], name) for name in self.sizes}
@@ -239,11 +251,15 @@ class ChannelUnits(Units):
             return {name: max(n, now[name]) if grow else min(n, now[name]) for name, n in found.items()}
         between, values = {}, {}
         for name, mask in among.items():
-            between[name] = (now[name], self.sizes[name]) if grow else (min(self.floor[name], now[name]), now[name])
+            least = min(self.floor[name], self.sizes[name]) if grow and not now[name] else now[name]
+            between[name] = (least, self.sizes[name]) if grow else (min(self.floor[name], now[name]), now[name])
             ranked = scores[name][~mask if grow else mask].sort(descending=True).values.double().clamp(min=0).numpy()
             values[name] = np.concatenate([np.zeros(now[name]), ranked]) if grow else ranked
+        # those that may go, or come back; what is left of a block, once it is explored, stays
+        together = [block.members for block in self.coupling.blocks if (now[block.id] == 0) == grow]
         return allocate(
-            self.prices, values, between, limits, now=now, round_to=self.steps, solver=self.pattern.solver
+            self.prices, values, between, limits,
+            now=now, round_to=self.steps, solver=self.pattern.solver, together=together,
         )  # fmt: skip
 
     def _become(self, masks: Masks, init: Init = "zero") -> None:

@@ -45,6 +45,9 @@ class Channels(Pattern):
         normalised: also remove channels that are normalised together (under LayerNorm, RMSNorm, GroupNorm: the hidden
             size of transformers). The norms of the thin network see the channels that it has, and exploration widens
             them, so it needs ``thin``.
+        blocks: whether the branches of residual sums may also go whole, each as one decision: what is left of the model
+            below about a third of its latency is often better with fewer layers than with thinner ones. Needs the
+            solver ``"joint"`` and the distribution ``"knapsack"``.
         outputs: takes of what the model returns the part that counts (``lambda out: out.logits``): what else it returns
             may then lose channels, and is not compared. None: all of it counts, but for caches of transformers.
         time_limit: seconds of processor time that finding the channels may take.
@@ -67,6 +70,7 @@ class Channels(Pattern):
     solver: Literal["joint", "grouped"] = "joint"
     thin: bool = True
     normalised: bool = False
+    blocks: bool = False
     outputs: Callable[[Any], Any] | None = None
     time_limit: float = 60.0
 
@@ -90,6 +94,9 @@ class Channels(Pattern):
             )
         if not self.time_limit > 0:
             raise UserError(f"time_limit is {self.time_limit!r}, but must be a number of seconds above 0")
+        if self.blocks and (self.solver == "grouped" or self.distribution == "uniform"):
+            other = 'solver="grouped"' if self.solver == "grouped" else 'distribution="uniform"'
+            raise UserError(f"{other} decides on each group of channels by itself, and blocks go whole; leave one out")
         if self.solver == "grouped" and len(self.budgets) > 1:
             raise UserError("solver='grouped' knows one budget only; use solver='joint' for several")
 

@@ -79,27 +79,33 @@ class Skipped:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Zeros of the layer's shape; of a norm at the end of its branch the zeros that it is given, of another one a
         tensor of its own without channels, as what follows may change it in place."""
-        module = self.module
-        x = args[0] if args else next(iter(kwargs.values()))
+        module, x = self.module, args[0] if args else next(iter(kwargs.values()))
         if isinstance(module, nn.MultiheadAttention):
-            return self._counted(x.new_zeros((*x.shape[:-1], module.out_proj.out_features))), None
+            return self._zeros(x, (*x.shape[:-1], module.out_proj.out_features)), None
         if isinstance(module, nn.Linear):
-            return self._counted(x.new_zeros((*x.shape[:-1], module.out_features)))
+            return self._zeros(x, (*x.shape[:-1], module.out_features))
         if isinstance(module, _ConvNd):
-            return self._counted(x.new_zeros(_shape(module, x)))
+            return self._zeros(x, _shape(module, x))
         if getattr(module, SKIPPED) == EMPTY:
-            x = x.narrow(-1 if isinstance(module, nn.LayerNorm | nn.RMSNorm) else 1, 0, 0)
-        return self._counted(x)
+            shape = list(x.shape)
+            shape[-1 if isinstance(module, nn.LayerNorm | nn.RMSNorm) else 1] = 0
+            return self._zeros(x, tuple(shape))
+        nothing = self._nothing(x)
+        return x if nothing is None else x + nothing
 
-    def _counted(self, out: Tensor) -> Tensor:
-        """The same, as made of the layer's parameters, of which nothing is left: who waits for all gradients, as
-        DistributedDataParallel does, waits for none in vain."""
-        if not (torch.is_grad_enabled() and torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return out
-        for parameter in self.module.parameters():
-            if parameter.requires_grad and not parameter.numel():
-                out = out + parameter.sum().to(out.dtype)
-        return out
+    def _zeros(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """A tensor of zeros, on the device and of the type of another, that may be changed in place."""
+        nothing = self._nothing(x)
+        return x.new_zeros(shape) if nothing is None else nothing.expand(shape).clone()
+
+    def _nothing(self, x: Tensor) -> Tensor | None:
+        """Zero, made of all that is left of the layer's parameters and of those before it: so these have gradients,
+        without entries, as those of all other layers do. Optimizers count their steps by that, and
+        DistributedDataParallel waits for them."""
+        parts = [p.sum() for p in self.module.parameters() if p.requires_grad and not p.numel()]
+        if parts and not x.numel():  # made by layers before this one that are not run either
+            parts.append(x.sum())
+        return sum(parts[1:], parts[0]).to(x.dtype) if parts and torch.is_grad_enabled() else None
 
 
 def _shape(conv: _ConvNd, x: Tensor) -> tuple[int, ...]:

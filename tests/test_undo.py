@@ -8,6 +8,7 @@ from torch import nn
 
 import attack_updates as attack
 from engine import attach, batches, loss_of, network
+from regrow.surgery import skip
 from regrow.undo import Scope, all_or_nothing
 
 
@@ -95,3 +96,23 @@ def test_shapes_gradients_states_and_numbers_come_back() -> None:
     assert model[0].out_features == 6
     assert (part.numbers, part.tensor.tolist(), vars(part).keys()) == ([1, 2], [1, 1], {"numbers", "tensor"})
     assert resized == [True]
+
+
+def test_layers_that_are_not_run_come_back() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    x = torch.randn(2, 1, 5, 5)
+    expected = model(x).detach()
+    skip.skip(model[1], skip.WIDE)
+
+    def interrupted() -> None:
+        with all_or_nothing(Scope(model, [], [])):
+            skip.run_again(model[1])
+            skip.skip(model[0], skip.WIDE)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not skip.is_skipped(model[0])
+    assert torch.equal(model(x), model[0](x))
+    skip.run_again(model[1])
+    torch.testing.assert_close(model(x), expected)

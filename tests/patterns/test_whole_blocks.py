@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import regrow
+from priced import made_up
 from regrow.errors import UserError
+from regrow.latency.network import network_of
 
 
 class Net(nn.Module):
@@ -249,3 +251,20 @@ def test_a_budget_that_only_fewer_blocks_can_meet() -> None:
     sparsifier, optimizer = attached(model, regrow.OneShot(criterion="l2"), flops=0.06, min_channels=0.5)
     train(model, optimizer, DATA[:5])
     assert len(gone(sparsifier)) >= 2
+
+
+def test_a_table_prices_what_is_left() -> None:
+    x = DATA[0][0]
+    table = made_up(network().eval(), x)
+    model = network()
+    sparsifier, optimizer = attached(
+        model, regrow.OneShot(criterion="l2"), flops=None, latency=0.4, table=table, min_channels=0.6
+    )
+    train(model, optimizer, DATA[:5])
+    assert gone(sparsifier)
+    budgeted = sparsifier._units.costs()["latency"][0] * table.model()
+    thin = sparsifier.compact().eval()
+    left = table.predict(table.known(network_of(thin, x)))
+    assert 0.5 * budgeted <= left <= budgeted * (1 + 1e-9)
+    dense = network_of(network().eval(), x)
+    assert table.known(dense) == dense

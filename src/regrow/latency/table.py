@@ -153,6 +153,22 @@ class LatencyTable:
         """
         return self.other + sum(self.latency(*place) for place in self._of(network))
 
+    def known(self, network: Network) -> Network:
+        """What of a model without some blocks this table can price: what is left of a sum or activation whose layer is
+        not run has no price of its own, and a layer that takes them over is as it was.
+
+        Args:
+            network: of the model
+        """
+        units = []
+        for unit in network.units:
+            dense = self._units.get(unit.name)
+            if known_key(unit, self._units, self.grids) in self.grids:
+                units.append(unit)
+            elif unit.key.kind in LAYERS and dense is not None and dense.key.kind == unit.key.kind:
+                units.append(replace(unit, key=dense.key))
+        return replace(network, units=tuple(units))
+
     def _of(self, network: Network) -> list[tuple[Key, int, int]]:
         kinds = {key.kind for key in self.grids}
         units = [unit for unit in network.units if unit.key.kind in kinds or unit.key.kind not in SINCE_3]

@@ -61,6 +61,14 @@ def run_again(module: nn.Module) -> None:
         del module.forward
 
 
+def put_back(module: nn.Module, before: int | None) -> None:
+    """Runs or skips a layer as before: `WIDE` or `EMPTY`, None where it was run."""
+    if before is None:
+        run_again(module)
+    else:
+        skip(module, before)
+
+
 def is_skipped(module: nn.Module) -> bool:
     """Whether the layer is not run."""
     return SKIPPED in vars(module)

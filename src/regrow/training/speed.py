@@ -14,6 +14,7 @@ from regrow.errors import UserError, is_out_of_memory
 from regrow.inputs import Inputs
 from regrow.patterns import Channels
 from regrow.quiet import evaluating
+from regrow.surgery.skip import is_skipped
 from regrow.training.recipe import Recipe
 from regrow.zoo.models import example_input
 
@@ -151,6 +152,8 @@ def measured(
     predicted = margin = None
     if table is not None:
         network = network_of(copy.deepcopy(model).cpu(), example)
+        if any(map(is_skipped, model.modules())):
+            network = table.known(network)
         predicted, interval = table.predict(network), table.interval(network)
         margin = None if interval is None else interval[1] - predicted
     return {

@@ -205,6 +205,10 @@ def test_a_pilot_sets_the_lengths_and_is_a_run_where_it_has_the_right_one(tmp_pa
     slow, dense = found["rigl"]["steps"] * spent["iee"] / spent["rigl"], 60 * spent["iee"]
     lengths = {"iee": 60, "slow": round(slow), "dense": round(dense)}
     assert runs == {(label, seed): steps for label, steps in lengths.items() for seed in (0, 1)}
+    assert main([*words, "2", "--methods", "iee"]) == 0  # other seeds, of which there is no pilot
+    last = {(run["seed"], run["steps"]) for run in read(out / "results.json")["runs"]}
+    assert last == {(2, 60)}
+    assert metrics != (out / "runs" / "iee-seed2" / "metrics.jsonl").read_bytes()
 
 
 def test_a_pilot_that_fails_says_so(tmp_path, recipe_file):

@@ -118,7 +118,8 @@ def _jobs(out: Path, plan: Plan, seeds: Sequence[int]) -> list[Job]:
     """All runs, seed by seed; what pilots have trained already is there then."""
     places = {(v.label, seed): out / "runs" / f"{v.file}-seed{seed}" for seed in seeds for v in plan.variants}
     for variant in plan.variants:
-        pilots.adopt(out, variant.recipe, places[variant.label, seeds[0]])
+        for seed in seeds:
+            pilots.adopt(out, variant.recipe, seed, places[variant.label, seed])
     return [
         job_of(out / "recipes" / f"{variant.file}.yaml", seed, places[variant.label, seed], variant.label)
         for seed in seeds

@@ -29,7 +29,7 @@ def settled(plan: Plan, out: Path, seed: int, jobs: int | None, quiet: bool) -> 
     Args:
         plan: of the comparison.
         out: its directory.
-        seed: of the pilots.
+        seed: of the pilots, but of those that there are already.
         jobs: runs at a time; None for as many as there are cores.
         quiet: show no progress.
 
@@ -43,7 +43,7 @@ def settled(plan: Plan, out: Path, seed: int, jobs: int | None, quiet: bool) -> 
     if not quiet:
         labels = ", ".join(dict.fromkeys(label for label, _ in todo.values()))
         print(
-            f"regrow: of {labels} weights move between layers, so that what a step costs is known only afterwards: "
+            f"regrow: weights of {labels} move between layers, so that what a step costs is known only afterwards: "
             f"pilots of seed {seed} come first",
             file=sys.stderr, flush=True,
         )  # fmt: skip
@@ -59,10 +59,11 @@ def settled(plan: Plan, out: Path, seed: int, jobs: int | None, quiet: bool) -> 
     return dataclasses.replace(plan, variants=variants, unknown=())
 
 
-def adopt(out: Path, recipe: Recipe, directory: Path) -> None:
-    """Takes the pilot of a recipe, where there is a finished one, for a run of this directory, if that is not there."""
+def adopt(out: Path, recipe: Recipe, seed: int, directory: Path) -> None:
+    """Takes the pilot of a recipe and a seed, where there is a finished one, for a run of this directory, if that is
+    not there."""
     pilot = out / FOLDER / _name(recipe)
-    if rundir.is_finished(pilot) and not directory.exists():
+    if rundir.is_finished(pilot) and not directory.exists() and result_of(pilot / rundir.RESULTS)["seed"] == seed:
         with atomic.new_directory(directory) as place:
             shutil.copytree(pilot, place, dirs_exist_ok=True)
 
@@ -73,9 +74,11 @@ def _name(recipe: Recipe) -> str:
 
 
 def _job(folder: Path, name: str, label: str, recipe: Recipe, seed: int) -> Job:
-    path = folder / f"{name}.yaml"
+    path, directory = folder / f"{name}.yaml", folder / name
+    if (directory / rundir.RECIPE).exists():  # begun with other seeds: lengths stay what they were
+        seed = rundir.read_recipe(directory / rundir.RECIPE)["seed"]
     atomic.write_text(path, recipe.to_yaml())
-    return job_of(path, seed, folder / name, label)
+    return job_of(path, seed, directory, label)
 
 
 def _cost(job: Job) -> float:

@@ -45,9 +45,8 @@ class Channels(Pattern):
         normalised: also remove channels that are normalised together (under LayerNorm, RMSNorm, GroupNorm: the hidden
             size of transformers). The norms of the thin network see the channels that it has, and exploration widens
             them, so it needs ``thin``.
-        blocks: whether the branches of residual sums may also go whole, each as one decision: what is left of the model
-            below about a third of its latency is often better with fewer layers than with thinner ones. Needs the
-            solver ``"joint"`` and the distribution ``"knapsack"``.
+        blocks: whether the branches of residual sums may also go whole, each as one decision (MDP, Sun et al. 2025,
+            arXiv:2504.02168). Needs the solver ``"joint"`` and the distribution ``"knapsack"``.
         outputs: takes of what the model returns the part that counts (``lambda out: out.logits``): what else it returns
             may then lose channels, and is not compared. None: all of it counts, but for caches of transformers.
         time_limit: seconds of processor time that finding the channels may take.

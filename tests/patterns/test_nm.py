@@ -17,12 +17,12 @@ from torch.sparse._semi_structured_conversions import (
 import regrow
 from engine import batches, train
 from regrow import NM, UserError
-from regrow.methods import ACDC, GMP, IEE, MEST, METHODS, SET, SRSTE, STE, GraNet, OneShot, RigL, Static
+from regrow.methods import ACDC, GMP, IEE, MEST, METHODS, SET, SRSTE, STE, GaP, GraNet, OneShot, RigL, Static
 
 METHODS_SHORT = [
     IEE(h=3, j=2, q=2), IEE(h=3, ramp=0.0), RigL(interval=5), SET(interval=5), GMP(interval=5), Static(), OneShot(),
     ACDC(sparse=4, dense=3), GraNet(interval=5), STE(every=2), SRSTE(), STE.topkast(),
-    MEST(interval=5),
+    MEST(interval=5), GaP(interval=5, parts=2),
 ]  # fmt: skip
 
 

@@ -291,6 +291,18 @@ def test_accelerate_wrapper_and_lr_scheduler() -> None:
     assert len(sparsifier.history) == 3
 
 
+def test_a_first_step_at_no_learning_rate_counts_though_a_head_of_zeros_lets_no_gradient_pass() -> None:
+    model = network()
+    nn.init.zeros_(model[-1].weight)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    warm_up = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, step / 5))
+    sparsifier = attach(model, optimizer, pattern=regrow.Weights(0.7, exclude=["7"]), total_steps=20)
+    for batch in batches(20):
+        train(model, optimizer, [batch])
+        warm_up.step()
+    assert sparsifier.step_count == 20
+
+
 def test_two_models_with_two_sparsifiers() -> None:
     one, _ = plain()
     model, other = network(), network(seed=8)

@@ -19,6 +19,7 @@ from regrow.errors import UserError
 from regrow.methods import Method
 from regrow.optim_state import state_owner
 from regrow.schedule import START, Boundary, Span, Timeline
+from regrow.shards import local
 from regrow.state import WeightState
 from regrow.undo import Scope, all_or_nothing
 from regrow.units import Units
@@ -142,10 +143,12 @@ class Engine:
 
     def _is_rehearsal(self, optimizer: Optimizer) -> bool:
         """Whether a step only makes an optimizer's state, as `torch.distributed.checkpoint` has it done before loading:
-        the first one, at no learning rate, of gradients that are zero everywhere."""
+        the first one, at no learning rate, of gradients that are zero everywhere, also in what is not sparsified: a
+        head that starts at zero lets no gradient pass, but has one."""
         if optimizer.state or any(float(group.get("lr", 1)) != 0 for group in optimizer.param_groups):
             return False
-        grads = [state.grad for state in self._by_optimizer[id(optimizer)].values()]
+        trained = [param for group in optimizer.param_groups for param in group["params"] if param.requires_grad]
+        grads = [None if param.grad is None else local(param.grad) for param in trained]
         some = any(grad is None or bool(grad.any()) for grad in grads)
         return bool(grads) and bool(self.units.ranks.all(torch.tensor(not some)))
 

@@ -9,7 +9,7 @@ from torch import nn
 import regrow
 from engine import attach, batches, network, train
 from regrow import IEE, Channels, UserError, Weights, codes
-from regrow.actions import Explore, Start
+from regrow.actions import Explore, Start, counts_at
 from regrow.criteria import Criterion
 from regrow.latent import Latent
 from regrow.schedule import Budget
@@ -89,6 +89,25 @@ def test_as_many_are_previewed_as_are_active() -> None:
             previewed, active = int((state.code == codes.EXPLORED).sum()), int(state.active.sum())
             assert active == state.active.numel() / 4, name
             assert previewed == active, name
+
+
+@pytest.mark.parametrize("candidates", ["largest", "random"])
+def test_as_many_are_previewed_where_layers_have_come_to_other_counts(candidates: str) -> None:
+    model = network()
+    with torch.no_grad():
+        model[3].weight.mul_(8)  # keeps more than it is given
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    sparsifier = attach(
+        model, optimizer, pattern=Weights(0.8, "erk", scope="global"), total_steps=60,
+        method=IEE.sparse(h=2, start="criterion", candidates=candidates),
+    )  # fmt: skip
+    given = sparsifier._units.planned()
+    for batch in batches(40):
+        train(model, optimizer, [batch])
+        states = sparsifier._states.values()
+        assert sum(state.active_count for state in states) == sum(kept for kept, _ in given.values())
+        assert sum(state.trainable_count for state in states) == sum(counts_at(given, 0.6).values())
+    assert any(sparsifier._states[name].active_count > 1.2 * kept for name, (kept, _) in given.items())
 
 
 @pytest.mark.parametrize("method", [IEE.from_dense(h=3), IEE.sparse(h=3, previews=2.0)])

@@ -48,9 +48,11 @@ class EntryPattern(Pattern):
         local: whether units compete in smaller rounds than with all others of their parameter, or are more than single
             entries: `rivals` says how.
         shards: whether `choose` and `best` take ``ranks=``, the processes that hold the other rows of shards.
+        ranks_globally: whether `choose` ranks all layers together, so that they do not keep their counts.
     """
 
     unit_size: int = 1
+    ranks_globally: bool = False
     local: ClassVar[bool] = False
     shards: ClassVar[bool] = False
 
@@ -336,7 +338,10 @@ class EntryUnits(Units):
     def _candidates(self, active: Masks, latent: Latent) -> Masks:
         """What trains beside an active structure, legal together with it."""
         reached = counts_at(self.final, latent.backward)
-        more = {name: max(0, reached[name] - n) for name, n in self._counts_of(active).items()}
+        now = self._counts_of(active)
+        more = {name: max(0, reached[name] - n) for name, n in now.items()}
+        if self.pattern.ranks_globally:  # what some layers have beyond their share is missing in others
+            more = shared(max(0, sum(reached.values()) - sum(now.values())), more, more)
         outside = {name: ~mask for name, mask in active.items()}
         if latent.candidates == "random":
             return self._choose(self._read(CRITERIA["random"]), more, outside, active)

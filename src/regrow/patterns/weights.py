@@ -77,7 +77,7 @@ class Weights(EntryPattern):
         return isinstance(self.distribution, str) and self.distribution.endswith(".json")
 
     @property
-    def ranks_globally(self) -> bool:
+    def ranks_globally(self) -> bool:  # type: ignore[override]
         """Whether all layers are ranked together."""
         return self.scope == "global" or self.distribution == "global"
 

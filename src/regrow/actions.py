@@ -1,4 +1,7 @@
-"""What is done where a phase ends, as plain values: the engine carries them out on tensors, the plan on counts."""
+"""What is done where a phase ends, as plain values: the engine carries them out on tensors, the plan on counts.
+
+All of them refuse options outside of their range with a `UserError` that names them.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from regrow import hints
+from regrow.errors import UserError
 from regrow.state import Init
 
 Share = Literal["fixed", "survivors", "scores", "all"]
 How = Literal["random", "criterion"]
 Final = Mapping[str, tuple[int, int]]  # parameter → (active, all) of its units once the target is reached
+
+
+def _check_share(action: object, option: str, most: float = 1.0) -> None:
+    """Refuses what is no number of at least 0, up to `most`."""
+    value = getattr(action, option)
+    if not isinstance(value, int | float) or not 0 <= value <= most:
+        wanted = "a finite number, at least 0" if most > 1 else "a share from 0 to 1"
+        raise UserError(f"{option} of {type(action).__name__} is {hints.show(value)}, but must be {wanted}")
+
+
+def _check_word(action: object, option: str, valid: object) -> None:
+    hints.check_value(f"{option} of {type(action).__name__}", getattr(action, option), valid)
 
 
 @dataclass(frozen=True)
@@ -21,6 +38,10 @@ class Start:
 
     sparsity: float
     how: How = "random"
+
+    def __post_init__(self) -> None:
+        _check_share(self, "sparsity")
+        _check_word(self, "how", How)
 
 
 @dataclass(frozen=True)
@@ -35,6 +56,13 @@ class Prune:
     churn: float = 0.0
     layers: Literal["fixed", "now", "all"] = "fixed"
 
+    def __post_init__(self) -> None:
+        _check_share(self, "sparsity")
+        _check_share(self, "churn")
+        if self.churn == 1:
+            raise UserError("churn of Prune is 1, but must be below 1: every layer keeps something")
+        _check_word(self, "layers", Literal["fixed", "now", "all"])
+
 
 @dataclass(frozen=True)
 class Explore:
@@ -42,6 +70,9 @@ class Explore:
     ``"latent"``."""
 
     value: Literal["mru", "zero"] = "mru"
+
+    def __post_init__(self) -> None:
+        _check_word(self, "value", Literal["mru", "zero"])
 
 
 @dataclass(frozen=True)
@@ -57,6 +88,12 @@ class Grow:
     beyond: float = 0.0
     layers: Share = "fixed"
 
+    def __post_init__(self) -> None:
+        _check_share(self, "sparsity")
+        _check_word(self, "init", Init)
+        _check_share(self, "beyond", hints.LARGEST)
+        _check_word(self, "layers", Share)
+
 
 @dataclass(frozen=True)
 class Fill:
@@ -66,6 +103,11 @@ class Fill:
     part: int
     parts: int
     init: Init = "zero"
+
+    def __post_init__(self) -> None:
+        _check_word(self, "init", Init)
+        if not 0 <= self.part < self.parts:
+            raise UserError(f"part of Fill is {self.part!r}, but must be one of {self.parts!r} parts, counted from 0")
 
     def layers(self, names: Sequence[str]) -> Sequence[str]:
         """Those of the part, of all layers in their order."""
@@ -77,6 +119,9 @@ class Select:
     """Ranks all units anew, active or not: the best that this sparsity leaves are the active structure."""
 
     sparsity: float
+
+    def __post_init__(self) -> None:
+        _check_share(self, "sparsity")
 
 
 Action = Start | Prune | Explore | Grow | Fill | Select

@@ -306,7 +306,7 @@ def _cycle(how: Method, steps: int | None) -> tuple[Phase, ...]:
     """The phases of an update, in a longer run where this one has none."""
     for length in (steps, _LONG):
         with suppress(UserError):
-            return how.timeline(lengths.total_steps(length)).cycle
+            return getattr(how.timeline(lengths.total_steps(length)), "cycle", ())  # or no timeline, as is said later
     return ()
 
 

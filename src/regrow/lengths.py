@@ -61,7 +61,7 @@ def timeline_of(how: Method, steps: int) -> Timeline:
             any.
     """
     try:
-        return how.timeline(steps)
+        found: object = how.timeline(steps)
     except UserError as error:
         why = f"{error.reason}; {_way_out(how, error)}" if isinstance(error, TooShort) else str(error)
         options, fits = _fitting(how, steps)
@@ -70,6 +70,9 @@ def timeline_of(how: Method, steps: int) -> Timeline:
         raise UserError(
             f"{why}; {'1 update fits' if fits == 1 else f'{fits} updates fit'} with {_said(options)}"
         ) from error
+    if not isinstance(found, Timeline):
+        raise UserError(f"{how.name}: timeline() gives {hints.show(found)}, but must give a regrow.schedule.Timeline")
+    return found
 
 
 def _way_out(how: Method, refused: TooShort) -> str:

@@ -31,6 +31,7 @@ def planned_ledger(method: Method, criterion: Criterion, final: Final, total_ste
     """
     final = final if method.sparsifies else {}
     target = sparsity_of(final)
+    method = method.at_target(target)
     ledger: dict[str, PhaseSteps] = {}
     counts = {name: size for name, (_, size) in final.items()}
 

@@ -9,7 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from regrow import hints
 from regrow.criteria import Criterion
+from regrow.errors import UserError
 from regrow.schedule import START, Span
 from regrow.shards import ALONE, Ranks
 from regrow.state import WeightState
@@ -19,11 +21,24 @@ Role = Literal["prune", "grow"]
 
 @dataclass(frozen=True)
 class Scoring:
-    """What a phase scores: for which purpose, by which criterion, over how many of its last steps (None: all)."""
+    """What a phase scores: for which purpose, by which criterion, over how many of its last steps (None: all).
+
+    Raises:
+        UserError: naming an option that is none of these.
+    """
 
     role: Role
     criterion: Criterion
     window: int | None = None
+
+    def __post_init__(self) -> None:
+        hints.check_value("role of a Scoring", self.role, Role)
+        if not isinstance(self.criterion, Criterion):
+            raise UserError(f"a Scoring's criterion is {hints.show(self.criterion)}; give Criterion.of(it)")
+        if self.window is not None and self.window < 1:
+            raise UserError(
+                f"a Scoring's window is {self.window!r}, but must be a number of steps, at least 1, or None"
+            )
 
 
 def generator(seed: int, step: int, index: int) -> torch.Generator:

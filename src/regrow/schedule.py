@@ -75,6 +75,22 @@ class Phase:
     trains: Trains = "active"
     latent: Latent | None = None  # where it trains latent weights, how
 
+    def __post_init__(self) -> None:
+        """Refuses what is no phase.
+
+        Raises:
+            UserError: naming the option.
+        """
+        hints.check_value("a phase's steps", self.steps, int)
+        if self.steps < 0:
+            raise UserError(f"phase {self.name!r} has {self.steps} steps, but must have a whole number, at least 0")
+        hints.check_value("a phase's trains", self.trains, Trains)
+        if (self.latent is None) == (self.trains == "latent"):
+            raise UserError(
+                f"phase {self.name!r} trains {self.trains!r} with latent={self.latent}, but trains='latent' goes with "
+                "latent=regrow.latent.Latent(...) and with nothing else"
+            )
+
 
 @dataclass(frozen=True)
 class Span:
@@ -252,9 +268,14 @@ def repeat(*phases: Phase, total_steps: int, until: int, begin: int = 0, start: 
 
     Raises:
         TooShort: where not even one cycle fits.
+        UserError: where a cycle has no steps, or updates end after the run.
     """
+    if until > total_steps:
+        raise UserError(f"updates are to end by step {until}, but the run has {total_steps}")
     begin = max(begin, start)
     length = sum(phase.steps for phase in phases)
+    if length < 1:
+        raise UserError("the phases of a cycle have no steps; give at least one of them some")
     updates = max(0, until - begin) // length
     if updates == 0:
         raise TooShort(total_steps, length, begin, until)

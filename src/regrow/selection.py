@@ -10,12 +10,17 @@ import torch
 from torch import Tensor
 
 from regrow.codes import count
+from regrow.errors import UserError
 from regrow.shards import ALONE, Ranks
 
 _MANY = 1 << 14  # scores from which on a sample saves time
 _STRIDE = 67  # of the sample: shares no factor with what shapes are usually made of
 
 LOWEST = torch.finfo(torch.float32).min
+
+
+class TooFew(UserError):
+    """There are fewer candidates than are to be chosen."""
 
 
 def top_k(scores: Tensor, k: int, among: Tensor | None = None, ranks: Ranks = ALONE) -> Tensor:
@@ -31,7 +36,7 @@ def top_k(scores: Tensor, k: int, among: Tensor | None = None, ranks: Ranks = AL
         bool, the shape of `scores`, with exactly k entries set.
 
     Raises:
-        ValueError: where there are fewer than k candidates.
+        TooFew: where there are fewer than k candidates.
 
     >>> top_k(torch.tensor([1.0, 3.0, 1.0, 1.0]), 2).tolist()
     [True, True, False, False]
@@ -42,7 +47,7 @@ def top_k(scores: Tensor, k: int, among: Tensor | None = None, ranks: Ranks = AL
     candidates = None if among is None else among.flatten()
     available = scores.numel() if candidates is None else count(candidates)
     if not 0 <= k <= available:
-        raise ValueError(f"cannot choose {k} of {available}")
+        raise TooFew(f"cannot choose {k} of {available}")
     if k == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     if k == available:
@@ -101,7 +106,7 @@ def top_k_of_all(
     """Like `top_k`, ranking all layers together (in their order, for ties), each keeping at least `floor` of its best.
 
     Raises:
-        ValueError: where there are fewer than k candidates, or k does not cover the floor.
+        TooFew: where there are fewer than k candidates, or k does not cover the floor.
     """
     floors = [min(floor, n) for n in ranks.totals(count(among[name]) for name in scores)]
     least = {name: top_k(scores[name], n, among[name], ranks) for (name, n) in zip(scores, floors, strict=True)}
@@ -137,7 +142,7 @@ def _top_of_shards(scores: Sequence[Tensor], k: int, among: Sequence[Tensor], ra
         counts = ranks.sums(sum(torch.bincount(one, minlength=1 << bits).cpu() for one in digits))  # type: ignore[arg-type]
         at_least = counts.flip(0).cumsum(0).flip(0)
         if not missing <= int(at_least[0]):
-            raise ValueError(f"cannot choose {k} of {int(at_least[0])}")
+            raise TooFew(f"cannot choose {k} of {int(at_least[0])}")
         digit = int((at_least >= missing).nonzero().amax())
         missing -= int(at_least[digit] - counts[digit])
         reached |= digit << below

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow import aliases, attach, fingerprint, lengths, metrics, names, processes, resharding, restoring
+from regrow import aliases, attach, fingerprint, lengths, metrics, names, processes, rehearsal, resharding, restoring
 from regrow import summary as summaries
 from regrow.batchnorm import norm_buffers, write
 from regrow.cost import PhaseSteps
@@ -86,8 +86,11 @@ class Sparsifier:
         scorings = self.method.scorings(self.criterion)
         attach.check_together(self.pattern, self.method, scorings, total_steps, example_inputs)
         self.total_steps = lengths.total_steps(total_steps)  # what no other length would mend has been refused by now
-        timeline = lengths.timeline_of(self.method, self.total_steps)
+        lengths.timeline_of(self.method, self.total_steps)  # refuses what is too short before the model is looked at
         self._units = attach.bind(self.pattern, self.method, model, example_inputs, on_resize)
+        self.method = self.method.at_target(self._units.target)
+        timeline = lengths.timeline_of(self.method, self.total_steps)
+        rehearsal.check(self.method, scorings, timeline, self._units.final, self._units.target)
         params = self._units.parameters
         self._shapes = {name: tuple(p.shape) for name, p in names.parameters(self.model).items()}
         attach.check_weights(params, groups)

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow import codes
+from regrow import codes, hints
 from regrow.actions import Action, Explore, Fill, Final, Grow, Prune, Select, Start
 from regrow.criteria import Criterion
 from regrow.errors import UserError
 from regrow.saliency import Saliency, Scoring
 from regrow.schedule import Span
+from regrow.selection import TooFew
 from regrow.shards import ALONE, Ranks
 from regrow.state import WeightState
 
@@ -89,6 +90,7 @@ class Units(ABC):
         ranks: the processes that hold the parameters.
         blocks: of the groups of channels those that stand for a block, which goes whole.
         axes: parameter → its axis along which groups lie, where they do.
+        final: parameter → (active, all) of its units at the target, where the pattern gives them; else empty.
     """
 
     parameters: dict[str, nn.Parameter]
@@ -106,6 +108,7 @@ class Units(ABC):
     ranks: Ranks = ALONE
     blocks: tuple[str, ...] = ()
     axes: Mapping[str, int] = MappingProxyType({})
+    final: Final = MappingProxyType({})
 
     def __init__(self) -> None:
         self.step = 0
@@ -126,6 +129,15 @@ class Units(ABC):
             span: the phase that begins, which says what trains.
         """
         self.step = step
+        try:
+            self._carry_out(action, span)
+        except TooFew as error:
+            raise UserError(
+                f"{action} cannot be carried out on what layers have come to: {error}; where units are shared out "
+                "among layers, prune with layers='now' or 'all'"
+            ) from error
+
+    def _carry_out(self, action: Action, span: Span) -> None:
         match action:
             case Start():
                 self._start(action, span)
@@ -139,6 +151,8 @@ class Units(ABC):
                 self._fill(action, span)
             case Select():
                 self._select(action, span)
+            case _:
+                raise UserError(f"{hints.show(action)} is none of the actions in regrow.actions that a method may take")
 
     @abstractmethod
     def _start(self, action: Start, span: Span) -> None:

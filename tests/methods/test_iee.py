@@ -12,6 +12,7 @@ from regrow import IEE, Channels, UserError, Weights, codes
 from regrow.actions import Explore, Start, counts_at
 from regrow.criteria import Criterion
 from regrow.latent import Latent
+from regrow.plan import planned_ledger
 from regrow.schedule import Budget
 
 MAGNITUDE, TAYLOR = Criterion.of("magnitude"), Criterion.of("taylor")
@@ -108,6 +109,27 @@ def test_as_many_are_previewed_where_layers_have_come_to_other_counts(candidates
         assert sum(state.active_count for state in states) == sum(kept for kept, _ in given.values())
         assert sum(state.trainable_count for state in states) == sum(counts_at(given, 0.6).values())
     assert any(sparsifier._states[name].active_count > 1.2 * kept for name, (kept, _) in given.items())
+
+
+def test_as_many_are_previewed_as_are_active_where_layers_are_given_by_name() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    pattern = Weights(0.9, {"3": 0.4})  # so that all layers add up to less than 0.8
+    sparsifier = attach(model, optimizer, pattern=pattern, method=IEE.sparse(h=5))
+    final = pattern.counts(model)
+    active, size = sum(kept for kept, _ in final.values()), sum(of for _, of in final.values())
+    assert sparsifier.target_sparsity == 1 - active / size < 0.8
+    assert sparsifier.method.backward == 1 - 2 * (1 - sparsifier.target_sparsity)
+    assert abs(sum(state.trainable_count for state in sparsifier._states.values()) - 2 * active) <= len(final)
+    train(model, optimizer, batches(60))
+    planned = planned_ledger(IEE.sparse(h=5).resolve(pattern, MAGNITUDE), MAGNITUDE, final, 60)
+    assert planned.keys() == sparsifier.ledger.keys()
+    for phase, steps in planned.items():
+        trained = steps.gradient_density_steps
+        assert sparsifier.ledger[phase].gradient_density_steps == pytest.approx(trained, rel=1e-12)
+    other = torch.optim.SGD((model := network()).parameters(), 0.05)
+    with pytest.raises(UserError, match=r"backward=0.8 is the sparsity of .* must be below 0.7\d*, what the layers"):
+        attach(model, other, pattern=pattern, method=IEE(h=5, backward=0.8))
 
 
 @pytest.mark.parametrize("method", [IEE.from_dense(h=3), IEE.sparse(h=3, previews=2.0)])

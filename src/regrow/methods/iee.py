@@ -165,18 +165,21 @@ class IEE(Method):
         check_backward(self.backward, pattern)
         if not (pattern.blind or criterion.uses_grad):
             self._check_nothing_explored()
-            return super(IEE, self._of_target(getattr(pattern, "sparsity", 0.0))).resolve(pattern, criterion)
+            sparsity = getattr(pattern, "sparsity", None)
+            if sparsity is None or isinstance(getattr(pattern, "distribution", None), Mapping):  # the model says
+                return super().resolve(pattern, criterion)
+            return super(IEE, self.at_target(sparsity)).resolve(pattern, criterion)
         q = max(1, (self.h + self.j) // 10) if self.q is None else self.q
         speed = 0.0 if self.shadow_speed is None else self.shadow_speed
         if not speed:
             self._check_nothing_previewed("channels, and criteria that use gradients, have no preview in memory")
         return super(IEE, dataclasses.replace(self, q=q, shadow_speed=speed)).resolve(pattern, criterion)
 
-    def _of_target(self, sparsity: float) -> IEE:
+    def at_target(self, target: float) -> IEE:
         """With `previews` said as the sparsity of all that trains."""
         if self.previews is None:
             return self
-        backward = max(0.0, 1 - (1 + self.previews) * (1 - sparsity))
+        backward = max(0.0, 1 - (1 + self.previews) * (1 - target))
         return dataclasses.replace(self, previews=None, backward=backward)
 
     @property

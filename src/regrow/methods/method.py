@@ -62,6 +62,14 @@ class Method(ABC):
             return dataclasses.replace(cast(Any, self), start_steps=START_STEPS)
         return self
 
+    def at_target(self, target: float) -> Method:
+        """The method with what its options leave open decided for what the layers of a model add up to.
+
+        Args:
+            target: the sparsity that the run ends at, which a pattern alone may not say.
+        """
+        return self
+
     @property
     def ranks_at_start(self) -> bool:
         """Whether the criterion chooses the first structure, out of a trained model."""
@@ -99,7 +107,7 @@ class Method(ABC):
             of: the phase, and when.
             target: the sparsity that the run ends at.
         """
-        raise NotImplementedError(f"{type(self).__name__} has updates but no at_end")
+        raise UserError(f"{type(self).__name__} has updates, but no at_end() that says what to do where a phase ends")
 
     def dense_gradient_steps(self, criterion: Criterion, span: Span, start: int, end: int) -> int:
         """How many of the steps from `start` to `end` of a span use the gradient of every weight."""

@@ -28,6 +28,7 @@ from regrow.actions import (
 from regrow.criteria import CRITERIA, Criterion
 from regrow.errors import UserError
 from regrow.latent import Latent
+from regrow.patterns import choices
 from regrow.patterns.layers import Selection
 from regrow.patterns.pattern import Pattern
 from regrow.saliency import Role, Saliency
@@ -155,6 +156,7 @@ class EntryUnits(Units):
         self.flops, self.note = selection.flops, selection.note
         self.axes = selection.axes
         self.final = pattern.counts_of(selection.turned)
+        choices.check_counts(pattern, self.final, self.parameters)
         self.target = sparsity_of(self.final)
 
     def planned(self) -> Final:
@@ -316,7 +318,10 @@ class EntryUnits(Units):
 
         self.ranks.compare("counts", counts)
         others: dict[str, Any] = {"ranks": self.ranks} if self.ranks.several else {}
-        chosen = self.pattern.choose(turned_scores, counts, turned(candidates), turned(occupied), **others)
+        allowed = turned(candidates)
+        chosen = self.pattern.choose(turned_scores, counts, allowed, turned(occupied), **others)
+        if choices.are_own(self.pattern):
+            choices.check_choice(self.pattern, chosen, counts, allowed, self.ranks)
         return {name: mask.movedim(-1, self.axes.get(name, -1)) for name, mask in chosen.items()}
 
     def _rivals(self, axis: int, sizes: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:

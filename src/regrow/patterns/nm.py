@@ -14,7 +14,7 @@ from regrow.errors import UserError
 from regrow.patterns.entries import EntryPattern
 from regrow.patterns.layers import Selection, select
 from regrow.patterns.pattern import register
-from regrow.selection import LOWEST, top_k
+from regrow.selection import LOWEST, TooFew, top_k
 from regrow.shards import ALONE, Ranks
 
 
@@ -92,7 +92,7 @@ class NM(EntryPattern):
             if k < here:
                 return chosen | top_k(scores, k, within, ranks)
             chosen, k = chosen | within, k - here
-        raise AssertionError("more than there are candidates")
+        raise TooFew(f"cannot choose {k} more than there are candidates")
 
     def _whole_groups(self, scores: Tensor, k: int, candidates: Tensor) -> Tensor:
         """k candidates: all of the best groups, and the best of the one after these."""

@@ -56,6 +56,14 @@ def test_users_functions() -> None:
     assert Criterion.of(both) is both
 
 
+def test_scores_that_cannot_be_ranked() -> None:
+    weight = torch.ones(2, 3)
+    with pytest.raises(UserError, match=r"must return real scores in a plain tensor, not torch\.complex64"):
+        Criterion.of(lambda w: torch.complex(w, w))(weight)
+    with pytest.raises(UserError, match=r"not torch\.float32, torch\.sparse_coo"):
+        Criterion.of(lambda w: w.to_sparse())(weight)
+
+
 @pytest.mark.parametrize("wrong", ["tylor", 3, lambda: None, lambda a, b, c: a])
 def test_refused(wrong) -> None:
     with pytest.raises(UserError, match="criterion"):

@@ -124,6 +124,25 @@ def test_a_method_without_at_end_or_timeline() -> None:
         attached(Nothing())
 
 
+def test_previews_that_would_never_train() -> None:
+    with pytest.raises(regrow.UserError, match="in one of 2 steps, but none of these lies in a phase"):
+        attached(regrow.IEE(h=1, q=1, shadow_speed=0.5, shadow_every=2))
+    attached(regrow.IEE(h=2, q=1, shadow_speed=0.5, shadow_every=2, update_end=3))
+    with pytest.raises(regrow.UserError, match="in one of 3 steps"):
+        attached(regrow.IEE(h=1, q=1, shadow_speed=0.5, shadow_every=3, update_end=2))
+
+
+def test_updates_of_a_method_that_removes_nothing() -> None:
+    @dataclass(frozen=True)
+    class Idle(regrow.RigL):
+        name: ClassVar[str] = "idle"
+        sparsifies: ClassVar[bool] = False
+
+    model, sparsifier, optimizer = attached(Idle(interval=3))
+    train(model, optimizer, batches(12))
+    assert [(record["iou"], record["density"]) for record in sparsifier.history] == [(1.0, 1.0)] * 3
+
+
 def test_layers_that_have_come_to_other_counts() -> None:
     def ends(of: Any, target: float) -> list[Any]:  # the second prunes to what the pattern gives each layer
         return [Prune(target, 0.6, "all"), Grow(target, "zero", layers="all")] if of.update == 0 else [Prune(target)]

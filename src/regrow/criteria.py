@@ -50,7 +50,7 @@ class Criterion:
         """Scores in fp32, NaN (never chosen) as the lowest; shape of `weight`.
 
         Raises:
-            UserError: where a user's function returns something of another shape.
+            UserError: where a user's function returns something of another shape, or what cannot be ranked.
         """
         args: list[Tensor | None] = [weight]
         if self.uses_grad:
@@ -62,6 +62,10 @@ class Criterion:
         if not isinstance(score, Tensor) or score.shape != weight.shape:
             got = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
             raise UserError(f"criterion {self.name!r} must return scores of shape {tuple(weight.shape)}, not {got}")
+        if score.is_complex() or score.layout is not torch.strided:
+            raise UserError(
+                f"criterion {self.name!r} must return real scores in a plain tensor, not {score.dtype}, {score.layout}"
+            )
         return score.to(torch.float32)
 
     @classmethod

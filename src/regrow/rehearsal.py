@@ -13,6 +13,7 @@ from regrow.saliency import Scoring
 from regrow.schedule import START, Boundary, Timeline
 
 _FIRST = 100  # updates that are tried, beside the last
+_MANY = 10_000  # steps between gradients, from which on nobody looks whether there are any
 
 
 def check(
@@ -36,12 +37,7 @@ def check(
     if not method.sparsifies:
         return
     _check_phases(method.name, timeline, scorings)
-    for phase in timeline.cycle:
-        if phase.latent is not None and phase.latent.backward and phase.latent.backward >= target:
-            raise UserError(
-                f"backward={phase.latent.backward:g} is the sparsity of the weights that train, which must be below "
-                f"{target:g}, what the layers come to; 0 trains all of them"
-            )
+    _check_latent(method.name, timeline, target)
     trial = _Trial(method.name, final)
     for boundaries in _ends(timeline):
         for of in boundaries:
@@ -69,6 +65,35 @@ def _check_phases(name: str, timeline: Timeline, scorings: Mapping[str, tuple[Sc
             raise UserError(f"{name} scores in phase {of!r}, which it does not have{nearest(of, known)}")
         if not isinstance(scored, Sequence) or not all(isinstance(one, Scoring) for one in scored):
             raise UserError(f"{name}: scorings() gives {hints.show(scored)} for {of!r}, but must give Scorings there")
+
+
+def _check_latent(name: str, timeline: Timeline, target: float) -> None:
+    """Refuses latent weights of which none but active ones would ever train."""
+    every = 1
+    for phase in timeline.cycle:
+        if phase.latent is None:
+            continue
+        every = max(every, phase.latent.every)
+        if phase.latent.backward and phase.latent.backward >= target:
+            raise UserError(
+                f"backward={phase.latent.backward:g} is the sparsity of the weights that train, which must be below "
+                f"{target:g}, what the layers come to; 0 trains all of them"
+            )
+    tried = min(timeline.updates, every)  # after so many, cycles lie to every n-th step as they did
+    if 1 < every < _MANY and not any(_due_steps(timeline, update) for update in range(tried)):
+        raise UserError(
+            f"{name} uses the gradients of what is removed in one of {every} steps, but none of these lies in a phase "
+            "in which it trains in memory: take another number (shadow_every), such as 1"
+        )
+
+
+def _due_steps(timeline: Timeline, update: int) -> int:
+    """How many steps of an update use gradients of what is removed, in phases that train it in memory."""
+    end, found = timeline.begin + update * timeline.length, 0
+    for phase in timeline.cycle:
+        start, end = end, end + phase.steps
+        found += 0 if phase.latent is None else phase.latent.steps(start, end)
+    return found
 
 
 class _Trial:

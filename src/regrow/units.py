@@ -216,7 +216,7 @@ class Units(ABC):
             "pruned": tally.get("pruned", 0),
             "grown": tally.get("grown", 0),
             "regrown": tally.get("regrown", 0),
-            "iou": both / either,
+            "iou": both / either if either else 1.0,
             "survival": tally["survived"] / grown_before if grown_before else None,
             "density": self.density(),
         }

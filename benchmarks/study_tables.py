@@ -154,6 +154,18 @@ def cheap(setting: str) -> str:
     ])  # fmt: skip
 
 
+def two_of_four() -> str:
+    """Methods with 2 of every 4 weights, and how far IEE from the dense network is ahead of each."""
+    runs = results("wrn10-2", "nm")
+    heads = ["", "seeds", "accuracy", "iee-from-dense ahead by", "training cost"]
+    return table(heads, [
+        [label, str(len(runs[label])), score(runs[label]),
+         "" if label == "iee-from-dense" else ahead(runs["iee-from-dense"], runs[label]),
+         f"{average(runs[label], 'training_cost'):.2f}"]
+        for label in by_accuracy(runs)
+    ])  # fmt: skip
+
+
 def of_eight_epochs(run: Mapping[str, Any]) -> float:
     """Training FLOPs, × those of eight dense epochs, as the oldest results have them."""
     of = run["cost_steps"] or run["steps"] if "cost_steps" in run else 8 * STEPS_PER_EPOCH
@@ -178,6 +190,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cheap, second setting": lambda: cheap("wrn16-1"),
     "field, first setting": lambda: field("wrn10-2"),
     "field, second setting": lambda: field("wrn16-1"),
+    "2:4": two_of_four,
 }
 
 

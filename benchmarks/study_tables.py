@@ -190,6 +190,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cheap, second setting": lambda: cheap("wrn16-1"),
     "field, first setting": lambda: field("wrn10-2"),
     "field, second setting": lambda: field("wrn16-1"),
+    "field, 98%": lambda: field("wrn10-2-98"),
     "2:4": two_of_four,
 }
 

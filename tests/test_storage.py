@@ -11,7 +11,7 @@ from torch import nn
 
 import attack_saves
 from damage import edit, truncate
-from regrow import UserError, storage
+from regrow import UserError, bitmask, storage
 
 
 def network(seed=0, tied=True, width=64):
@@ -169,6 +169,86 @@ def test_state_that_is_no_tensor_is_refused(tmp_path):
     with pytest.raises(UserError, match="'_extra_state' is no tensor but str"):
         storage.save(Odd(2, 2), tmp_path / "m")
     assert not (tmp_path / "m").exists()
+
+
+class Counting(nn.Module):
+    """State beside its tensors, of which state_dict() gets a copy."""
+
+    def __init__(self, count=0):
+        super().__init__()
+        self.inner = nn.Linear(2, 2)
+        self.count = count
+
+    def get_extra_state(self):
+        return torch.tensor(self.count)
+
+    def set_extra_state(self, state):
+        self.count = int(state)
+
+
+def test_extra_state_made_of_a_tensor_comes_back(tmp_path):
+    storage.save(nn.Sequential(Counting(7)), tmp_path / "m")
+    assert storage.load(nn.Sequential(Counting()), tmp_path / "m")[0].count == 7
+    assert storage.load_tensors(tmp_path / "m")["0._extra_state"] == 7
+
+
+def test_state_that_only_a_hook_makes_is_refused(tmp_path):
+    model = nn.Linear(2, 2)
+    model.register_state_dict_post_hook(lambda module, state, prefix, _: state.update(bias=state["bias"] + 1))
+    with pytest.raises(UserError, match="'bias' is no parameter or buffer, but made by a hook"):
+        storage.save(model, tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+def holding(**tensors):
+    model = nn.Module()
+    for name, tensor in tensors.items():
+        model.register_buffer(name, tensor)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.LazyLinear(4), "'weight' has no shape yet"),
+        (holding(w=torch.ones(1, 4).expand(3, 4)), "entries of the tensor 'w' share their memory"),
+        (holding(w=torch.ones(2, dtype=torch.complex128)), "the tensor 'w' is complex128, which a safetensors file"),
+        (holding(__metadata__=torch.ones(2)), "cannot hold a tensor called '__metadata__'"),
+    ],
+)
+def test_what_could_not_come_back_is_refused(tmp_path, model, message):
+    with pytest.raises(UserError, match=message):
+        storage.save(model, tmp_path / "m")
+    assert os.listdir(tmp_path) == []
+
+
+EIGHT_BITS = [
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2fnuz,
+    torch.float8_e8m0fnu,
+]
+
+
+@pytest.mark.parametrize("dtype", EIGHT_BITS)
+def test_every_type_of_eight_bits_comes_back(tmp_path, dtype):
+    whole = torch.zeros(16, 16, dtype=torch.uint8)
+    whole[0] = torch.arange(16)
+    storage.save(holding(w=whole.view(dtype)), tmp_path / "m")
+    assert storage.read_manifest(tmp_path / "m")["tensors"]["w"]["encoding"] == "bitmask"
+    again = storage.load(holding(w=torch.zeros(16, 16, dtype=torch.uint8).view(dtype)), tmp_path / "m")
+    assert again.w.dtype is dtype
+    assert torch.equal(again.w.view(torch.uint8), whole)
+
+
+def test_tensors_may_be_called_as_the_parts_of_others(tmp_path):
+    def made(value):
+        parts = {f"w{part}": torch.full((20,), value) for part in (bitmask.BITS, bitmask.VALUES)}
+        return holding(w=value * torch.eye(20), **parts)
+
+    storage.save(made(2.0), tmp_path / "m")
+    assert bits(storage.load(made(0.0), tmp_path / "m")) == bits(made(2.0))
 
 
 @pytest.mark.parametrize(

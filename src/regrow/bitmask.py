@@ -37,13 +37,14 @@ def encode(
         return entry, {name: tensor.clone()}
     flat = tensor.flatten()
     exact = signed_zeros or flat.dtype not in _WITH_SIGNED_ZEROS
-    present = (flat.view(_INTEGER_OF_SIZE[flat.element_size()]) if exact else flat) != 0
+    numbers = flat.view(_INTEGER_OF_SIZE[flat.element_size()])  # which torch can index whatever the type
+    present = (numbers if exact else flat) != 0
     kept = int(present.sum())
     entry["density"] = kept / max(flat.numel(), 1)
     if dense or kept * flat.element_size() + flat.numel() // 8 + 1 >= flat.numel() * flat.element_size():
         return entry, {name: tensor.clone()}
     entry["encoding"] = "bitmask"
-    return entry, {name + BITS: _pack(present), name + VALUES: flat[present]}
+    return entry, {name + BITS: _pack(present), name + VALUES: numbers[present].view(flat.dtype)}
 
 
 def decode(name: str, entry: Mapping[str, Any], stored: Mapping[str, Tensor], path: object) -> Tensor:
@@ -71,10 +72,11 @@ def decode(name: str, entry: Mapping[str, Any], stored: Mapping[str, Tensor], pa
     present = _unpack(bits, size)
     if values.shape != (int(present.sum()),):
         raise damaged
-    flat = torch.zeros(size, dtype=values.dtype)
-    flat[present] = values
+    integer = _INTEGER_OF_SIZE[values.element_size()]
+    flat = torch.zeros(size, dtype=integer)
+    flat[present] = values.view(integer)
     try:
-        return flat.view(shape)
+        return flat.view(values.dtype).view(shape)
     except (RuntimeError, OverflowError) as error:  # lengths that are no lengths beside one of 0
         raise damaged from error
 

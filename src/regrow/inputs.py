@@ -159,7 +159,8 @@ def two_examples(inputs: Inputs, other: bool) -> Inputs:
     generator = torch.Generator().manual_seed(0)
 
     def another(t: Tensor) -> Tensor:
-        counts = not t.is_floating_point() and (t.dtype == torch.bool or not t.numel() or int(t.max()) <= 1)
+        whole = not (t.is_floating_point() or t.is_complex())
+        counts = whole and (t.dtype == torch.bool or not t.numel() or int(t.max()) <= 1)
         return t.roll(1, -1) if other and t.dim() > 1 and not counts else t.clone()
 
     def two(t: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regrow import manifest, schema
+from regrow import manifest, saved, schema
 from regrow.errors import UserError
 
 _KEY = "regrow"
@@ -31,16 +31,11 @@ def write(path: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any])
 
     Raises:
         OSError: if it cannot be written.
+        UserError: if such a file cannot hold one of the tensors.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     sealed = schema.seal({**content, "weights": _digest(tensors)})
     header = {**content["tied"], "format": "pt", _KEY: json.dumps(sealed, separators=(",", ":"))}
-    try:
-        save_file(dict(tensors), path, metadata=header)
-    except SafetensorError as error:  # what it makes of a full disk
-        raise OSError(" ".join(str(error).split())) from error
+    saved.write_tensors(path, tensors, header)
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -23,6 +23,7 @@ from regrow.errors import UserError
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
 WAY_OUT = "restore it from a copy, or save the model again"
+_RESERVED = "__metadata__"  # in the header of the file
 _LEFT = re.compile(r"model-[0-9a-f]{32}\.safetensors|\.(model\.safetensors|manifest\.json)\.\d+-[0-9a-f]+\.tmp")
 
 
@@ -39,7 +40,7 @@ def write(directory: Path, tensors: Mapping[str, Tensor], content: Mapping[str, 
         try:
             with atomic.new_directory(directory) as fresh:
                 with atomic.replacing(fresh / WEIGHTS) as written:
-                    _write_tensors(written, tensors)
+                    write_tensors(written, tensors)
                 atomic.write_json(fresh / MANIFEST, _sealed(content, fresh / WEIGHTS))
             return
         except OSError as error:
@@ -102,7 +103,7 @@ def _replace(directory: Path, tensors: Mapping[str, Tensor], content: Mapping[st
     with _locked(directory) as alone:
         with atomic.temporary(path) as written:
             mode = atomic.permissions(path, written)
-            _write_tensors(written, tensors)
+            write_tensors(written, tensors)
             sealed = _sealed(content, written)
             waiting = directory / f"model-{sealed['weights']}.safetensors"
             atomic.move(written, waiting, mode)
@@ -119,14 +120,35 @@ def _replace(directory: Path, tensors: Mapping[str, Tensor], content: Mapping[st
                 entry.unlink(missing_ok=True)
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file.
+
+    Args:
+        tensors: on the CPU, contiguous, none of them sharing memory
+        header: what is kept beside them
+
+    Raises:
+        OSError: if it cannot be written.
+        UserError: if such a file cannot hold one of the tensors.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    if _RESERVED in tensors:
+        raise UserError(f"a safetensors file cannot hold a tensor called {_RESERVED!r}: rename it")
     try:
-        save_file(dict(tensors), path)
+        save_file(dict(tensors), path, metadata=header)
     except SafetensorError as error:  # what it makes of a full disk
         raise OSError(" ".join(str(error).split())) from error
+    except KeyError as error:  # what it makes of types that the format does not have
+        wrong = next((name for name, tensor in tensors.items() if error.args[:1] == (tensor.dtype,)), None)
+        if wrong is None:
+            raise
+        dtype = str(tensors[wrong].dtype).removeprefix("torch.")
+        raise UserError(
+            f"the tensor {wrong!r} is {dtype}, which a safetensors file cannot hold: convert it, or keep it as "
+            "real numbers"
+        ) from error
 
 
 def _sealed(content: Mapping[str, Any], weights: Path) -> dict[str, Any]:

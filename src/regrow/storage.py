@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ from regrow.watch import OnTrial
 
 MANIFEST = saved.MANIFEST
 WEIGHTS = saved.WEIGHTS
+_EXTRA = "_extra_state"  # what torch calls the state that modules have beside their tensors
 _ATTEMPTS = 20  # to read what others replace meanwhile
 
 M = TypeVar("M", bound=nn.Module)
@@ -84,7 +85,9 @@ def contents(
     stored: dict[str, Tensor] = {}
     entries: dict[str, Any] = {}
     for name, tensor in state.items():
-        entries[name], parts = bitmask.encode(name, tensor, dense, signed_zeros)
+        # a tensor may be called as another one's bits would be
+        whole = dense or any(name + part in state for part in (bitmask.BITS, bitmask.VALUES))
+        entries[name], parts = bitmask.encode(name, tensor, whole, signed_zeros)
         stored.update(parts)
     content = {
         "format": manifest.FORMAT,
@@ -194,6 +197,11 @@ def _load(
             values = {name: value for name, value in values.items() if name not in smaller}
         for name, value in values.items():
             state[name].copy_(value)
+    modules = names.modules(model, every_name=True)
+    for name in values:
+        module, _, last = name.rpartition(".")
+        if last == _EXTRA:  # the tensor may be a copy of what it is in the module
+            modules[module].set_extra_state(values[name])
     return model
 
 
@@ -206,6 +214,16 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
     from regrow import manifest
 
     return manifest.read(Path(directory))[0]
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """What is stored of a model, under every name.
+
+    Raises:
+        UserError: as `save`.
+    """
+    state, tied = _state(model, _unsaved_buffers(model, resize.noted(model)))
+    return {**state, **{alias: state[name] for alias, name in tied.items()}}
 
 
 def _unsaved_buffers(model: nn.Module, note: resize.Note | None) -> list[str]:
@@ -229,6 +247,8 @@ def _state(model: nn.Module, further: Iterable[str] = ()) -> tuple[dict[str, Ten
     tied: dict[str, str] = {}
     seen: dict[tuple[Any, ...], str] = {}
     buffers = names.buffers(model, every_name=True)
+    _check_lazy(model)
+    held = {t.data_ptr() for t in names.tensors(model, every_name=True).values() if not is_sharded(t)}
     own = {names.canonical(name): value for name, value in model.state_dict().items()}
     for name, value in (own | {name: buffers[name] for name in further}).items():
         if not isinstance(value, Tensor):
@@ -242,6 +262,7 @@ def _state(model: nn.Module, further: Iterable[str] = ()) -> tuple[dict[str, Ten
             )
         if value.layout is not torch.strided or value.is_quantized or value.is_meta:
             raise UserError(f"the tensor {name!r} is not a plain dense tensor, which cannot be saved")
+        _check_own(name, value, held)
         key = (value.data_ptr(), value.shape, value.stride(), value.dtype) if value.numel() else (name,)
         if key in seen:
             tied[name] = seen[key]
@@ -249,6 +270,29 @@ def _state(model: nn.Module, further: Iterable[str] = ()) -> tuple[dict[str, Ten
             seen[key] = name
             state[name] = value
     return state, tied
+
+
+def _check_lazy(model: nn.Module) -> None:
+    lazy = next((name for name, t in names.tensors(model).items() if nn.parameter.is_lazy(t)), None)
+    if lazy is not None:
+        raise UserError(f"{lazy!r} has no shape yet, as no batch has run through its lazy module: run one first")
+
+
+def _check_own(name: str, value: Tensor, held: Set[int]) -> None:
+    """Refuses what could be written, but not be put back.
+
+    Args:
+        held: where in memory the model's parameters and buffers are.
+    """
+    if value.numel() and name.rpartition(".")[2] != _EXTRA and value.data_ptr() not in held:
+        raise UserError(
+            f"the model's state {name!r} is no parameter or buffer, but made by a hook of its state_dict(), "
+            "so that no load could put it back: save the model without that hook"
+        )
+    if any(step == 0 and length > 1 for step, length in zip(value.stride(), value.shape, strict=True)):
+        raise UserError(
+            f"entries of the tensor {name!r} share their memory, as expand() leaves them: make it with .contiguous()"
+        )
 
 
 def _check_fit(

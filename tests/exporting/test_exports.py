@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import regrow
 from exported import NETWORKS, in_onnx_runtime, in_torch, off, thin
@@ -169,8 +171,74 @@ def test_a_compiled_model_is_exported_as_what_it_was_compiled_from(tmp_path: Pat
     assert torch.equal(again(IMAGES), in_torch(tmp_path / "pt2", IMAGES)[0])
 
 
+class Keeping(nn.Module):
+    """Keeps what it has computed, and a lock, neither of which deepcopy takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = prune.l1_unstructured(nn.Linear(3, 3), "weight", 0.5)
+        self.kept: list[Any] = [threading.Lock()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept.append(self.inner(x))
+        return self.kept[-1]
+
+
+@pytest.mark.parametrize("format", ["safetensors", "compressed"])
+def test_what_deepcopy_refuses_in_a_model_is_no_hindrance(tmp_path: Path, format: str) -> None:
+    model, x = Keeping(), torch.randn(2, 3)
+    model(x).sum().backward()
+    assert regrow.export(model, tmp_path / "m", format, x).difference == 0.0
+    again = regrow.load(Keeping(), tmp_path / "m")
+    assert torch.equal(again(x), model(x))
+
+
+class Result:
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+
+class InObject(Counter):
+    def forward(self, x: Tensor) -> Any:
+        return Result(super().forward(x))
+
+
+class Spectrum(nn.Module):
+    """Complex numbers in, or out of real ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.fft(self.inner(x.real if x.is_complex() else x))
+
+
+def test_tensors_in_an_object_of_any_class_are_compared(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"differs from the model by .* of the output"):
+        regrow.export(InObject(), tmp_path / "m", "safetensors", torch.randn(2, 3))
+    assert os.listdir(tmp_path) == []
+
+
+def test_complex_numbers_in_and_out(tmp_path: Path) -> None:
+    model, x = Spectrum(), torch.randn(2, 4)
+    for format in ("pt2", "safetensors", "onnx"):
+        done = regrow.export(model, tmp_path / format, format, x)
+        assert done.batches == (2, 1, 2, 3, 5)
+        assert done.difference <= 1e-5
+    for format in ("pt2", "safetensors"):
+        regrow.export(model, tmp_path / format, format, torch.complex(x, x)[:1])
+    assert torch.equal(in_torch(tmp_path / "pt2", torch.complex(x, x))[0], model(x))
+
+
 NAN = nn.Linear(3, 3)
 nn.init.constant_(NAN.weight, float("nan"))
+
+
+class Silent(nn.Module):
+    def forward(self, x: Tensor) -> None:
+        """Returns nothing."""
+
 
 REFUSED = [
     (small, "onx", IMAGES, {}, "unknown format 'onx'; did you mean 'onnx'?"),
@@ -180,6 +248,12 @@ REFUSED = [
     (small, "pt2", IMAGES, {"tolerance": -1.0}, "tolerance is -1.0, but must be a share of the outputs' size"),
     (Choice, "pt2", torch.randn(2, 3), {}, "the model cannot be traced for a batch of any size: Could not guard"),
     (lambda: NAN, "pt2", torch.randn(2, 3), {}, "the model's outputs are not all finite"),
+    (small, "pt2", IMAGES[:0], {}, "example_inputs is a batch without examples"),
+    (small, "pt2", IMAGES, {"tolerance": "1e-3"}, "tolerance is '1e-3', but must be"),
+    (lambda: small().state_dict(), "pt2", IMAGES, {}, "model must be a torch.nn.Module, not OrderedDict"),
+    (Silent, "safetensors", IMAGES, {}, "the model returns no tensor that could be compared"),
+    (small, "hub", None, {"about": {"runs": []}}, "about must be one run of results.json"),
+    (small, "hub", None, {"about": {"seed": NAN}}, "about cannot be written into config.json: "),
     (lambda: nn.Linear(3, 3, device="meta"), "safetensors", None, {}, "the tensor 'weight' is not a plain"),
 ]  # fmt: skip
 

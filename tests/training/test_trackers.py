@@ -31,8 +31,6 @@ def test_a_table_has_a_row_for_each_step_and_a_column_for_each_metric(tmp_path):
     table.log({"loss": 2.0}, 5)
     table.log({"val": 0.5}, 5)
     table.log({"loss": 1.5, "iou": 0.25}, 10)
-    assert rows(tmp_path / "metrics.csv") == [{"step": "5", "loss": "2.0", "val": "0.5"}]
-    table.close()
     assert (tmp_path / "metrics.csv").read_text() == "step,loss,val,iou\n5,2.0,0.5,\n10,1.5,,0.25\n"
 
 
@@ -42,6 +40,39 @@ def test_a_table_goes_on_where_the_run_does(tmp_path):
     table.log({"loss": 0.5}, 15)
     table.close()
     assert (tmp_path / "metrics.csv").read_text() == "step,loss\n5,2.0\n10,1.5\n15,0.5\n"
+
+
+def test_the_last_row_of_a_run_that_goes_on_gets_more_values(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,loss\n5,2.0\n10,1.5\n")
+    MetricsTable(tmp_path, 10, "name", {}).log({"val": 0.5}, 10)
+    assert (tmp_path / "metrics.csv").read_text() == "step,loss,val\n5,2.0,\n10,1.5,0.5\n"
+
+
+@pytest.mark.parametrize(
+    "content", [b"step;loss\n5;2.0\n", b"step,loss\nfive,2.0\n", b"step,loss\n5,\xff\n", b"\xef\xbb\xbfstep,l\n5,2\n"]
+)
+def test_a_table_that_was_edited_is_refused(tmp_path, content):
+    (tmp_path / "metrics.csv").write_bytes(content)
+    with pytest.raises(UserError, match=r"metrics\.csv is damaged, or was edited \(.*\): move it away"):
+        MetricsTable(tmp_path, 10, "name", {})
+    assert (tmp_path / "metrics.csv").read_bytes() == content
+
+
+def test_a_kill_after_a_checkpoint_takes_nothing_from_before_it(tmp_path, monkeypatch):
+    """What is logged is in the files when the checkpoint is, as a run that goes on begins after it."""
+    tensorboard = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    save, seen = loop.checkpoint.save, []
+
+    def saved(out, state):
+        events = tensorboard.EventAccumulator(str(out / "tensorboard"))
+        events.Reload()
+        noted = [event.step for event in events.Scalars("train/loss")]
+        seen.append((state["step"], noted, [int(row["step"]) for row in rows(out / "metrics.csv")]))
+        save(out, state)
+
+    monkeypatch.setattr(loop.checkpoint, "save", saved)
+    run(tmp_path, "--train.trackers", "[csv, tensorboard]", "--train.checkpoint_steps", "10", "--train.eval_every", "0")
+    assert seen == [(last, steps, steps) for last in (10, 20, 30) for steps in [list(range(5, last + 1, 5))]]
 
 
 def test_a_run_that_begins_anew_begins_its_table_anew(tmp_path):

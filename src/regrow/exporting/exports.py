@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +16,8 @@ from regrow import atomic, extras, names
 from regrow.errors import UserError, nearest
 from regrow.exporting import hub, programs, tensors
 from regrow.exporting.proof import BATCHES, Proof, Subject, widened
-from regrow.inputs import Inputs
+from regrow.inputs import Inputs, first_line
+from regrow.tracing.replica import replica_of
 from regrow.watch import OnTrial
 
 # format → what writes and proves a file
@@ -99,27 +100,48 @@ def export(
         What was written, and the largest difference.
 
     Raises:
-        UserError: for bad input, a model that cannot be traced or translated, or one that computes something else then.
+        UserError: for bad input, a model that returns no tensor, cannot be traced or translated, or computes something
+            else then.
     """
     from regrow.latency.whole import bar
 
+    _check(model, tolerance, about)
     OnTrial.warn(model)
     target = Path(path)
     format = format_of(target, format)
     check_target(target, format, "path")
-    if tolerance is not None and not 0 <= tolerance < 1:
-        raise UserError(f"tolerance is {tolerance}, but must be a share of the outputs' size, such as 1e-5")
-    if format in PROGRAMS and example_inputs is None:
-        raise UserError(f"example_inputs is missing: {format} needs one batch as the model takes it")
-    inputs = None if example_inputs is None else Inputs.of(example_inputs)
+    given = _inputs(example_inputs, format)
     plain = _on_cpu(names.unwrap(model))
-    if inputs is not None:
-        inputs = inputs.map(lambda t: t.detach().cpu()).in_order(plain)
-        inputs = widened(inputs) if dynamic_batch else inputs
+    inputs = None if given is None else given.map(lambda t: t.detach().cpu()).in_order(plain)
+    inputs = widened(inputs) if inputs is not None and dynamic_batch else inputs
     with bar(progress, _STEPS + 1 + len(BATCHES), "exporting") as advance, _place(target, format) as written:
         subject = Subject(plain, inputs, dynamic_batch, tolerance, advance)
         proof = hub.write(subject, written, about) if format == "hub" else _WRITERS[format](subject, written)
     return Exported(target, format, _size(target), dense_bytes(plain), proof.difference, proof.batches)
+
+
+def _check(model: object, tolerance: object, about: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model must be a torch.nn.Module, not {type(model).__name__}; the path comes second")
+    if tolerance is not None and not (isinstance(tolerance, int | float) and 0 <= tolerance < 1):
+        raise UserError(f"tolerance is {tolerance!r}, but must be a share of the outputs' size, such as 1e-5")
+    if about is not None and (not isinstance(about, Mapping) or "runs" in about):
+        raise UserError('about must be one run of results.json: json.loads(text)["runs"][0]')
+    try:
+        json.dumps(about and dict(about))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"about cannot be written into config.json: {first_line(error)}") from error
+
+
+def _inputs(given: Any, format: str) -> Inputs | None:
+    if given is None:
+        if format in PROGRAMS:
+            raise UserError(f"example_inputs is missing: {format} needs one batch as the model takes it")
+        return None
+    inputs = Inputs.of(given)
+    if any(t.dim() and not len(t) for t in inputs.tensors[:1]):
+        raise UserError("example_inputs is a batch without examples: pass one with one at least")
+    return inputs
 
 
 def format_of(path: Path, given: str | None) -> str:
@@ -170,7 +192,7 @@ def _on_cpu(model: nn.Module) -> nn.Module:
     """The model, or a copy of it where it is on another device: kernels of others round otherwise."""
     if all(t.device.type in ("cpu", "meta") for t in names.tensors(model).values()):
         return model
-    return copy.deepcopy(model).cpu()
+    return replica_of(model)
 
 
 @contextmanager

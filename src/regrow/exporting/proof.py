@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from regrow.errors import UserError
-from regrow.inputs import Inputs, first_line, two_examples
+from regrow.inputs import Inputs, first_line, output_tensors, two_examples
 from regrow.quiet import evaluating, quiet
 
 BATCHES = (1, 2, 3, 5)
@@ -72,19 +72,26 @@ def run(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """The tensors that a model returns in eval mode.
 
     Raises:
-        UserError: if it does not run on the inputs.
+        UserError: if it does not run on the inputs, or returns none.
     """
     try:
         with quiet(), evaluating(model):
             found = flat(inputs(model))
     except Exception as error:  # whatever the model's own code raises
         raise UserError(f"the model does not run on example_inputs: {inputs.failure(error)}") from error
+    if not found:
+        raise UserError(
+            "the model returns no tensor that could be compared: have it return what it computes, or write the formats "
+            "safetensors or compressed without example_inputs"
+        )
     return found
 
 
 def flat(out: Any) -> list[Tensor]:
-    """The tensors in what a model returns."""
-    return [leaf.detach() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+    """The tensors in what a model returns: first in the order in which programs return them, and as real numbers where
+    they are complex, as ONNX has them; also in objects of classes that no program returns."""
+    found = [tensor.detach() for leaf in tree_leaves(out) for tensor in output_tensors(leaf)]
+    return [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in found]
 
 
 def widened(inputs: Inputs) -> Inputs:
@@ -157,7 +164,7 @@ def _varied(inputs: Inputs, size: int, seed: int) -> Inputs:
         if not has_batch(inputs, t):
             return t
         chosen = t[rows]
-        if t.is_floating_point():
+        if t.is_floating_point() or t.is_complex():
             noise = torch.randn(chosen.shape, generator=generator).to(t.dtype)
             spread = t.std() if t.numel() > 1 else t.new_zeros(())
             return chosen + noise * torch.where(spread > 0, spread, 1.0) if bool(t.isfinite().all()) else chosen

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from regrow import names, packed, storage
+from regrow import packed, storage
 from regrow.errors import UserError
 from regrow.exporting.proof import Proof, Subject, prove, run
 from regrow.inputs import Inputs
+from regrow.tracing.replica import replica_of
 
 _WAY_OUT = "the model depends on more than its tensors"
 
@@ -42,20 +42,18 @@ def _write(subject: Subject, path: Path, dense: bool) -> Proof:
     packed.write(path, stored, content)
     subject.advance()
     read = storage.load_tensors(path)
-    own = names.tensors(subject.model, every_name=True)
+    own = storage.tensors_of(subject.model)
     for name, tensor in read.items():
         if not _same(tensor, own[name].detach().cpu(), signed_zeros=dense):
             raise UserError(f"the tensor {name!r} is not what was written when it is read back: try again")
     subject.advance()
     if subject.inputs is None:
         return Proof(0.0)
-    again = copy.deepcopy(subject.model)
+    again = replica_of(subject.model, lambda t: t.detach().clone())
     with torch.no_grad():
-        targets = names.tensors(again, every_name=True)
-        for name in read:
-            targets[name].fill_(0)
-        for name, tensor in read.items():
-            targets[name].copy_(tensor)
+        for tensor in storage.tensors_of(again).values():
+            tensor.zero_()
+    storage.load(again, path)
 
     def loaded(inputs: Inputs) -> list[Tensor]:
         return run(again, inputs)

@@ -243,6 +243,8 @@ class Trainer:
 
     def _save_checkpoint(self) -> None:
         state = self.run.state()  # all processes take part
+        for tracker in self.trackers:
+            tracker.flush()
         if self.out is not None and self.metrics is not None:
             spent = {"seconds": time.monotonic() - self.started, "train_seconds": self.training.seconds}
             checkpoint.save(self.out, {**state, **spent, "metrics_lines": self.metrics.lines})

@@ -22,8 +22,12 @@ class Tracker(Protocol):
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Notes them; several calls may be of one step."""
 
+    def flush(self) -> None:
+        """Writes what is not written yet; called before each checkpoint, as a run that goes on from there does not log
+        again what came before."""
+
     def close(self) -> None:
-        """Writes what is not written yet."""
+        """Nothing more will come."""
 
 
 class TensorBoard:
@@ -37,6 +41,9 @@ class TensorBoard:
     def log(self, values: Mapping[str, float], step: int) -> None:
         for key, value in values.items():
             self._writer.add_scalar(key, value, step)
+
+    def flush(self) -> None:
+        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
@@ -64,46 +71,56 @@ class WeightsAndBiases:
     def log(self, values: Mapping[str, float], step: int) -> None:
         self._tracker.log(dict(values), step=step)
 
+    def flush(self) -> None:
+        """Nothing to do: a process of its own has them, which outlives this one."""
+
     def close(self) -> None:
         self._tracker.finish()
 
 
 class MetricsTable:
-    """``metrics.csv``: a row for each step, a column for each metric."""
+    """``metrics.csv``: a row for each step, written at once, and a column for each metric."""
 
     def __init__(self, out: Path, step: int, name: str, config: Mapping[str, Any]) -> None:
         self._path = out / TABLE
         self._columns: list[str] = ["step"]
-        self._row: dict[str, Any] = {}  # that may get more values
-        self._write([row for row in self._rows() if int(row["step"]) <= step] if step else [])
+        rows = [row for row in self._rows() if int(row["step"]) <= step] if step else []
+        self._last: dict[str, Any] = dict(rows[-1]) if rows else {}  # which may get more values
+        self._write(rows)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        if self._row.get("step") != step:
-            self._append()
-        self._row |= {"step": step, **values}
-
-    def close(self) -> None:
-        self._append()
-
-    def _append(self) -> None:
-        if new := [key for key in self._row if key not in self._columns]:
+        again = str(self._last.get("step")) == str(step)
+        self._last = {**(self._last if again else {}), "step": step, **values}
+        new = [key for key in self._last if key not in self._columns]
+        if again or new:
             rows = self._rows()
             self._columns += new
-            self._write(rows)
-        if self._row:
-            with self._path.open("a", encoding="utf-8", newline="") as file:
-                csv.DictWriter(file, self._columns, lineterminator="\n").writerow(self._row)
-        self._row = {}
+            self._write([*(rows[:-1] if again else rows), self._last])
+            return
+        with self._path.open("a", encoding="utf-8", newline="") as file:
+            csv.DictWriter(file, self._columns, lineterminator="\n").writerow(self._last)
+
+    def flush(self) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Nothing to do."""
 
     def _rows(self) -> list[dict[str, str]]:
         if not self._path.is_file():
             return []
-        with self._path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            self._columns = list(reader.fieldnames or self._columns)
-            return [row for row in reader if None not in row.values()]  # without the half of one
+        try:
+            with self._path.open(encoding="utf-8", newline="") as file:
+                reader = csv.DictReader(file)
+                found = [row for row in reader if None not in row.values()]  # without the half of one
+            if not all(row["step"].isdecimal() and None not in row for row in found):
+                raise ValueError("its rows have no steps")
+        except (ValueError, KeyError, csv.Error) as error:
+            raise UserError(f"{self._path} is damaged, or was edited ({error}): move it away") from error
+        self._columns = list(reader.fieldnames or self._columns)
+        return found
 
-    def _write(self, rows: Sequence[Mapping[str, str]]) -> None:
+    def _write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         text = io.StringIO()
         writer = csv.DictWriter(text, self._columns, lineterminator="\n")
         writer.writeheader()

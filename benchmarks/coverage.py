@@ -1,7 +1,8 @@
 """Which models can regrow prune by channels, is it right, and how does torch-pruning do on the same models?
 
 Every classification model of torchvision and one or several models of each timm family, at small images and with random
-weights; models of transformers from tiny configurations; torchvision's detectors, segmenters and video networks.
+weights; models of transformers from tiny configurations; torchvision's detectors, segmenters and video networks;
+detectors of ultralytics and decoders of segmentation-models-pytorch, where these are installed.
 
 A model counts as verified if it has groups and if, with about half of the channels removed at random in every group,
 the thin model computes what the masked one computes: in eval mode and after a training step, the largest difference at
@@ -17,6 +18,7 @@ Results go to results/coverage.json after each model; what is there is not run a
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import os
@@ -73,7 +75,9 @@ def models() -> dict[str, int]:
         name, _, size = entry.partition("@")
         sizes[f"timm:{name}"] = int(size or 64)
     sizes |= {f"transformers:{name}": 0 for name in coverage_models.TRANSFORMERS}
-    return sizes | {f"torchvision-more:{name}": size for name, size in coverage_models.FURTHER.items()}
+    further = {"torchvision-more": coverage_models.FURTHER}
+    further |= {name: sizes for name, sizes in coverage_models.OTHERS.items() if importlib.util.find_spec(name)}
+    return sizes | {f"{library}:{name}": size for library, names in further.items() for name, size in names.items()}
 
 
 def build(name: str, size: int) -> tuple[Any, tuple[Any, ...]]:
@@ -92,6 +96,10 @@ def build(name: str, size: int) -> tuple[Any, tuple[Any, ...]]:
         model, inputs = coverage_models.transformer(kind)
     elif library == "torchvision-more":
         model, inputs = coverage_models.further(kind, size)
+    elif library == "ultralytics":
+        model = coverage_models.ultralytics(kind)
+    elif library == "segmentation_models_pytorch":
+        model = coverage_models.decoder(kind)
     elif library == "torchvision":
         options: dict[str, Any] = {"init_weights": False} if kind in ("googlenet", "inception_v3") else {}
         if kind.startswith("vit"):
@@ -229,7 +237,7 @@ def in_own_process(tool: str, name: str, size: int) -> dict[str, Any]:
 def summary(records: dict[str, Any]) -> dict[str, Any]:
     """Counts for each library."""
     result: dict[str, Any] = {}
-    for library in ("torchvision", "timm", "transformers", "torchvision-more"):
+    for library in dict.fromkeys(name.partition(":")[0] for name in records):
         mine = [r for name, r in records.items() if name.startswith(f"{library}:")]
         verified = sum(r["verified"] for r in mine)
         result[library] = {

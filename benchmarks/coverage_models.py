@@ -113,6 +113,32 @@ FURTHER = {
 }  # fmt: skip
 
 
+# where they are installed: detectors of ultralytics (AGPL, so in this benchmark alone) from their configurations,
+# decoders of segmentation-models-pytorch on a ResNet-18; name → edge of the images
+OTHERS = {
+    "ultralytics": dict.fromkeys(["yolov5n", "yolov8n", "yolo11n", "yolo26n", "rtdetr-l"], 64),
+    "segmentation_models_pytorch": {
+        "Unet": 64, "UnetPlusPlus": 64, "MAnet": 64, "Linknet": 64, "FPN": 64, "PSPNet": 64, "DeepLabV3": 64,
+        "DeepLabV3Plus": 64, "UPerNet": 64, "Segformer": 64, "PAN": 128,
+    },
+}  # fmt: skip
+
+
+def ultralytics(name: str) -> nn.Module:
+    """A detector of ultralytics; its class is a part of the name."""
+    from ultralytics.nn import tasks
+
+    kind = tasks.RTDETRDetectionModel if name.startswith("rtdetr") else tasks.DetectionModel
+    return kind(f"{name}.yaml", verbose=False)
+
+
+def decoder(name: str) -> nn.Module:
+    """A segmenter of segmentation-models-pytorch."""
+    import segmentation_models_pytorch
+
+    return getattr(segmentation_models_pytorch, name)("resnet18", encoder_weights=None, classes=4)
+
+
 class Boxes(nn.Module):
     """A detector that returns what its heads compute, before boxes are picked."""
 

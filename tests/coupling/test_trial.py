@@ -13,7 +13,7 @@ from torch import nn
 import regrow
 import strange
 from channel_models import Chain
-from regrow.coupling.couple import couple
+from regrow.coupling.couple import Group, Slice, couple
 from regrow.coupling.seen import Seen, difference
 from regrow.coupling.trial import Trial, about_half, few
 from regrow.errors import UserError
@@ -251,6 +251,35 @@ class TestTrial:
         assert failure is not None
         assert failure.module is None
         assert "computes something else with fewer channels" in failure.reason
+
+    def test_what_raises_is_looked_for_by_running_the_thin_model_alone(self):
+        runs = []
+
+        class Unpacks(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first, self.second = (nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 3, 1)) for _ in range(2))
+                self.wide, self.after = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 3, 1)
+
+            def forward(self, x):
+                runs.append(self.training)
+                one, other = self.wide(self.second(self.first(x))).split(4, 1)  # of fewer it makes one piece
+                return self.after(one + other)
+
+        coupling = couple(Unpacks(), X.float())
+        assert coupling.ids == ("first.0", "first.1", "second.0", "second.1")
+        assert "not enough values to unpack" in coupling.dense["wide.weight"]
+        total, trial = len(runs), Trial(Unpacks(), Inputs.of(X.float()), float("inf"))
+        parts = [Slice(name, 0, torch.arange(8)) for name in ("wide.weight", "wide.bias")]
+        bad = Group("wide", 8, tuple(parts))
+        failure = trial.failure([*coupling.groups, bad])
+        assert failure is not None
+        assert failure.raised == (about_half, 0)
+        del runs[:]
+        assert (trial.raises([bad], about_half, 0), len(runs)) == (True, 1)
+        del runs[:]
+        assert (trial.raises(coupling.groups, about_half, 0), len(runs)) == (False, 2)  # in both modes
+        assert total < 40  # each of four that are not guilty takes two
 
     def test_about_half(self):
         groups = couple(strange.NETWORKS["dropped_channels"](), X.float()).groups

@@ -161,11 +161,12 @@ class Search:
         return self._trial.failure(groups) if groups else None
 
     def _guilty(self, groups: tuple[Group, ...], failure: TrialFailure) -> Sequence[Group]:
-        """Those because of which they fail: at an exception, those inside the module where it was raised that fail by
-        themselves; otherwise the last one of the smallest beginning of them that fails."""
-        if failure.module is not None:
+        """Those because of which they fail: where the thin model raised an exception, those inside of that module that
+        raise one by themselves; otherwise the last one of the smallest beginning of them that fails."""
+        if failure.module is not None and failure.raised is not None:
             suspects = self._inside(groups, failure.module)
-            return [group for group in suspects if self._failure((group,)) is not None] or suspects
+            self._tries += len(suspects)
+            return [group for group in suspects if self._trial.raises((group,), *failure.raised)] or suspects
         low, high = 0, len(groups)
         while high - low > 1 and self._tries < MOST_TRIES:
             middle = (low + high) // 2

@@ -7,7 +7,7 @@ written by hand, heads folded into the batch) often runs with fewer channels all
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -44,11 +44,13 @@ class TrialFailure:
 
     Attributes:
         reason: for the user, without a subject.
-        module: where an exception was raised; None where it ran and computed something else.
+        module: where the model raised an exception without channels; None where it failed otherwise.
+        raised: without which channels it did, and where the dice fell; None where it failed otherwise.
     """
 
     reason: str
     module: str | None = None
+    raised: tuple[Keep, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -136,8 +138,17 @@ class Trial:
         for tried, keep, self._dice.side in trials:
             failure = self._failure(Coupling(tuple(tried)), keep(tried)) if tried else None
             if failure is not None:
-                return failure
+                return failure if failure.module is None else replace(failure, raised=(keep, self._dice.side))
         return None
+
+    def raises(self, groups: Sequence[Group], keep: Keep, side: int) -> bool:
+        """Whether the model without channels of these groups does not run, as `TrialFailure.raised` says of others.
+
+        Raises:
+            TimeLimit: the deadline has passed.
+        """
+        self._dice.side = side
+        return isinstance(self._thin(Coupling(tuple(groups)), keep(groups), None), TrialFailure)
 
     def failure_without(self, blocks: Sequence[tuple[Block, Group]], groups: Sequence[Group]) -> TrialFailure | None:
         """What goes wrong where these blocks are gone whole: with all that is outside of them, and with about half of
@@ -189,7 +200,7 @@ class Trial:
             try:
                 outputs = self._outputs(masked, mode, call, kind, normed=normed)
             except Exception as error:
-                return TrialFailure(f"does not run with channels at zero: {first_line(error)}", "")
+                return TrialFailure(f"does not run with channels at zero: {first_line(error)}")
             off = max(off, outputs.difference(thin[mode]))
         return off
 

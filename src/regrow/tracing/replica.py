@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
@@ -54,6 +55,8 @@ def replica_of(model: nn.Module, place: Callable[[Tensor], Tensor] = on_cpu) -> 
         for name, value in vars(module).items():
             if name not in _OF_TORCH:
                 _prepare(value, place, memo)
+            elif type(value) is OrderedDict and not value:  # ten of them in each module, and each slow to copy
+                memo[id(value)] = OrderedDict()
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:

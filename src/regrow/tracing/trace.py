@@ -24,6 +24,8 @@ from regrow import names
 from regrow.inputs import Inputs
 from regrow.tracing.ops import FORMULAS, name_of
 
+_PATIENCE = 0.02  # seconds between two looks at the processor time
+
 
 @dataclass(frozen=True)
 class Value:
@@ -164,14 +166,17 @@ class Recorder(TorchDispatchMode):
     ) -> None:
         super().__init__()
         self._see, self._execute, self._stack, self._deadline = see, execute, stack, deadline
+        self._look_again = -math.inf
         if stack is not None:
             stack.clear()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         module = "" if self._stack is None else self._stack.look()
-        if time.process_time() > self._deadline:
-            raise TimeLimit(module)
+        if (now := time.perf_counter()) >= self._look_again:  # to ask for processor time is slow
+            self._look_again = now + _PATIENCE
+            if time.process_time() > self._deadline:
+                raise TimeLimit(module)
         if _is_composite(func):
             with self:
                 return func.decompose(*args, **kwargs)

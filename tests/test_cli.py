@@ -83,9 +83,10 @@ def test_overrides_are_told_from_options():
     assert overrides == ["--epochs", "3", "--method.h=4", "--seed", "-1"]
 
 
-def test_print_config(tmp_path, capsys):
+@pytest.mark.parametrize("option", ["--print_config", "--print-config"])
+def test_print_config(tmp_path, capsys, option):
     path = tiny.write(tmp_path)
-    assert main(["train", str(path), "--method.name", "rigl", "--print_config", "--steps", "7"]) == 0
+    assert main(["train", str(path), "--method.name", "rigl", option, "--steps", "7"]) == 0
     text = capsys.readouterr().out
     assert recipes.parse(yaml.safe_load(text)) == recipes.load(path, ["--method.name", "rigl", "--steps", "7"])
     assert list(tmp_path.iterdir()) == [path]
@@ -150,7 +151,7 @@ def test_inspect(capsys):
     assert "65,440" in text  # all sparsified weights
     assert "10.00%" in text
     said = " ".join(text.split())
-    assert "head, features.0.0 stay dense: too small for any of it to be removed (1.4% of the param" in said
+    assert "head, features.0.0 stay dense: the distribution keeps all of it (1.4% of the param" in said
     assert "a multiply-add counts as 2 FLOPs" in text
     assert main(["inspect", "digits-cnn", "--data-shape", "3,16,16", "--classes", "7", "--exclude", "head"]) == 0
     text = capsys.readouterr().out

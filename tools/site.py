@@ -29,7 +29,7 @@ REFERENCE: dict[str, tuple[str, tuple[str, ...]]] = {
             f"regrow.{name}"
             for name in (
                 "IEE", "RigL", "GMP", "HALP", "SET", "MEST", "SNFS", "DSR", "Chase", "STE", "SRSTE", "GraNet", "ACDC",
-                "OneShot", "Static", "Uniform", "Dense",
+                "GaP", "OneShot", "Static", "Uniform", "Dense",
             )
         ),
     ),

@@ -110,6 +110,8 @@ def describe(hint: Any, words: Mapping[type, str] = WORDS) -> str:
     if is_literal(hint):
         return "one of " + ", ".join(str(a) for a in args)
     if is_list(hint):
+        if set(args) == {int} and len(args) == 2:  # as (16, 1)
+            return "two whole numbers"
         items = "any" if not args else " and ".join(describe(a, words) for a in args if a is not Ellipsis)
         return "a list of names" if items == WORDS[str] else f"a list of {items}"
     if is_union(hint):

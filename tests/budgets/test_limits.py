@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import fixed_latency
 import regrow
 from channel_engine import DATA, network
+from regrow.budgets.amounts import written
 
 EXAMPLE = DATA[0][0]
 
@@ -55,3 +57,26 @@ def test_a_table_without_a_budget_of_latency_is_refused(budget: dict[str, float]
     with pytest.raises(regrow.UserError) as caught:
         said(**budget, table="table.json")
     assert str(caught.value) == "table= prices latency, which is no budget here: add latency=, or leave table= out"
+
+
+@pytest.mark.parametrize(("per_unit", "still"), [(0.0, None), (1e-4, "87")])
+def test_a_budget_below_the_smallest_network_says_what_can_be_met_and_what_no_width_saves(
+    monkeypatch: pytest.MonkeyPatch, per_unit: float, still: str | None
+) -> None:
+    monkeypatch.setattr(fixed_latency, "_PER_UNIT", per_unit)
+    table = fixed_latency.table_of(network(), EXAMPLE)
+    dense = re.escape(written("latency", table.model()))
+    with pytest.raises(regrow.UserError) as caught:
+        said(latency=1e-3, table=table, min_channels=0.5)
+    found = re.fullmatch(
+        r"latency=0\.001 cannot be met: with min_channels=0\.5 and round_to=1 the smallest that can is (\S+) of the "
+        rf"dense model's {dense}; ask for more, or lower these(; with one channel in each group it would still take "
+        r"(\d+)%)?",
+        str(caught.value),
+    )
+    assert found is not None
+    assert found[3] == still
+    least = float(found[1])
+    assert said(latency=least, table=table, min_channels=0.5) == []
+    with pytest.raises(regrow.UserError, match="cannot be met"):
+        said(latency=least - 1e-4, table=table, min_channels=0.5)

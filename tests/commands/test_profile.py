@@ -191,7 +191,8 @@ def test_the_command_saves_a_table_and_closes_with_checks(runtime, tmp_path, cap
     table = LatencyTable.load(out)
     assert (table.batch, table.threads, table.machine.runtime) == (2, 1, runtime)
     assert [path.name for path in out.parent.iterdir()] == ["table.json"]
-    printed = capsys.readouterr().out
+    printed, error = capsys.readouterr()
+    assert re.match(r"measuring for up to \S+ s, then checking\n", error)  # where no terminal shows a bar
     assert f"2 images of 3×12×12, {runtime}, one thread" in printed
     assert "thin model 2" in printed
     assert "thin model 3" not in printed

@@ -380,9 +380,13 @@ def test_a_measured_table_can_be_kept_and_its_user_is_told_so(
     assert widths[0] == widths[1]
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.count("\n") == 1  # the second time nothing is measured
+    assert err.count("\n") == 2  # before and after; the second time nothing is measured
+    assert err.startswith("regrow measures what the layers of this model cost on this machine, which takes up to a min")
     for said in ("sparsifier.latency_table.save('latency.json')", "table='latency.json'", "`regrow profile`"):
         assert said in err
+    with pytest.raises(UserError, match="cannot be met"):
+        attach(model, OPTIMIZERS["sgd"](model.parameters()), pattern=regrow.Channels(latency=1e-3, round_to=2))
+    assert "sparsifier" not in capsys.readouterr().err  # there is none whose table could be kept
     model = network(3)
     sparsifier = attach(model, OPTIMIZERS["sgd"](model.parameters()), pattern=regrow.Channels(params=0.7, round_to=2))
     assert sparsifier.latency_table is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from regrow.methods import METHODS
 from regrow.report import formats
 
 
@@ -44,6 +45,7 @@ from regrow.report import formats
         (formats.count, 12345, "12,345"),
         (formats.name, "iee", "IEE"),
         (formats.name, "dense", "Dense"),
+        (formats.name, "granet, sparsity 0.95", "GraNet, sparsity 0.95"),
         (formats.name, "iee-h50", "iee-h50"),
         (formats.listing, ["a"], "a"),
         (formats.listing, ["a", "b", "c"], "a, b and c"),
@@ -51,6 +53,12 @@ from regrow.report import formats
 )
 def test_formats(function, value, text) -> None:
     assert function(value) == text
+
+
+def test_every_method_has_a_name_of_its_own() -> None:
+    names = [formats.name(method) for method in METHODS]
+    assert [name for name in names if not name[0].isupper()] == []
+    assert len(set(names)) == len(names)
 
 
 def test_plural() -> None:

@@ -93,10 +93,12 @@ class ChannelBudgets:
             if smallest[kind] > budget:
                 dense = self.prices.dense[kind]
                 least = math.ceil(smallest[kind] / dense * 1e4) / 1e4
+                still = self.prices.smallest(dict.fromkeys(self.least, 1))[kind] / dense
+                rest = f"; with one channel in each group it would still take {still:.0%}" if still > 0.5 else ""
                 raise UserError(
                     f"{kind}={self.pattern.budgets[kind]} cannot be met: with min_channels={self.pattern.min_channels} "
-                    f"and round_to={self.pattern.round_to} the smallest that can is {least} of the dense model; "
-                    f"ask for more, or lower these{self._blame()}"
+                    f"and round_to={self.pattern.round_to} the smallest that can is {least} of the dense model's "
+                    f"{written(kind, dense)}; ask for more, or lower these{rest}{self._blame()}"
                 )
 
     def _blame(self) -> str:

@@ -52,7 +52,7 @@ def add(group: argparse._SubParsersAction[Parser]) -> Parser:
                          "with thin channels, the time that the recipe's method trains on this machine")  # fmt: skip
     command.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: runs/compare-NAME)")
     command.add_argument("--jobs", type=whole, metavar="N", help="runs at a time (default: one for each core)")
-    command.add_argument("--quiet", action="store_true", help="show no progress")
+    command.add_argument("--quiet", action="store_true", help="show no progress, only the table")
     return command
 
 

@@ -131,7 +131,7 @@ def show(spec: str, pattern: EntryPattern, *, shape: Sequence[int] | None = None
     from rich import print as say
 
     for sentence in _left(
-        {name: found.get(name, "too small for any of it to be removed") for name in dense},
+        {name: found.get(name, "the distribution keeps all of it") for name in dense},
         {n: p.numel() for n, p in parameters.items()},
     ):
         say(sentence)

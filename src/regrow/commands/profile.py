@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,6 +83,8 @@ def show(
     make_runtime(runtime, batch, threads)
     atomic.check_file(out, "--out", "table.json")
     model, shape = model_of(spec, shape, classes, seed)
+    if not sys.stderr.isatty():  # where no progress bar shows that something goes on
+        print(f"measuring for up to {time_limit:g} s, then checking", file=sys.stderr)
     found = profiling.run(
         model, example_input(model, shape, batch), runtime=runtime, threads=threads, time_limit=time_limit,
         check=check, progress=True, seed=seed, allow_busy=allow_busy,

@@ -13,7 +13,7 @@ from regrow.errors import UserError
 if TYPE_CHECKING:
     from regrow.training.recipe import Recipe
 
-_RECIPE = "YAML file, or the name of a shipped recipe such as digits-iee"
+_RECIPE = "YAML file, or the name of a shipped recipe such as digits-iee; without one, train names them all"
 
 
 def add_recipe_arguments(command: Parser, about: str = _RECIPE) -> None:
@@ -24,7 +24,9 @@ def add_recipe_arguments(command: Parser, about: str = _RECIPE) -> None:
                          help="any key of the recipe, dotted: --seed 1 --method.h 20 --train.ema 0.999")  # fmt: skip
     command.add_argument("--trust", action="store_true",
                          help="import the code that the recipe of a run directory names")  # fmt: skip
-    command.add_argument("--print_config", action="store_true", help="print the whole recipe and exit")
+    command.add_argument(
+        "--print_config", "--print-config", action="store_true", help="print the whole recipe and exit"
+    )
     command.add_argument("-h", "--help", action="store_true", help="show this; with RECIPE, also all keys")
 
 

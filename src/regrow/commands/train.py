@@ -25,7 +25,7 @@ def add(group: argparse._SubParsersAction[Parser]) -> Parser:
     command.add_argument("--out", type=Path, metavar="DIR", help="the run directory (default: runs/NAME, a new one)")
     command.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
     command.add_argument("--label", help="name of the run in tables (default: the method)")
-    command.add_argument("--quiet", action="store_true", help="show no progress")
+    command.add_argument("--quiet", action="store_true", help="print nothing but warnings and errors")
     command.add_argument("--no-report", action="store_true", help="write no report.html")
     return command
 

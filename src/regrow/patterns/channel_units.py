@@ -31,6 +31,7 @@ from regrow.tracing.flops import count_flops
 from regrow.units import Attached, Units, check_ranks_at_once
 
 _PROFILE_SECONDS = 60.0
+_MEASURES = "regrow measures what the layers of this model cost on this machine, which takes up to a minute"
 _MEASURED = (
     "regrow has measured a latency table of this model and machine; sparsifier.latency_table.save('latency.json') "
     "keeps it for Channels(table='latency.json'), and `regrow profile` measures one more finely"
@@ -123,6 +124,8 @@ class ChannelUnits(Units):
         self.flops = count_flops(model, example_inputs)
         table = _table_of(pattern, model, example_inputs) if "latency" in pattern.budgets else None
         self.budgets = ChannelBudgets(pattern, model, self.coupling, self.flops, table)
+        if table is not None and pattern.table is None:  # once nothing is refused any more
+            print(_MEASURED, file=sys.stderr)
         self.doubts = (*self.budgets.idle(), *self._unused())
         self.sizes = {group.id: group.size for group in self.coupling.groups}
         self.floor = {group.id: pattern.floor_of(group) for group in self.coupling.groups}
@@ -375,9 +378,9 @@ def _table_of(pattern: ChannelOptions, model: nn.Module, example_inputs: Any) ->
         raise UserError("several processes cannot measure latency at once; run `regrow profile` and give table=")
     from regrow.profiling import profile
 
+    print(_MEASURES, file=sys.stderr)
     threads = torch.get_num_threads()
     table, _ = profile(model, example_inputs, threads=threads, time_limit=_PROFILE_SECONDS, check=1)
-    print(_MEASURED, file=sys.stderr)
     return table
 
 

@@ -6,8 +6,11 @@ import re
 
 NOTHING = "–"
 
-_NAMES = {"iee": "IEE", "rigl": "RigL", "set": "SET", "gmp": "GMP", "static": "Static", "oneshot": "One-shot"}
-_NAMES |= {"halp": "HALP", "uniform": "Uniform"}
+_NAMES = {
+    "acdc": "AC/DC", "chase": "Chase", "dense": "Dense", "dsr": "DSR", "gap": "GaP", "gmp": "GMP", "granet": "GraNet",
+    "halp": "HALP", "iee": "IEE", "mest": "MEST", "oneshot": "One-shot", "rigl": "RigL", "set": "SET", "snfs": "SNFS",
+    "srste": "SR-STE", "static": "Static", "ste": "STE", "uniform": "Uniform",
+}  # fmt: skip
 
 
 def name(label: str) -> str:
@@ -16,7 +19,7 @@ def name(label: str) -> str:
     iee → ``IEE``; iee, sparsity 0.95 → ``IEE, sparsity 0.95``
     """
     method, comma, cell = label.partition(", ")
-    return _NAMES.get(method, "Dense" if method == "dense" else method) + comma + cell
+    return _NAMES.get(method, method) + comma + cell
 
 
 def accuracy(fraction: float | None, digits: int = 1) -> str:

@@ -251,6 +251,23 @@ def test_tensors_may_be_called_as_the_parts_of_others(tmp_path):
     assert bits(storage.load(made(0.0), tmp_path / "m")) == bits(made(2.0))
 
 
+def test_the_model_inside_of_wrappers_is_saved_and_loaded(tmp_path):
+    model = sparsify(network())
+    storage.save(nn.DataParallel(torch.compile(model, backend="eager")), tmp_path / "m")
+    assert bits(storage.load(network(1), tmp_path / "m")) == bits(model)
+    wrapped = nn.DataParallel(network(1))
+    assert storage.load(wrapped, tmp_path / "m") is wrapped
+    assert bits(wrapped.module) == bits(model)
+
+
+def test_a_model_saved_in_an_average_is_said(tmp_path):
+    average = torch.optim.swa_utils.AveragedModel(network())
+    storage.save(average, tmp_path / "m")
+    assert bits(storage.load(torch.optim.swa_utils.AveragedModel(network(1)), tmp_path / "m")) == bits(average)
+    with pytest.raises(UserError, match=r"was saved with a wrapper around the model: save the model inside"):
+        storage.load(network(), tmp_path / "m")
+
+
 @pytest.mark.parametrize(
     ("damage", "model", "message"),
     [

@@ -26,6 +26,7 @@ from regrow.watch import OnTrial
 MANIFEST = saved.MANIFEST
 WEIGHTS = saved.WEIGHTS
 _EXTRA = "_extra_state"  # what torch calls the state that modules have beside their tensors
+_WRAPPED = "module."  # before the names of what AveragedModel, or DistributedDataParallel, has wrapped
 _ATTEMPTS = 20  # to read what others replace meanwhile
 
 M = TypeVar("M", bound=nn.Module)
@@ -38,7 +39,8 @@ def save(model: nn.Module, directory: str | os.PathLike[str], extra: Mapping[str
     model is saved with the widths of its modules, so that `load` can make a dense one thin.
 
     Args:
-        model: any module whose state is made of tensors; tied tensors are stored once
+        model: any module whose state is made of tensors; tied tensors are stored once. Of what DistributedDataParallel
+            or torch.compile has wrapped, the model inside is saved
         directory: created, or an earlier save in it replaced: whoever reads meanwhile, or after a kill at any moment,
             finds the old model or the new one
         extra: anything JSON can hold, kept in the manifest under ``"extra"``
@@ -52,7 +54,7 @@ def save(model: nn.Module, directory: str | os.PathLike[str], extra: Mapping[str
     target = Path(directory)
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / MANIFEST).is_file())):
         raise UserError(f"{target} holds something else than a saved model: choose another directory")
-    stored, content = contents(model, extra)
+    stored, content = contents(names.unwrap(model), extra)
     try:
         saved.write(target, stored, content)
     except OSError as error:
@@ -134,12 +136,14 @@ def load(model: M, directory: str | os.PathLike[str]) -> M:
         from regrow import packed
 
         content, stored = packed.read(source)
-        return _load(model, content, source, source, lambda: stored)
+        _load(_inside(model, content), content, source, source, lambda: stored)
+        return model
     for _ in range(_ATTEMPTS):
         content, before = manifest.read(source)
         try:
             tensors = partial(saved.read_tensors, source, content.get("weights"))
-            return _load(model, content, source, source / WEIGHTS, tensors)
+            _load(_inside(model, content), content, source, source / WEIGHTS, tensors)
+            return model
         except UserError:
             if manifest.read(source)[1] == before:
                 raise
@@ -175,9 +179,15 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return found
 
 
+def _inside(model: nn.Module, manifest: Mapping[str, Any]) -> nn.Module:
+    """What is loaded into: the model inside of wrappers, which is what `save` saves."""
+    whole = all(name.startswith(_WRAPPED) for name in manifest["tensors"])  # as before, with the wrapper's names
+    return model if whole else names.unwrap(model)
+
+
 def _load(
-    model: M, manifest: Mapping[str, Any], source: Path, file: Path, tensors: Callable[[], dict[str, Tensor]]
-) -> M:
+    model: nn.Module, manifest: Mapping[str, Any], source: Path, file: Path, tensors: Callable[[], dict[str, Tensor]]
+) -> None:
     note = refit.from_manifest(manifest.get("thin"), file if file == source else source / MANIFEST)
     change = None if note is None else refit.plan(model, note, source)
     state, tied = _state(model, () if change is None else change.buffers)
@@ -202,7 +212,6 @@ def _load(
         module, _, last = name.rpartition(".")
         if last == _EXTRA:  # the tensor may be a copy of what it is in the module
             modules[module].set_extra_state(values[name])
-    return model
 
 
 def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
@@ -307,6 +316,8 @@ def _check_fit(
     thin = least is not None
     entries = manifest["tensors"]
     saved_names, own_names = {*entries, *manifest["tied"]}, {*state, *tied}
+    if own_names <= {name.removeprefix(_WRAPPED) for name in saved_names if name.startswith(_WRAPPED)} - saved_names:
+        raise UserError(f"{source} was saved with a wrapper around the model: save the model inside, wrapper.module")
     if missing := sorted(own_names - saved_names):
         raise UserError(f"{source} has no tensor {missing[0]!r}: it was saved from another model")
     if unexpected := sorted(saved_names - own_names):

@@ -107,6 +107,7 @@ BAD = [
     ("RUN --model.name wrn22-2", "--model.name is of no use here, as a run's network is scanned as it was saved"),
     ("RUN --data.val_fraction 0", "the recipe holds no images out (data.val_fraction is 0)"),
     ("RUN --out scan.html", "--out scan.html does not end in .json, by which distribution= knows a scan"),
+    ("RUN --out RUN/results.json", "results.json would write over a part of the run in "),
     ("RUN --out .", "--out . does not end in .json"),
     ("RUN --pattern.sparcity 0.9", "did you mean"),
     (".", "holds no run: give a directory that `regrow train` wrote"),

@@ -45,7 +45,7 @@ def add(group: argparse._SubParsersAction[Parser]) -> Parser:
 def run(args: argparse.Namespace) -> int:
     from regrow import recalibrate
     from regrow.exporting import exports
-    from regrow.training import finished
+    from regrow.training import finished, rundir
     from regrow.training.run import data_of
     from regrow.zoo.models import example_input
 
@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if args.tolerance is not None and not 0 <= args.tolerance < 1:
         raise UserError(f"--tolerance must be a share of the outputs' size such as 1e-5, not {args.tolerance:g}")
     exports.check_target(args.out, args.format, "--out")
+    rundir.check_no_part(args.out, "--out")
     found = finished.read(args.run, args.trust)
     model = found.network()
     if args.recalibrate:

@@ -76,12 +76,14 @@ def show(
     """
     from regrow import profiling
     from regrow.latency.measure import make_runtime
+    from regrow.training import rundir
     from regrow.zoo.models import example_input
 
     profiling.check_numbers("--", batch=batch, threads=threads, check=check, time_limit=time_limit)
     check_classes(classes)
     make_runtime(runtime, batch, threads)
     atomic.check_file(out, "--out", "table.json")
+    rundir.check_no_part(out, "--out")
     model, shape = model_of(spec, shape, classes, seed)
     if not sys.stderr.isatty():  # where no progress bar shows that something goes on
         print(f"measuring for up to {time_limit:g} s, then checking", file=sys.stderr)

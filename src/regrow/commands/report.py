@@ -20,6 +20,8 @@ def add(group: argparse._SubParsersAction[Parser]) -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     from regrow.report.page import write
+    from regrow.training import rundir
 
+    rundir.check_no_part(args.out, "--out")
     print(f"report: {write(args.runs, args.out)}")
     return 0

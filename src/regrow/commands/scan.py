@@ -78,12 +78,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _targets(named: Path | None) -> tuple[Path, Path]:
     """Where the numbers and the page go."""
+    from regrow.training import rundir
+
     out = named or Path("scan.json")
     if out.suffix != ".json":
         raise UserError(f"--out {out} does not end in .json, by which distribution= knows a scan: name scan.json")
     page = out.with_suffix(".html")
     for path in (out, page):
         atomic.check_file(path, "--out", "scan.json")
+        rundir.check_no_part(path, "--out")
         if named is None and path.exists():  # recipes may name it
             raise UserError(f"{path} is there already: name another with --out, or this one to write over it")
     return out, page

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from regrow import atomic, extras, names
+from regrow import atomic, extras, names, saved
 from regrow.errors import UserError, nearest
 from regrow.exporting import hub, programs, tensors
 from regrow.exporting.proof import BATCHES, Proof, Subject, widened
@@ -173,6 +173,8 @@ def check_target(path: Path, format: str, option: str) -> None:
         extras.require("export", "the format onnx")
     if format != "hub":
         atomic.check_file(path, option, {"compressed": "model.safetensors"}.get(format, f"model.{format}"))
+        if path.name in (saved.MANIFEST, saved.WEIGHTS) and (path.parent / saved.MANIFEST).is_file():
+            raise UserError(f"{option} {path} is a part of the model that regrow.save wrote there: name another place")
         if path.exists() and not path.is_file():
             raise UserError(f"{option} {path} is no file that could be replaced: name another")
         return

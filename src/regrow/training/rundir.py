@@ -42,6 +42,7 @@ _OURS = {
     "wandb",
     TABLE,
 }
+_PARTS = (_OURS | {STEP_TIMES, "recipes"}) - {REPORT}  # of runs and comparisons; in runs/ there are runs
 
 
 def is_finished(directory: Path) -> bool:
@@ -83,6 +84,23 @@ def check_holds(directory: Path, ours: AbstractSet[str], what: str) -> None:
     names = {entry.name for entry in directory.iterdir() if not entry.name.startswith(".")}
     if foreign := sorted(names - ours):
         raise UserError(f"{directory} holds something else than {what} ({foreign[0]}): choose another --out")
+
+
+def check_no_part(path: Path, option: str) -> None:
+    """Refuse to write over what belongs to a run or a comparison, but for its report.
+
+    Args:
+        path: of a file or a directory that is to be written.
+        option: what the user called it, for the message.
+
+    Raises:
+        UserError: naming the run.
+    """
+    real = Path(os.path.realpath(path))
+    for directory in real.parents:
+        begun = (directory / RECIPE).is_file() and any((directory / one).exists() for one in (METRICS, "recipes"))
+        if begun and real.relative_to(directory).parts[0] in _PARTS:
+            raise UserError(f"{option} {path} would write over a part of the run in {directory}: name another place")
 
 
 def create(directory: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -212,3 +212,31 @@ def test_the_page_about_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
         exec(block, names)
     assert names["regrown"].sparsifier.step_count == 2 * STEPS
     assert "to density 9.95%" in capsys.readouterr().out
+
+
+def test_averages_of_its_own_are_refused_for_thin_channels_and_warned_of_otherwise(tmp_path: Path) -> None:
+    loader = DataLoader(host_job.dataset(), batch_size=8)
+
+    def trained(regrown: RegrowCallback, other: Callback) -> Module:
+        module = Module()
+        quiet_trainer(tmp_path, regrown, other, max_epochs=1).fit(module, loader)
+        return module
+
+    average = EMAWeightAveraging(decay=0.9)
+    for other in (average, StochasticWeightAveraging(0.1)):
+        with pytest.raises(UserError, match=f"{type(other).__name__} averages weights of one shape, and channels"):
+            trained(RegrowCallback(**host_job.CHANNELS), other)
+    regrown = RegrowCallback(**OPTIONS)
+    with pytest.warns(UserWarning, match="EMAWeightAveraging evaluates and saves an average in which removed weights"):
+        module = trained(regrown, average)
+    for name, mask in regrown.sparsifier.masks.items():
+        assert int(module.get_parameter(name).count_nonzero()) == int(mask.sum()) < mask.numel()
+
+
+def test_channels_are_found_while_a_loader_of_torch_is_read(tmp_path: Path) -> None:
+    """The module holds its trainer, and this an iterator that cannot be copied."""
+    module = Module()
+    regrown = RegrowCallback(**host_job.CHANNELS)
+    loader = DataLoader(host_job.dataset(), batch_size=8)
+    quiet_trainer(tmp_path, regrown, max_epochs=1).fit(module, loader)
+    assert any(kept < width for kept, width in regrown.sparsifier.widths().values())

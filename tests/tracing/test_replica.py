@@ -54,6 +54,7 @@ UNIQUE = {
     "lock": lambda: threading.Lock(),
     "lock in a list": lambda: [threading.RLock()],
     "generator": lambda: (i for i in range(3)),
+    "iterator of a loader": lambda: iter(torch.utils.data.DataLoader([1])),
     "file": lambda: tempfile.TemporaryFile(),  # noqa: SIM115
     "random numbers": lambda: torch.Generator().manual_seed(3),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -23,6 +24,10 @@ require("integrations", "regrow.integrations.lightning", "lightning")
 from lightning.pytorch import Callback, LightningModule, Trainer  # noqa: E402
 
 KEY = "regrow"  # in checkpoints
+_AVERAGE, _AT_THE_END = (
+    "WeightAveraging",
+    "StochasticWeightAveraging",
+)  # callbacks of Lightning, by name as they may lack
 
 
 class RegrowCallback(Callback):
@@ -40,8 +45,8 @@ class RegrowCallback(Callback):
         sparsifier: from the start of the fit on; None before.
 
     Raises:
-        UserError: when the fit starts, for what `regrow.Sparsifier` refuses, for strategies that shard parameters, and
-            for a checkpoint of a run without this callback.
+        UserError: when the fit starts, for what `regrow.Sparsifier` refuses, for strategies that shard parameters,
+            for Lightning's averages of channels that train thin, and for a checkpoint of a run without this callback.
     """
 
     def __init__(
@@ -76,6 +81,7 @@ class RegrowCallback(Callback):
                 f"training goes on at step {trainer.global_step}, but without a state of regrow: use the checkpoint of "
                 "a run with this callback, or begin a fit of its own with load_from_checkpoint() and a new trainer"
             )
+        self._check_averages(trainer)
         # before this moment, to estimate them would keep Lightning from loading where its data goes on
         steps = self._total_steps if self._total_steps is not None else trainer.estimated_stepping_batches
         if steps == math.inf:
@@ -84,6 +90,22 @@ class RegrowCallback(Callback):
         if self._loaded is not None:
             self.sparsifier.load_state_dict(self._loaded)
             self._loaded = None
+
+    def _check_averages(self, trainer: Trainer) -> None:
+        """Lightning's own averages know nothing of structures."""
+        for kind in {type(one) for one in trainer.callbacks}:
+            above = {one.__name__ for one in kind.__mro__}
+            if getattr(self._options["pattern"], "thin", False) and above & {_AVERAGE, _AT_THE_END}:
+                raise UserError(
+                    f"{kind.__name__} averages weights of one shape, and channels train thin: set thin=False, or leave "
+                    "it out"
+                )
+            if _AVERAGE in above:
+                warnings.warn(
+                    f"{kind.__name__} evaluates and saves an average in which removed weights are not zero yet: only "
+                    "the model at the end of the fit is sparse",
+                    stacklevel=2,
+                )
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Gradients are reduced and unscaled, and not yet clipped."""

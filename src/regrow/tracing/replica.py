@@ -95,7 +95,7 @@ def _share_if_unique(value: Any, memo: dict[int, Any]) -> None:
         return
     try:
         value.__reduce_ex__(4)
-    except TypeError:
+    except Exception:  # a TypeError, or what its own code raises, as NotImplementedError of an iterator of a DataLoader
         memo[id(value)] = value
 
 

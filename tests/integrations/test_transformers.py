@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -137,6 +138,24 @@ def test_channels_that_train_thin_are_saved_and_resumed(tmp_path: Path) -> None:
     _, _, again = train(tmp_path, resume=tmp_path / "checkpoint-7", **job)  # thin, before an exploration
     assert host_job.same_states(again.states, seen.states[6:])
     assert trainer.model.net[0].out_channels < network()[0].out_channels
+
+
+@pytest.mark.parametrize("every", [7, 30])  # the last steps are saved, or not
+def test_the_best_of_channels_that_train_thin_comes_back(every: int, tmp_path: Path) -> None:
+    channels = {**host_job.CHANNELS, "example_inputs": {"x": EXAMPLE, "labels": host_job.DATA[0][1]}}
+    job = {
+        f"{what}_{key}": value for what in ("save", "eval") for key, value in (("strategy", "steps"), ("steps", every))
+    }
+    trainer, callback, _ = train(
+        tmp_path, regrown=channels, criterion="magnitude", load_best_model_at_end=True, metric_for_best_model="loss",
+        greater_is_better=True, **job,
+    )  # fmt: skip
+    model = trainer.model.net
+    assert model[0].weight.shape[0] == model[0].out_channels < network()[0].out_channels
+    assert {kept for kept, _ in callback.sparsifier.widths().values()} >= {model[0].out_channels}
+    best = Path(trainer.state.best_model_checkpoint)
+    bias = load_file(best / "model.safetensors")["net.7.bias"]
+    assert torch.equal(model[7].bias, bias)  # which no channel is cut from
 
 
 def test_trackers_get_where_the_run_is(tmp_path: Path) -> None:

@@ -57,9 +57,11 @@ class RegrowCallback(TrainerCallback):
         self._options: dict[str, Any] = {"pattern": pattern, "method": method, "criterion": criterion, "seed": seed}
         self._options["example_inputs"] = example_inputs
         self._wide, self._shown = ExitStack(), ExitStack()
+        self._ends = False  # the last epoch has ended
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Attaches: model and optimizer are there, and loaded."""
+        self._ends = False
         trainer, resumed = self._trainer, state.global_step > 0
         if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
             raise UserError(
@@ -90,7 +92,13 @@ class RegrowCallback(TrainerCallback):
         if self.sparsifier is not None and control.should_evaluate:
             self._shown.enter_context(self.sparsifier.sparse())
 
-    on_epoch_end = on_step_end
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The same; of the last epoch, at full width until training ends, as the Trainer loads the best checkpoint."""
+        self.on_step_end(args, state, control)
+        ends = control.should_training_stop or state.global_step >= state.max_steps
+        self._ends = ends and args.load_best_model_at_end
+        if self.sparsifier is not None and self._ends and not control.should_save:
+            self._wide.enter_context(self.sparsifier.full_width())
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """What is explored comes back."""
@@ -106,7 +114,8 @@ class RegrowCallback(TrainerCallback):
         if self.sparsifier is not None and state.is_world_process_zero:
             path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / FILE
             beside.write(path, self.sparsifier.state_dict(), self._trainer.model)
-        self._wide.close()
+        if not self._ends:
+            self._wide.close()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The exact target, also where training was stopped early, and also of the best checkpoint."""

@@ -100,12 +100,14 @@ class Block:
         inner: ids of the groups that lie inside it. They and its own group lose all their channels, or none does.
         skips: the modules that are not run, as in ``model.named_modules()``.
         ending: the parameters of the last of them, whose gradients say what the branch as a whole is worth.
+        within: the norms among them whose results only others of them read.
     """
 
     id: str
     inner: tuple[str, ...]
     skips: tuple[str, ...]
     ending: tuple[str, ...]
+    within: tuple[str, ...] = ()
 
     @property
     def members(self) -> tuple[str, ...]:

@@ -67,6 +67,77 @@ def convnext() -> nn.Module:
     return scramble(ConvNeXt([CNBlockConfig(16, 24, 2), CNBlockConfig(24, None, 1)], num_classes=10))
 
 
+def layers(*middle: nn.Module) -> nn.Sequential:
+    return nn.Sequential(*middle[:1], nn.Conv2d(8, 12, 1), nn.ReLU(inplace=True), nn.Conv2d(12, 8, 1), *middle[1:])
+
+
+class Branched(nn.Module):
+    """An identity beside one branch."""
+
+    branch: Callable[[Tensor], Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 4, stride=4), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        return self.head((x + self.branch(x)).mean((2, 3)))
+
+
+class Own(Branched):
+    class Norm(nn.LayerNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = layers(self.Norm(8), self.Norm(8))
+
+
+class Viewed(Branched):
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.scale = layers(nn.Identity()), nn.Parameter(torch.ones(8))
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.f(x).mul(self.scale.reshape(1, -1, 1, 1))
+
+
+class Squeezed(Branched):
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.down, self.up = layers(nn.BatchNorm2d(8), nn.BatchNorm2d(8)), nn.Linear(8, 4), nn.Linear(4, 8)
+
+    def branch(self, x: Tensor) -> Tensor:
+        x = self.f(x)
+        return x * self.up(self.down(x.mean((2, 3))).relu()).sigmoid()[..., None, None]
+
+
+class Depthwise(Branched):
+    def __init__(self) -> None:
+        super().__init__()
+        wide = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+        self.branch = layers(wide)
+
+
+class Unscaled(Branched):
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = layers(nn.BatchNorm2d(8, affine=False), nn.BatchNorm2d(8, affine=False))
+
+
+class Cubic(Branched):
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = layers(nn.LayerNorm((8, 8, 8)), nn.LayerNorm((8, 8, 8)))
+
+
+def branched(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    return scramble({c.__name__: c for c in Branched.__subclasses__()}[kind]())
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "basic": (lambda: scramble(ResNet(BasicBlock, [2, 1, 1, 1], num_classes=10)), 5),
     "tv:mobilenet_v3_small": (lambda: build("tv:mobilenet_v3_small", 32), 6),
@@ -75,6 +146,12 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "transformer": (vision_transformer, 2),
     "convnext": (convnext, 3),
     "wrn22-2": (lambda: scramble(built_in("wrn22-2", 10)), 9),
+    "own-norms": (lambda: branched("Own"), 1),
+    "scaled-by-a-view": (lambda: branched("Viewed"), 1),
+    "squeezed-behind-its-norm": (lambda: branched("Squeezed"), 1),
+    "behind-a-depthwise-layer": (lambda: branched("Depthwise"), 1),
+    "a-norm-of-no-parameters": (lambda: branched("Unscaled"), 1),
+    "a-norm-of-three-dimensions": (lambda: branched("Cubic"), 1),
 }
 
 
@@ -98,6 +175,9 @@ def test_a_model_without_half_of_its_blocks_computes_what_it_does_with_them_at_z
         expected = masked.train(train)(x)
         torch.manual_seed(0)
         found = thin.train(train)(x)
+        for out in (expected, found):
+            out.sum().backward()
+        assert all(p.grad is not None for p in (*masked.parameters(), *thin.parameters()))
         assert float((found - expected).detach().abs().max()) <= 1e-12 * float(expected.detach().abs().max())
     resize.expand(thin, remainder)
     assert all(torch.equal(a, b) for a, b in zip(thin.parameters(), model.parameters(), strict=True))
@@ -122,6 +202,7 @@ def test_what_is_read_outside_of_a_branch_or_computes_more_is_no_block() -> None
     coupling = couple(model, torch.randn(4, 3), blocks=True)
     assert [(block.inner, block.skips) for block in coupling.blocks] == [(("up",), ("up", "down"))]
     assert coupling.blocks[0].ending == ("down.weight",)
+    assert coupling.whole == {"block#2": "what own (Own) does with 'bias' where no channels are left is not known"}
 
 
 def test_a_block_that_fails_on_trial_stays_and_is_named() -> None:
@@ -148,6 +229,59 @@ def test_a_block_that_fails_on_trial_stays_and_is_named() -> None:
     assert coupling.ids == couple(Scaled(), torch.randn(4, 3)).ids
 
 
+class Parts(nn.Module):
+    """Sums of what stands in `sides` (of pairs of layers, or of a number for the identity)."""
+
+    def __init__(self, *sides: nn.Module | None, table: bool = False) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(3, 8), nn.Linear(8, 5)
+        self.sides = nn.ModuleList([side or nn.Identity() for side in sides])
+        self.table = nn.Parameter(torch.ones(4, 8)) if table else 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(sum(side(x) for side in self.sides) + self.table)
+
+
+def pair(width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 8))
+
+
+def test_something_of_the_inputs_always_comes_through() -> None:
+    def inner(model: nn.Module) -> list[tuple[str, ...]]:
+        return [block.inner for block in couple(model, torch.randn(4, 3), blocks=True).blocks]
+
+    assert inner(Parts(pair(6), pair(7), None)) == [("sides.0.0",), ("sides.1.0",)]
+    assert inner(Parts(pair(6), pair(7))) == [("sides.0.0",)]
+    assert inner(Parts(pair(6), pair(7), pair(9))) == [("sides.0.0",), ("sides.1.0",)]
+    assert inner(Parts(pair(6), table=True)) == []  # as a stem before what is learned for each place
+
+
+def test_a_branch_with_a_layer_that_is_forbidden_stays() -> None:
+    def found(*forbid: str) -> list[str]:
+        model = Parts(pair(6), None, pair(7))
+        coupling = couple(model, torch.randn(4, 3), blocks=True, forbid=forbid)
+        assert not coupling.whole
+        return [name for block in coupling.blocks for name in block.inner]
+
+    assert found() == ["sides.0.0", "sides.2.0"]
+    assert found("stem") == found()
+    assert found("sides.0.2") == ["sides.2.0"]  # its outputs are those of the sum
+    assert found("sides.0.2.bias") == ["sides.2.0"]
+    assert found("sides.?.2") == []
+
+
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+@pytest.mark.parametrize("of", [0, 2])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_weight_that_is_normalised_is_never_left_without_channels(norm: Callable[..., nn.Module], of: int) -> None:
+    side = pair(6)
+    norm(side[of])  # of no channels, torch's own operation ends the process
+    coupling = couple(Parts(side, None), torch.randn(4, 3), blocks=True)
+    assert not coupling.blocks
+    assert "where no channels are left is not known" in coupling.whole["block"]
+
+
 def test_masks_take_a_block_whole_or_not_at_all() -> None:
     model = Residual()
     coupling = couple(model, torch.randn(2, 3, 8, 8), blocks=True)
@@ -166,7 +300,8 @@ def test_masks_take_a_block_whole_or_not_at_all() -> None:
 def test_no_group_lies_in_two_blocks() -> None:
     model = bottleneck()
     groups = couple(model, IMAGES).groups
-    pairs = blocks_of(model, Inputs.of(IMAGES), groups, math.inf)
+    pairs, whole = blocks_of(model, Inputs.of(IMAGES), groups, math.inf)
+    assert not whole
     inner = [name for block, _ in pairs for name in block.inner]
     assert len(set(inner)) == len(inner)
     assert [group.id for _, group in pairs] == [block.id for block, _ in pairs]

@@ -30,6 +30,8 @@ LAYERS = [
     (nn.Conv2d(4, 6, (3, 5), stride=(2, 1), padding=(1, 0), dilation=(1, 2)), (2, 4, 11, 13)),
     (nn.Conv2d(4, 6, 3), (4, 11, 13)),
     (nn.Conv3d(4, 8, 2, groups=4), (1, 4, 3, 4, 5)),
+    (nn.Conv2d(4, 6, (2, 3), padding="same", dilation=2), (2, 4, 7, 8)),
+    (nn.Conv2d(4, 6, (2, 3), padding="valid", stride=2), (2, 4, 7, 8)),
     (nn.Linear(4, 6), (2, 7, 4)),
     (nn.BatchNorm2d(4), (2, 4, 3, 3)),
     (nn.LayerNorm(4), (2, 7, 4)),
@@ -70,12 +72,36 @@ def test_attention_is_skipped_with_its_own_projection() -> None:
     assert not out.any()
 
 
+def test_attention_that_is_called_by_names_has_the_shape_of_its_query() -> None:
+    layer = nn.MultiheadAttention(8, 2, batch_first=True)
+    memory, x = torch.randn(2, 3, 8), torch.randn(2, 5, 8)
+    skip.skip(layer, skip.WIDE)
+    assert layer(key=memory, value=memory, query=x)[0].shape == (2, 5, 8)
+
+
 def test_what_cannot_be_skipped() -> None:
     class Own(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x) + 1
 
-    assert not any(map(skip.can_skip, [Own(2, 2), nn.ConvTranspose2d(2, 2, 1), nn.Conv2d(2, 2, 3, padding="same")]))
+    changed = nn.Linear(2, 2)
+    changed.forward = changed.forward
+    assert not any(map(skip.can_skip, [Own(2, 2), nn.ConvTranspose2d(2, 2, 1), changed]))
+    skipped = nn.Linear(2, 2)
+    skip.skip(skipped, skip.WIDE)
+    assert skip.can_skip(skipped)
+
+
+def test_what_a_skipped_layer_reads_has_gradients_of_zero() -> None:
+    layer, x, memory = nn.MultiheadAttention(8, 2), torch.ones(2, 5, 8, requires_grad=True), torch.ones(2, 5, 8)
+    memory.requires_grad_()
+    skip.skip(layer, skip.WIDE)
+    (layer(x, memory, memory)[0] + 1).square().sum().backward()
+    assert x.grad is not None
+    assert memory.grad is not None
+    assert not x.grad.any()
+    assert not memory.grad.any()
+    assert all(p.grad is None for p in layer.parameters())  # they have entries, which nothing reads
 
 
 def test_save_and_load_and_copies(tmp_path: Path) -> None:

@@ -7,13 +7,14 @@ width, or leave a constant, are layers that can be skipped (`regrow.surgery.skip
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from regrow import names
+from regrow.coupling.resolve import matches
 from regrow.groups import Block, Group, Slice
 from regrow.inputs import Inputs
 from regrow.quiet import no_onednn, quiet
@@ -23,6 +24,8 @@ from regrow.tracing.trace import ModelTrace, ModuleStack, Value, held, record
 
 _SUMS = frozenset(["add", "add_"])
 _FACTORS = frozenset(["mul", "mul_"])
+_VIEWS = frozenset(["view", "_unsafe_view", "unsqueeze", "expand", "permute", "transpose", "t", "_to_copy"])
+_FATAL = frozenset(["_weight_norm_interface"])  # without channels torch divides by their number, which ends the process
 
 
 @dataclass(frozen=True)
@@ -31,27 +34,36 @@ class Branch:
 
     Attributes:
         holder: the module in which the sum stands.
-        operations: numbers of its operations, rising.
-        tensors: parameters and buffers that only these read → the last operation that does.
+        readers: number of each operation of the branch, rising → those that read what it gives.
+        tensors: parameters and buffers that only these read → the operations that do, rising.
         factors: those of them that only scale.
+        fatal: whether one of them does not survive a tensor without entries.
     """
 
     holder: str
-    operations: tuple[int, ...]
-    tensors: Mapping[str, int]
+    readers: dict[int, set[int]]
+    tensors: Mapping[str, Sequence[int]]
     factors: frozenset[str]
+    fatal: bool
+
+    @property
+    def end(self) -> int:
+        """Number of the operation that gives the operand."""
+        return next(reversed(self.readers))
 
 
 def blocks_of(
-    model: nn.Module, inputs: Inputs, groups: Sequence[Group], deadline: float
-) -> tuple[tuple[Block, Group], ...]:
-    """The blocks of a model, with the group that stands for each, in the order in which they run.
+    model: nn.Module, inputs: Inputs, groups: Sequence[Group], deadline: float, forbid: Sequence[str] = ()
+) -> tuple[tuple[tuple[Block, Group], ...], dict[str, str]]:
+    """The blocks of a model, with the group that stands for each, in the order in which they run; and of other branches
+    that have channels of their own, the name and why they cannot go whole.
 
     Args:
         model: stays as it is.
         inputs: that it runs on.
         groups: of coupled channels, of which each lies in one block at most; of nested branches the inner one counts.
         deadline: of `time.process_time`, in seconds.
+        forbid: names or patterns of parameters or modules; a branch that has any of these is no block.
 
     Raises:
         TimeLimit: it took too long.
@@ -59,49 +71,101 @@ def blocks_of(
     replica = replica_of(model).eval()
     with quiet(), no_onednn():
         trace = record(replica, inputs_of_replica(inputs), ModuleStack(replica), deadline)
-    branches = _branches(replica, trace)
+    flow = _Flow(replica, trace)
     taken: set[str] = set()
-    found: list[tuple[Branch, list[Group], list[str]]] = []
-    for branch in sorted(branches, key=lambda b: (len(b.operations), b.operations)):
+    found: list[tuple[Branch, list[Group]]] = []
+    for branch in sorted(flow.branches(), key=lambda b: (len(b.readers), b.end)):
         inner = [group for group in groups if all(part.name in branch.tensors for part in group.slices)]
-        skips = _skipped(replica, branch)
-        if inner and skips and not taken & {group.id for group in inner}:
-            found.append((branch, inner, skips))
+        if inner and not taken & {group.id for group in inner}:
             taken |= {group.id for group in inner}
-    found.sort(key=lambda item: item[0].operations[-1])
-    ids = _names([branch.holder for branch, _, _ in found], {group.id for group in groups})
-    pairs = (_block(replica, name, *item) for name, item in zip(ids, found, strict=True))
-    return tuple(pair for pair in pairs if pair is not None)
+            found.append((branch, inner))
+    found.sort(key=lambda item: item[0].end)
+    ids = _names([branch.holder for branch, _ in found], {group.id for group in groups})
+    pairs, whole, gone = list[tuple[Block, Group]](), dict[str, str](), list[Branch]()
+    for name, (branch, inner) in zip(ids, found, strict=True):
+        if any(matches(key, forbid) for key in branch.tensors) or flow.needs(branch, gone):
+            continue
+        block = _block(replica, name, branch, inner)
+        if isinstance(block, str):
+            whole[name] = block
+        else:
+            pairs.append(block)
+            gone.append(branch)
+    return tuple(pairs), whole
 
 
-def _branches(model: nn.Module, trace: ModelTrace) -> list[Branch]:
-    maker: dict[int, int] = {}  # tensor → the operation that has written it last
-    readers: list[set[int]] = [set() for _ in trace.operations]
-    sums: list[tuple[int, list[int | None]]] = []
-    for number, operation in enumerate(trace.operations):
-        for value in operation.operands:
-            if value.number in maker:
-                readers[maker[value.number]].add(number)
-        if operation.name in _SUMS and (sides := _sides(operation.args)):
-            sums.append((number, [maker.get(value.number) for value in sides]))
-        for value in operation.results:
-            maker[value.number] = number
-    places = {id(t): value for t, value in zip(held(model), trace.constants, strict=True)}
-    tensors = {places[id(t)].number: name for name, t in names.tensors(model).items() if id(t) in places}
-    reads: dict[str, list[int]] = {}
-    for number, operation in enumerate(trace.operations):
-        for value in operation.operands:
-            if value.number in tensors:
-                reads.setdefault(tensors[value.number], []).append(number)
-    found = []
-    for number, ends in sums:
-        for end in ends:
-            if end is not None and readers[end] == {number}:
-                inside = _leading_to(end, readers)
-                mine = {name: at[-1] for name, at in reads.items() if inside.issuperset(at)}
-                factors = {name for name in mine if all(trace.operations[at].name in _FACTORS for at in reads[name])}
-                found.append(Branch(trace.operations[number].module, tuple(sorted(inside)), mine, frozenset(factors)))
-    return found
+class _Flow:
+    """Which operations of a trace read what others give.
+
+    Args:
+        model: that was traced.
+        trace: of it.
+    """
+
+    def __init__(self, model: nn.Module, trace: ModelTrace) -> None:
+        self._operations = trace.operations
+        maker: dict[int, int] = {}  # tensor → the operation that has written it last
+        given = {value.number for value in trace.inputs}
+        self._readers: list[set[int]] = [set() for _ in trace.operations]
+        self._makers: list[set[int]] = [set() for _ in trace.operations]  # of what each reads; -1: the model's inputs
+        self._sums: list[tuple[int, list[int | None]]] = []
+        for number, operation in enumerate(trace.operations):
+            for value in operation.operands:
+                if value.number in maker:
+                    self._readers[maker[value.number]].add(number)
+                    self._makers[number].add(maker[value.number])
+                elif value.number in given:
+                    self._makers[number].add(-1)
+            if operation.name in _SUMS and (sides := _sides(operation.args)):
+                self._sums.append((number, [maker.get(value.number) for value in sides]))
+            for value in operation.results:
+                maker[value.number] = number
+        places = {id(t): value for t, value in zip(held(model), trace.constants, strict=True)}
+        tensors = {places[id(t)].number: name for name, t in names.tensors(model).items() if id(t) in places}
+        self._reads: dict[str, list[int]] = {}
+        for number, operation in enumerate(trace.operations):
+            for value in operation.operands:
+                if value.number in tensors:
+                    self._reads.setdefault(tensors[value.number], []).append(number)
+        self._last = {number for number, readers in enumerate(self._readers) if not readers} & self._fed([])
+
+    def branches(self) -> Iterator[Branch]:
+        """All branches of sums."""
+        for number, ends in self._sums:
+            for end in ends:
+                if end is not None and self._readers[end] == {number}:
+                    inside = self._leading_to(end)
+                    mine = {name: at for name, at in self._reads.items() if inside.issuperset(at)}
+                    factors = {name for name in mine if all(map(self._scales, mine[name]))}
+                    readers = {i: self._readers[i] for i in sorted(inside)}
+                    fatal = any(self._operations[i].name in _FATAL for i in inside)
+                    yield Branch(self._operations[number].module, readers, mine, frozenset(factors), fatal)
+
+    def needs(self, branch: Branch, gone: Sequence[Branch]) -> bool:
+        """Whether some output would not depend on the model's inputs without a branch and those that may go, too."""
+        return not self._last <= self._fed([branch.end, *(other.end for other in gone)])
+
+    def _scales(self, number: int) -> bool:
+        """Whether an operation multiplies what it reads, or only products read that."""
+        if self._operations[number].name in _VIEWS and self._readers[number]:
+            return all(map(self._scales, self._readers[number]))
+        return self._operations[number].name in _FACTORS
+
+    def _leading_to(self, end: int) -> set[int]:
+        """The operations whose results reach the others through this one alone."""
+        inside = {end}
+        for number in range(end - 1, -1, -1):
+            if self._readers[number] and self._readers[number] <= inside:
+                inside.add(number)
+        return inside
+
+    def _fed(self, without: Sequence[int]) -> set[int]:
+        """The operations that the model's inputs reach without passing any of these."""
+        fed = {-1}
+        for number, makers in enumerate(self._makers):
+            if number not in without and makers & fed:
+                fed.add(number)
+        return fed
 
 
 def _sides(args: Sequence[object]) -> list[Value]:
@@ -110,47 +174,54 @@ def _sides(args: Sequence[object]) -> list[Value]:
     return sides if len(sides) == 2 and sides[0].shape == sides[1].shape else []
 
 
-def _leading_to(end: int, readers: Sequence[set[int]]) -> set[int]:
-    """The operations whose results reach the others through this one alone."""
-    inside = {end}
-    for number in range(end - 1, -1, -1):
-        if readers[number] and readers[number] <= inside:
-            inside.add(number)
-    return inside
-
-
 def _skipped(model: nn.Module, branch: Branch) -> list[str]:
     """The layers that are wholly inside a branch, none of them inside another."""
     found: list[str] = []
     for name, module in names.modules(model).items():
-        mine = [f"{name}.{key}" for key, t in names.tensors(module).items() if t.dim()]
+        mine = _keys(module, name)
         inside = bool(mine) and all(key in branch.tensors for key in mine)
         if inside and can_skip(module) and not any(name.startswith(f"{other}.") for other in found):
             found.append(name)
     return found
 
 
-def _block(
-    model: nn.Module, name: str, branch: Branch, inner: Sequence[Group], skips: Sequence[str]
-) -> tuple[Block, Group] | None:
+def _block(model: nn.Module, name: str, branch: Branch, inner: Sequence[Group]) -> tuple[Block, Group] | str:
+    """A branch as a block, or why it is none."""
     modules, tensors, parameters = names.modules(model), names.tensors(model), names.parameters(model)
-    mine = [f"{skipped}.{key}" for skipped in skips for key, t in names.tensors(modules[skipped]).items() if t.dim()]
-    last = max((key for key in mine if key in parameters), key=lambda key: branch.tensors[key]).rpartition(".")[0]
-    ending = tuple(key for key in mine if key.rpartition(".")[0] == last and key in parameters)
-    if is_norm(modules[last]) and not all(tensors[key].dim() == 1 for key in ending):
-        return None
+    skips = _skipped(model, branch)
+    mine = [key for skipped in skips for key in _keys(modules[skipped], skipped)]
     emptied = {part.name for group in inner for part in group.slices}
-    others = [key for key in parameters if key in branch.tensors and key not in emptied and key not in mine]
-    if not branch.factors.issuperset(others):  # what they add would stay
-        return None
+    lasting = {key for key in parameters if key in branch.tensors} - emptied - {*mine} - branch.factors
+    ends = sorted((key for key in mine if key in parameters), key=lambda key: branch.tensors[key][-1])
+    if lasting or not ends or branch.fatal:  # what they add would stay
+        where, _, left = next(key for key in branch.tensors if key in (lasting or emptied)).rpartition(".")
+        kind = f"{where} ({type(modules[where]).__name__})" if where else "the model"
+        return f"what {kind} does with {left!r} where no channels are left is not known"
+    last = ends[-1].rpartition(".")[0]
+    ending = tuple(key for key in mine if key.rpartition(".")[0] == last and key in parameters)
     slices = tuple(
         Slice(key, 0, torch.zeros(tensors[key].shape[0], dtype=torch.int64))
         for key in mine
         if key not in emptied or key in ending
     )
-    if not slices:
-        return None
-    return Block(name, tuple(group.id for group in inner), tuple(skips), ending), Group(name, 1, slices)
+    within = _within(modules, branch, skips)
+    return Block(name, tuple(group.id for group in inner), tuple(skips), ending, within), Group(name, 1, slices)
+
+
+def _keys(module: nn.Module, name: str) -> list[str]:
+    """The names of a module's tensors, but for single numbers."""
+    return [f"{name}.{key}" for key, t in names.tensors(module).items() if t.dim()]
+
+
+def _within(modules: Mapping[str, nn.Module], branch: Branch, skips: Sequence[str]) -> tuple[str, ...]:
+    """The norms whose results reach the sum through other layers only that are skipped."""
+    used = {name: {i for key in _keys(modules[name], name) for i in branch.tensors[key]} for name in skips}
+    closed = {i for name in skips if not is_norm(modules[name]) for i in used[name]}
+    open_ = set[int]()
+    for number in reversed(branch.readers):
+        if number not in closed and (number == branch.end or branch.readers[number] & open_):
+            open_.add(number)
+    return tuple(name for name in skips if is_norm(modules[name]) and not used[name] & open_)
 
 
 def _names(holders: Sequence[str], taken: Iterable[str]) -> list[str]:

@@ -10,8 +10,9 @@ Afterwards the groups are tried out: a copy with fewer channels must compute wha
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -84,7 +85,7 @@ def couple(
         _check_added(model, found.groups, add)
         if add and (failure := trial.failure(groups)) is not None:
             raise UserError(f"the added groups are not right: the model {failure.reason}")
-        good, whole = _believed(trial, blocks_of(model, inputs, groups, deadline) if blocks else (), groups)
+        good, whole = _believed(trial, groups, *(blocks_of(model, inputs, groups, deadline, forbid) if blocks else ()))
     except TimeLimit as limit:
         at = f" (it had come to {limit.args[0]!r})" if limit.args[0] else ""
         raise UserError(
@@ -95,10 +96,14 @@ def couple(
 
 
 def _believed(
-    trial: Trial, blocks: Sequence[tuple[Block, Group]], groups: Sequence[Group]
+    trial: Trial,
+    groups: Sequence[Group],
+    blocks: Sequence[tuple[Block, Group]] = (),
+    whole: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[list[tuple[Block, Group]], dict[str, str]]:
-    """The blocks without which the model computes what it does with them at zero, and why the others stay."""
-    good, left, whole = list(blocks), MOST_TRIES, dict[str, str]()
+    """The blocks without which the model computes what it does with them at zero, and why the others stay, beside those
+    of which that is known."""
+    good, left, whole = list(blocks), MOST_TRIES, dict(whole)
     while good and (failure := trial.failure_without(good, groups)) is not None:
         low, high = 0, len(good)  # the last of the smallest beginning that fails
         while high - low > 1 and left > 0:

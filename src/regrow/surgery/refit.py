@@ -100,7 +100,7 @@ def plan(model: nn.Module, note: resize.Note, source: object) -> Refit:
             )
         for name, thin in attributes.items():
             if name == skip.SKIPPED:
-                if thin not in (skip.WIDE, skip.EMPTY) or not skip.can_skip(owner):
+                if thin not in skip.WAYS or not skip.can_skip(owner):
                     raise UserError(
                         f"{source} does not run the module {module[:200]!r}, which is no layer that can be skipped: "
                         "it was saved from another model"

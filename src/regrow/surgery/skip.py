@@ -8,6 +8,7 @@ there costs nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from regrow.groups import Block
 
 SKIPPED = "regrow_skipped"  # the attribute of a module that is skipped, and its word in the note of a thin model
-WIDE, EMPTY = 1, 2  # its values: the layer returns zeros of its width; or, a norm within the branch, no channels
+# Its values: the layer returns zeros of its width (a norm what it is given, as that is zero); or, a norm whose result
+# only layers read that are skipped, no channels, or zeros, where its class does not say along which dimension they lie.
+WIDE, EMPTY, ZEROS = WAYS = 1, 2, 3
 
 _NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _OTHERS = (_ConvNd, nn.Linear, nn.MultiheadAttention)
@@ -30,24 +33,27 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def can_skip(module: nn.Module) -> bool:
-    """Whether it is known what shape the layer returns without being run."""
-    if isinstance(module, _ConvTransposeNd) or (isinstance(module, _ConvNd) and isinstance(module.padding, str)):
+    """Whether it is known what shape the layer returns without being run: of norms that of what they are given, of
+    others only where their class is one of torch's, as one of the user's may compute more."""
+    if "forward" in vars(module) and not is_skipped(module):  # somebody has replaced it, and would lose that
         return False
-    plain = type(module).forward.__module__.startswith("torch.nn.")  # a class of the user's may compute more
-    return plain and isinstance(module, (*_NORMS, *_OTHERS))
+    plain = type(module).forward.__module__.startswith("torch.nn.")
+    return is_norm(module) or (plain and isinstance(module, _OTHERS) and not isinstance(module, _ConvTransposeNd))
 
 
 def how(module: nn.Module, name: str, block: Block) -> int:
     """In which way a layer of a block, of this name, is skipped."""
-    ends = any(key.rpartition(".")[0] == name for key in block.ending)
-    return EMPTY if is_norm(module) and not ends else WIDE
+    if name not in block.within:
+        return WIDE
+    one = len(getattr(module, "normalized_shape", (1,))) == 1
+    return EMPTY if one and type(module).forward.__module__.startswith("torch.nn.") else ZEROS
 
 
 def skip(module: nn.Module, how: int) -> None:
     """Stops running a layer; once more changes nothing.
 
     Args:
-        how: `WIDE` or `EMPTY`, which only norms tell apart.
+        how: one of `WAYS`, which only norms tell apart.
     """
     if not is_skipped(module):
         setattr(module, SKIPPED, how)
@@ -62,7 +68,7 @@ def run_again(module: nn.Module) -> None:
 
 
 def put_back(module: nn.Module, before: int | None) -> None:
-    """Runs or skips a layer as before: `WIDE` or `EMPTY`, None where it was run."""
+    """Runs or skips a layer as before: one of `WAYS`, None where it was run."""
     if before is None:
         run_again(module)
     else:
@@ -85,41 +91,47 @@ class Skipped:
         self.module = module
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Zeros of the layer's shape; of a norm at the end of its branch the zeros that it is given, of another one a
-        tensor of its own without channels, as what follows may change it in place."""
-        module, x = self.module, args[0] if args else next(iter(kwargs.values()))
+        """Zeros of the layer's shape, or of a norm without channels, in a tensor of its own, as what follows may change
+        it in place; of a norm at the end of its branch the zeros that it is given."""
+        module, given = self.module, (*args, *kwargs.values())
+        x = args[0] if args else kwargs.get("query", given[0])
+        nothing = self._nothing(given, x.dtype)
         if isinstance(module, nn.MultiheadAttention):
-            return self._zeros(x, (*x.shape[:-1], module.out_proj.out_features)), None
+            return _zeros(x, (*x.shape[:-1], module.out_proj.out_features), nothing), None
         if isinstance(module, nn.Linear):
-            return self._zeros(x, (*x.shape[:-1], module.out_features))
+            return _zeros(x, (*x.shape[:-1], module.out_features), nothing)
         if isinstance(module, _ConvNd):
-            return self._zeros(x, _shape(module, x))
-        if getattr(module, SKIPPED) == EMPTY:
-            shape = list(x.shape)
+            return _zeros(x, _shape(module, x), nothing)
+        way = getattr(module, SKIPPED)
+        if way == WIDE:
+            return x if nothing is None else x + nothing
+        shape = list(x.shape)
+        if way == EMPTY:
             shape[-1 if isinstance(module, nn.LayerNorm | nn.RMSNorm) else 1] = 0
-            return self._zeros(x, tuple(shape))
-        nothing = self._nothing(x)
-        return x if nothing is None else x + nothing
+        return _zeros(x, tuple(shape), nothing)
 
-    def _zeros(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """A tensor of zeros, on the device and of the type of another, that may be changed in place."""
-        nothing = self._nothing(x)
-        return x.new_zeros(shape) if nothing is None else nothing.expand(shape).clone()
-
-    def _nothing(self, x: Tensor) -> Tensor | None:
-        """Zero, made of all that is left of the layer's parameters and of those before it: so these have gradients,
-        without entries, as those of all other layers do. Optimizers count their steps by that, and
-        DistributedDataParallel waits for them."""
+    def _nothing(self, given: Iterable[Any], kind: torch.dtype) -> Tensor | None:
+        """Zero, made of all that is left of the layer's parameters, and of nothing of what it is given: so these have
+        gradients, without entries or of zeros, as those of all other layers do. Optimizers count their steps by that,
+        and DistributedDataParallel waits for them."""
+        if not torch.is_grad_enabled():
+            return None
         parts = [p.sum() for p in self.module.parameters() if p.requires_grad and not p.numel()]
-        if parts and not x.numel():  # made by layers before this one that are not run either
-            parts.append(x.sum())
-        return sum(parts[1:], parts[0]).to(x.dtype) if parts and torch.is_grad_enabled() else None
+        parts += [t.narrow(0, 0, 0).sum() for t in given if isinstance(t, Tensor) and t.requires_grad]
+        return sum(parts[1:], parts[0]).to(kind) if parts else None
+
+
+def _zeros(x: Tensor, shape: tuple[int, ...], nothing: Tensor | None) -> Tensor:
+    """A tensor of zeros, on the device and of the type of another, that may be changed in place."""
+    return x.new_zeros(shape) if nothing is None else nothing.expand(shape).clone()
 
 
 def _shape(conv: _ConvNd, x: Tensor) -> tuple[int, ...]:
     """What a convolution returns, of an example or a batch."""
     n = len(conv.kernel_size)
-    assert not isinstance(conv.padding, str)
-    sides = zip(x.shape[-n:], conv.kernel_size, conv.stride, conv.padding, conv.dilation, strict=True)
+    if conv.padding == "same":
+        return (*x.shape[: -n - 1], conv.out_channels, *x.shape[-n:])
+    padding = (0,) * n if isinstance(conv.padding, str) else conv.padding
+    sides = zip(x.shape[-n:], conv.kernel_size, conv.stride, padding, conv.dilation, strict=True)
     places = ((side + 2 * pad - dilation * (k - 1) - 1) // stride + 1 for side, k, stride, pad, dilation in sides)
     return (*x.shape[: -n - 1], conv.out_channels, *places)

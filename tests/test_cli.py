@@ -15,7 +15,7 @@ import yaml
 import regrow
 import tiny_recipe as tiny
 from image_data import write_folder
-from regrow.cli import main, parsers
+from regrow.cli import _show_warning, main, parsers
 from regrow.commands.recipes import split_overrides
 from regrow.training import recipe as recipes
 
@@ -129,6 +129,15 @@ def test_warnings_are_one_line_each(monkeypatch, capsys):
     assert second == "regrow: theirs (DeprecationWarning in /lib/other.py)"
     assert third.startswith("regrow: a recipe needs its length")
     assert warnings.showwarning is before
+
+
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
+def test_warnings_are_said_once_by_several_processes(monkeypatch, capsys, rank, lines):
+    monkeypatch.setenv("RANK", rank)
+    _show_warning("ours", UserWarning, str(Path(regrow.__file__).parent / "attach.py"), 3)
+    assert capsys.readouterr().err == "regrow: ours\n" * lines
+    _show_warning("theirs", UserWarning, "/lib/other.py", 3)
+    assert capsys.readouterr().err == "regrow: theirs (UserWarning in /lib/other.py)\n"
 
 
 def test_an_error_of_the_system_without_a_file(monkeypatch, capsys):

@@ -88,9 +88,15 @@ def _said(error: BaseException) -> int:
 def _show_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
 ) -> None:
-    """A warning as one line: of regrow's as it speaks otherwise, of others with what it is and where it is from."""
+    """A warning as one line: of regrow's as it speaks otherwise, of others with what it is and where it is from.
+
+    Of several processes that train together, which all come to the same warnings of regrow's, the first one says them.
+    """
     said = " ".join(str(message).split())
-    place = "" if Path(filename).is_relative_to(Path(__file__).parent) else f" ({category.__name__} in {filename})"
+    ours = Path(filename).is_relative_to(Path(__file__).parent)
+    if ours and os.environ.get("RANK", "0") != "0":
+        return
+    place = "" if ours else f" ({category.__name__} in {filename})"
     print(f"regrow: {said}{place}", file=sys.stderr)
 
 

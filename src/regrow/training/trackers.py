@@ -72,7 +72,8 @@ class WeightsAndBiases:
         self._tracker.log(dict(values), step=step)
 
     def flush(self) -> None:
-        """Nothing to do: a process of its own has them, which outlives this one."""
+        """Nothing: its process writes when it likes (each 15 seconds), and cannot be asked to by what is public. So a
+        kill may take the last of them; ``metrics.jsonl`` has all."""
 
     def close(self) -> None:
         self._tracker.finish()

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from regrow import names, optim_state
 from regrow.groups import Coupling, Slice
 from regrow.state import WeightState
-from regrow.surgery import resize
+from regrow.surgery import resize, strided
 
 Keep = Mapping[str, Tensor]
 
@@ -52,6 +52,7 @@ class Thin:
         self._model, self._coupling, self._states, self._optimizers = model, coupling, states, optimizers
         self._remainder: resize.Remainder | None = None
         self.version = 0
+        strided.guard(model)
 
     def widen(self) -> None:
         if self._remainder is not None:
@@ -84,6 +85,7 @@ class Thin:
         if self._remainder is not None:
             resize.note(self._model, self._remainder)
             self._remainder = None
+        strided.unguard(self._model)
 
 
 class Masked:

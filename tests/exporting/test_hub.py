@@ -94,7 +94,7 @@ COUNTS = {"parameters": 2, "nonzero": 1}
 
 def test_a_card_says_how_images_are_normalised() -> None:
     built = {**RUN["model"], "mean": [123.675, 4.0], "std": [58.395, 1.5]}
-    said = "for each channel: (pixel value - mean) / std, with mean 123.675, 4 and std 58.395, 1.5."
+    said = "for each channel: (pixel value from 0 to 255 - mean) / std, with mean 123.675, 4 and std 58.395, 1.5."
     assert said in card({**RUN, "model": built}, COUNTS)
 
 

@@ -167,7 +167,7 @@ def _normalised(built: Mapping[str, Any]) -> str:
     if not isinstance(mean, list) or not isinstance(std, list):
         return "as the data set of the run gives them"
     numbers = (", ".join(f"{n:.6g}" for n in values if isinstance(n, int | float)) for values in (mean, std))
-    return "for each channel: (pixel value - mean) / std, with mean {} and std {}".format(*numbers)
+    return "for each channel: (pixel value from 0 to 255 - mean) / std, with mean {} and std {}".format(*numbers)
 
 
 def _words(value: Any) -> str:

@@ -77,6 +77,7 @@ class Trial:
     def __init__(self, model: nn.Module, inputs: Inputs, deadline: float) -> None:
         self._deadline = deadline
         self._dice = Dice()
+        self._single = True  # until a difference that it shows turns out to be rounding
         self._calls: dict[Mode, _Call] = {}
         self.untrained = why = ""
         for shaken in (True, False):
@@ -175,17 +176,19 @@ class Trial:
 
     def _failure(self, coupling: Coupling, keep: Masks) -> TrialFailure | None:
         """What goes wrong where these channels stay."""
-        off = self._difference(coupling, keep, None)
+        off = self._difference(coupling, keep, None if self._single else torch.float64)
         if isinstance(off, TrialFailure):
             return off
-        if off > SINGLE:
+        if self._single and off > SINGLE:
             precise = self._difference(coupling, keep, torch.float64)
-            # it may run in single precision only
-            if isinstance(precise, TrialFailure) or precise > DOUBLE:
-                return TrialFailure(
-                    f"computes something else with fewer channels ({_percent(off)} of its output), so its code "
-                    "depends on their number in a way that cannot be followed"
-                )
+            if not isinstance(precise, TrialFailure) and precise <= DOUBLE:  # it may run in single precision only
+                self._single = False
+                return None
+        if off > (SINGLE if self._single else DOUBLE):
+            return TrialFailure(
+                f"computes something else with fewer channels ({_percent(off)} of its output), so its code "
+                "depends on their number in a way that cannot be followed"
+            )
         return None
 
     def _difference(self, coupling: Coupling, keep: Masks, kind: torch.dtype | None) -> float | TrialFailure:

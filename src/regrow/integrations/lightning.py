@@ -24,10 +24,7 @@ require("integrations", "regrow.integrations.lightning", "lightning")
 from lightning.pytorch import Callback, LightningModule, Trainer  # noqa: E402
 
 KEY = "regrow"  # in checkpoints
-_AVERAGE, _AT_THE_END = (
-    "WeightAveraging",
-    "StochasticWeightAveraging",
-)  # callbacks of Lightning, by name as they may lack
+_AVERAGE, _AT_THE_END = "WeightAveraging", "StochasticWeightAveraging"  # by name, as older Lightnings lack one
 
 
 class RegrowCallback(Callback):

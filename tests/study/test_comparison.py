@@ -382,6 +382,16 @@ def test_a_table_has_no_empty_column_and_no_empty_cell(capsys):
         assert ("–: not timed" in " ".join(lines)) == (len(rows) == 3)
 
 
+@pytest.mark.parametrize("value", ["[csv]", "[/x]", "[red]x[/red]", ":x: [link=y]"])
+def test_whatever_a_label_holds_is_printed(capsys, value):
+    runs = [{"method": "iee", "label": f"iee, trackers {text}", "seed": 0, "accuracy": 0.5, "density": 0.05}
+            for text in (value, "[]")]  # fmt: skip
+    print_table(summarise(runs))
+    said = capsys.readouterr().out
+    assert f"│ iee, trackers {value} " in said
+    assert f"difference to iee, trackers {value} (95%)" in said
+
+
 @pytest.mark.parametrize("width", [60, 80, 100, 140])
 def test_a_narrow_terminal_shows_all_of_a_table(capsys, width):
     run = {"accuracy": 0.98765, "density": 0.05, "training_cost": 0.3, "inference_flops": 1.0, "dense_flops": 2.0,

@@ -11,6 +11,8 @@ import pytest
 
 import tiny_recipe as tiny
 from processes import Marked
+from regrow.study.pool import Job, Overview, slots_of
+from regrow.training import rundir
 
 # what answers Ctrl-C before this line is Python itself
 BEGINS = """
@@ -117,3 +119,35 @@ def test_interrupted_inside_an_import_that_swallows_it(tmp_path):
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     assert check_ended(process, marked) == "regrow: interrupted\n"
+
+
+@pytest.mark.parametrize("line", ["[1]", "3", "null", "[" * 4000, '{"step": null, "loss": "x", "accuracy": [1]}', "{"])
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_damaged_line_of_metrics_shows_nothing(tmp_path, monkeypatch, capsys, line, terminal):
+    monkeypatch.setenv("FORCE_COLOR", "1") if terminal else monkeypatch.delenv("FORCE_COLOR", raising=False)
+    job = Job("iee-seed0", [], tmp_path, tmp_path / "log", state="finished")
+    (tmp_path / rundir.METRICS).write_text(f'{{"step": 1}}\n{line}\n')
+    job.look()
+    assert [job.shown(key, ".2%") for key in ("loss", "accuracy", "lr")] == ["", "", ""]
+    with Overview([job], quiet=False) as overview:
+        overview.refresh()
+        overview.changed(job)
+    assert ("iee-seed0: finished\n" in capsys.readouterr().out) != terminal
+
+
+def test_what_a_signal_ended_says_so(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("regrow: only a warning\n")
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    process.kill()
+    process.exitcode = process.wait()  # as processes of multiprocessing call it
+    job = Job("iee-seed0", [], tmp_path, log, process=process)
+    assert job.last_words() == f"SIGKILL ended it, as systems do where memory is short ({log})"
+    process.exitcode = 1
+    assert job.last_words() == f"only a warning ({log})"
+
+
+def test_no_more_places_than_runs():
+    assert slots_of(999_999_999_999, 1, 3) == [{}, {}, {}]
+    assert slots_of(2, 1, 3) == [{}, {}]
+    assert slots_of(None, 1, 1) == slots_of(4, 1, 0) == [{}]

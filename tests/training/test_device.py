@@ -45,9 +45,9 @@ def test_a_gpu_is_taken_where_there_is_one_unless_the_environment_says_otherwise
 
 def test_the_runs_of_a_comparison_take_turns_on_the_gpus_that_are_visible(two_gpus, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    visible = [slot["CUDA_VISIBLE_DEVICES"] for slot in pool.slots_of(None, 1)]
+    visible = [slot["CUDA_VISIBLE_DEVICES"] for slot in pool.slots_of(None, 1, 9)]
     assert visible == ["5", "7"]
-    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in pool.slots_of(3, 1)] == ["5", "7", "5"]
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in pool.slots_of(3, 1, 9)] == ["5", "7", "5"]
 
 
 def test_processes_that_do_not_train_together_are_refused(monkeypatch):

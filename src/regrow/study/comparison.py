@@ -102,7 +102,7 @@ def compare(
         todo = _jobs(out, plan, seeds)
         if plan.table is not None:
             _give(plan.table, out, todo)
-        run_jobs(todo, slots=slots_of(jobs, plan.threads), threads=plan.threads, quiet=quiet)
+        run_jobs(todo, slots=slots_of(jobs, plan.threads, len(todo)), threads=plan.threads, quiet=quiet)
         runs, failures = _gather(out, plan.variants, seeds, {job.name: job for job in todo})
         found = results(recipe, runs, plan.variants[0].label)
         if failures:

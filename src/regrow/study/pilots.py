@@ -50,7 +50,7 @@ def settled(plan: Plan, out: Path, seed: int, jobs: int | None, quiet: bool) -> 
     rundir.create(out / FOLDER)
     with rundir.locked(out):
         runs = [_job(out / FOLDER, name, label, recipe, seed) for name, (label, recipe) in todo.items()]
-        run_jobs(runs, slots=slots_of(jobs, plan.threads), threads=plan.threads, quiet=quiet)
+        run_jobs(runs, slots=slots_of(jobs, plan.threads, len(runs)), threads=plan.threads, quiet=quiet)
     costs = {job.name: _cost(job) for job in runs}
     lengths: dict[str, Recipe] = {}
     for cell in plan.unknown:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from regrow.report.plain import number
 from regrow.training import rundir
 from regrow.training.measures import measure_of
 from regrow.training.progress import Interrupted, StopRequest
@@ -49,7 +50,11 @@ class Job:
     last: dict[str, Any] = field(default_factory=dict)
 
     def last_words(self) -> str:
-        """The last line that the run wrote to its log."""
+        """The last line that the run wrote to its log; where a signal ended it, which."""
+        code = 0 if self.process is None else self.process.exitcode or 0
+        if code < 0:
+            why = ", as systems do where memory is short" if -code == signal.SIGKILL else ""
+            return f"{signal.Signals(-code).name} ended it{why} ({self.log})"
         try:
             lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         except OSError:
@@ -63,10 +68,16 @@ class Job:
             with (self.directory / rundir.METRICS).open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
                 lines = file.read().split(b"\n")[:-1]
-            if lines:
-                self.last |= json.loads(lines[-1])
-        except (OSError, ValueError):  # nothing there yet
-            pass
+            newest = json.loads(lines[-1]) if lines else {}
+        except (OSError, ValueError, RecursionError):  # nothing there yet, or damaged
+            return
+        if isinstance(newest, dict):
+            self.last |= newest
+
+    def shown(self, key: str, form: str) -> str:
+        """A number of that line, in a form of `format`; nothing where there is none."""
+        value = number(self.last.get(key))
+        return "" if value is None else format(value, form)
 
 
 def job_of(recipe: Path, seed: int, directory: Path, label: str) -> Job:
@@ -82,18 +93,19 @@ def job_of(recipe: Path, seed: int, directory: Path, label: str) -> Job:
     )
 
 
-def slots_of(jobs: int | None, threads: int) -> list[dict[str, str]]:
+def slots_of(jobs: int | None, threads: int, runs: int) -> list[dict[str, str]]:
     """The environment of each run that goes on at the same time: one GPU each, where there are any.
 
     Args:
         jobs: how many; None for as many as there are GPUs, or cores for the threads of each.
         threads: CPU threads of each run.
+        runs: that there are to do, of which no more can go on at once.
     """
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = jobs or gpus or max(1, cores // threads)
+    count = min(jobs or gpus or max(1, cores // threads), max(1, runs))
     if not gpus:
         return [{} for _ in range(count)]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
@@ -262,7 +274,7 @@ class Overview:
         from rich.live import Live
 
         self._jobs = jobs
-        self._console = Console(quiet=quiet)
+        self._console = Console(quiet=quiet, markup=False, emoji=False, highlight=False)  # names are no markup
         live = self._console.is_terminal and not quiet
         self._live = Live(console=self._console, auto_refresh=False, transient=True) if live else None
 
@@ -280,14 +292,9 @@ class Overview:
         if self._live is not None:
             return
         done = sum(j.state in ("finished", "failed") for j in self._jobs)
-        accuracy = (
-            f"  {measure_of([job.last]).name} {job.last['accuracy']:.2%}"
-            if "accuracy" in job.last and job.state == "finished"
-            else ""
-        )
-        self._console.print(
-            f"[{done}/{len(self._jobs)}] {job.name}: {job.state}{accuracy}", highlight=False, markup=False
-        )
+        reached = job.shown("accuracy", ".2%") if job.state == "finished" else ""
+        accuracy = f"  {measure_of([job.last]).name} {reached}" if reached else ""
+        self._console.print(f"[{done}/{len(self._jobs)}] {job.name}: {job.state}{accuracy}")
 
     def refresh(self) -> None:
         """Show the newest state."""
@@ -300,7 +307,7 @@ class Overview:
         for heading in ("run", "", "step", "phase", "loss", judged):
             table.add_column(heading)
         for job in self._jobs:
-            last = job.last
-            numbers = [f"{last[k]:{form}}" if k in last else "" for k, form in (("loss", ".4f"), ("accuracy", ".2%"))]
-            table.add_row(job.name, job.state, str(last.get("step", "")), last.get("phase", ""), *numbers)
+            numbers = [job.shown(key, form) for key, form in (("loss", ".4f"), ("accuracy", ".2%"))]
+            step, phase = (str(job.last.get(key) or "") for key in ("step", "phase"))
+            table.add_row(job.name, job.state, step, phase, *numbers)
         self._live.update(table, refresh=True)

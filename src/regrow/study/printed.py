@@ -39,8 +39,9 @@ def print_table(summary: Sequence[Mapping[str, Any]], width: int | None = None) 
         caption += " –: not timed, as single weights that are removed make no network faster on ordinary hardware."
     labels = [str(row["label"]) for row in summary]
     terminal = Console().is_terminal
-    console = Console(width=width or (None if terminal else 140))
-    console.print(title, highlight=False)
+    # whatever a label holds is text: [csv] is no style, and :x: no picture
+    console = Console(width=width or (None if terminal else 140), markup=False, emoji=False, highlight=False)
+    console.print(title)
     for part in _side_by_side(columns, max(map(len, ["method", *labels])), console.width):
         table = Table("method")
         for heading in part:
@@ -48,7 +49,7 @@ def print_table(summary: Sequence[Mapping[str, Any]], width: int | None = None) 
         for label, *cells in zip(labels, *(columns[heading] for heading in part), strict=True):
             table.add_row(label, *(cell or "–" for cell in cells))
         console.print(table)
-    console.print(caption, highlight=False)
+    console.print(caption)
 
 
 def _side_by_side(columns: Mapping[str, Sequence[str]], first: int, width: int) -> list[list[str]]:

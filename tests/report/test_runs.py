@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import attack_runs
 from regrow.errors import UserError
+from regrow.report import tables
+from regrow.report.headline import compose
+from regrow.report.panels import group
+from regrow.report.parts import Cell
 from regrow.report.runs import read
 from regrow.training.records import LayerForm, MetricForm, UpdateForm
 
 Make = Callable[..., Path]
+SUMMARY = {"label": "iee", "method": "iee", "mean": 0.9, "std": None, "n": 1, "density": 0.1, "training_cost": 0.3,
+           "inference_ratio": None, "seconds": None, "paired": None}  # fmt: skip
 
 
 def test_reads_a_run(tmp_path: Path) -> None:
@@ -84,6 +92,80 @@ def test_a_compare_under_way(make_run: Make, tmp_path: Path) -> None:
         ("iee", "iee", 1, False, 50),
         ("my-variant", "iee", 12, False, None),
     ]
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def ended(run: Path, after: Path, seconds: int) -> None:
+    """Have a run end so many seconds after another file was written."""
+    os.utime(run / "results.json", (told := after.stat().st_mtime + seconds, told))
+
+
+def test_what_a_later_command_left_out_is_not_shown(make_compare: Make, make_run: Make, tmp_path: Path) -> None:
+    directory = make_compare(tmp_path / "c", ["iee", "rigl"], [0, 1], steps=100)
+    told = directory / "results.json"
+    rewrite(told, lambda results: results.update(runs=[results["runs"][0]]))
+    for run in (directory / "runs").iterdir():
+        ended(run, told, -5)
+    make_run(directory / "runs" / "set-seed0", "set", 0, steps=100, finished=False)  # another one is under way
+    ended(make_run(directory / "runs" / "set-seed1", "set", 1, steps=100), told, 5)
+    ended(make_run(directory / "runs" / "set-seed2", "set", 2, steps=100), told, -5)
+    shown = [(run.label, run.seed, run.finished) for run in read([directory]).runs]
+    assert shown == [("iee", 0, True), ("set", 0, False), ("set", 1, True)]
+
+
+def test_copies_beside_a_run_are_not_counted(make_compare: Make, tmp_path: Path) -> None:
+    directory = make_compare(tmp_path / "c", ["iee"], [0, 1], steps=100)
+    name = {"run": "runs/iee-seed0"}
+    rewrite(directory / "results.json", lambda results: results["runs"][0].update(name))
+    for copy in (".iee-seed0.12-ab.tmp", ".ipynb_checkpoints", "iee-seed0 (copy)"):
+        shutil.copytree(directory / "runs" / "iee-seed0", directory / "runs" / copy)
+    assert [(run.directory.name, run.seed) for run in read([directory]).runs] == [("iee-seed0", 0), ("iee-seed1", 1)]
+
+
+def test_unfinished_runs_of_a_grid_are_called_as_the_others(make_run: Make, tmp_path: Path) -> None:
+    label = "iee, sparsity 0.9"
+    make_run(tmp_path / "runs" / "iee+sparsity-0.9-seed0", "iee", 0, steps=100, label=label)
+    late = make_run(tmp_path / "runs" / "iee+sparsity-0.9-seed1", "iee", 1, steps=100, finished=False)
+    (late / "structure.json").unlink()
+    alone = make_run(tmp_path / "runs" / "iee+sparsity-0.5-seed1", "iee", 1, steps=100, finished=False)
+    (alone / "structure.json").unlink()
+    assert [run.label for run in read([tmp_path]).runs] == ["iee+sparsity-0.5", label, label]
+
+
+def test_failures_are_of_their_own_comparison_and_end_with_a_result(
+    make_compare: Make, make_run: Make, tmp_path: Path
+) -> None:
+    failed = [{"run": "runs/set-seed0", "reason": "diverged"}]
+    paths = [make_compare(tmp_path / name, ["iee"], [0], steps=100) for name in "abc"]
+    for path in paths:
+        make_run(path / "runs" / "set-seed0", "set", 0, steps=100, finished=False)
+    for path in paths[:2]:
+        rewrite(path / "results.json", lambda results: results.update(failures=failed))
+    found = read(paths)
+    assert [one.directory for one in found.failures] == [path / "runs" / "set-seed0" for path in paths[:2]]
+    assert "1 run is unfinished. 2 runs failed." in compose(found.runs, [], [{**SUMMARY}], found.failures).lede
+    table = tables.runs(group(found.runs), found.failures)
+    assert table is not None
+    states = [cell.text for row in table.content.rows if isinstance(cell := row[-1], Cell)]
+    assert states == ["failed", "failed", "unfinished"]
+    shutil.rmtree(paths[0] / "runs" / "set-seed0")  # and trained by hand
+    ended(make_run(paths[0] / "runs" / "set-seed0", "set", 0, steps=100), paths[0] / "results.json", 5)
+    assert [one.directory.parent.parent.name for one in read(paths).failures] == ["b"]
+
+
+def test_a_run_that_cannot_be_read_is_left_out_where_it_is_said(make_compare: Make, tmp_path: Path) -> None:
+    directory = make_compare(tmp_path / "c", ["iee"], [0, 1], steps=100)
+    (directory / "runs" / "iee-seed1" / "results.json").write_text('{"runs": [')
+    assert "is not valid JSON" in refuse(directory)
+    failures = [{"run": "runs/iee-seed1", "reason": "is not valid JSON"}]
+    rewrite(directory / "results.json", lambda results: results.update(runs=results["runs"][:1], failures=failures))
+    found = read([directory])
+    assert ([run.seed for run in found.runs], [one.name for one in found.failures]) == ([0], ["iee-seed1"])
 
 
 def test_an_unfinished_run_is_named_by_its_recipe_and_known_by_its_metrics(tmp_path: Path) -> None:

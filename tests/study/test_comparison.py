@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,6 +99,43 @@ def test_a_failing_run_does_not_lose_the_others(tmp_path, recipe_file, capsys):
     assert main(words) == 0
     assert len(read(out / "results.json")["runs"]) == 2
     assert "failures" not in read(out / "results.json")
+
+
+def test_results_that_are_damaged_or_of_another_run_do_not_hide_the_others(tmp_path, recipe_file, capsys):
+    out = tmp_path / "out"
+    words = ["compare", str(recipe_file), "--methods", "static,slow", "--seeds", "0", "--out", str(out), "--quiet"]
+    assert main(words) == 0
+    page = (out / "report.html").read_text()
+    static, slow = out / "runs" / "static-seed0", out / "runs" / "slow-seed0"
+    left = out / "runs" / ".slow-seed1.12-ab.tmp"  # half of a copy
+    shutil.copytree(static, left)
+
+    def again(said, *more):
+        capsys.readouterr()
+        assert main([*words, *more]) == 1
+        table, err = capsys.readouterr()
+        assert said in err
+        assert "│ static " in table
+        return table, [run["label"] for run in read(out / "results.json")["runs"]]
+
+    text = (slow / "results.json").read_text()
+    (slow / "results.json").write_text(text[:100])
+    assert again("slow-seed0/results.json is not valid JSON")[1] == ["static"]
+    assert not left.exists()
+    (slow / "results.json").write_text((static / "results.json").read_text())
+    assert again("is of static with seed 0, not of slow with seed 0: delete")[1] == ["static"]
+    assert "2 seeds" not in (out / "report.html").read_text()
+    (slow / "results.json").write_text(text)
+    (slow / "structure.json").write_text("[]")
+    table, labels = again("there is no new report: ")
+    assert ("report: " in table, labels) == (False, ["static", "slow"])
+    (slow / "structure.json").unlink()
+    # no recipe of the variant: those of its runs say how they were made
+    (out / "recipes" / "slow.yaml").unlink()
+    assert main([*words, "--compare.slow.interval", "9"]) == 2
+    assert "method.interval of slow differs from the runs" in capsys.readouterr().err
+    assert main(words) == 0
+    assert page.count("<tr>") == (out / "report.html").read_text().count("<tr>")
 
 
 def test_when_all_runs_fail_there_is_no_table(tmp_path, recipe_file, capsys):
@@ -209,6 +247,24 @@ def test_a_pilot_sets_the_lengths_and_is_a_run_where_it_has_the_right_one(tmp_pa
     last = {(run["seed"], run["steps"]) for run in read(out / "results.json")["runs"]}
     assert last == {(2, 60)}
     assert metrics != (out / "runs" / "iee-seed2" / "metrics.jsonl").read_bytes()
+
+
+def test_a_pilot_is_trained_once_and_called_as_its_run(tmp_path):
+    extra = "study: {match: cost, seeds: [0]}\n"
+    path, out = tiny.write(tmp_path, extra), tmp_path / "out"
+    words = ["compare", str(path), "--out", str(out), "--quiet", "--method.name", "snfs", "--method.interval", "4"]
+    assert main([*words, "--methods", "static"]) == 0  # sets the budget alone
+    [pilot] = (out / "pilots").glob("*/results.json")
+    assert read(pilot)["runs"][0]["label"] == "the recipe's own method"
+    more = ["--methods", "static,snfs", "--train.log_every", "7", "--compare.late.name", "iee"]  # change no training
+    assert main([*words, *more]) == 0
+    assert list((out / "pilots").glob("*/results.json")) == [pilot]
+    run = out / "runs" / "snfs-seed0"
+    assert (run / "metrics.jsonl").read_bytes() == (pilot.parent / "metrics.jsonl").read_bytes()
+    assert [row["label"] for row in read(out / "results.json")["summary"]] == ["static", "snfs"]
+    assert [read(run / "results.json")[key][0]["label"] for key in ("runs", "summary")] == ["snfs", "snfs"]
+    assert read(run / "structure.json")["label"] == "snfs"
+    assert read(pilot)["runs"] == [{**read(run / "results.json")["runs"][0], "label": "the recipe's own method"}]
 
 
 def test_a_pilot_that_fails_says_so(tmp_path, recipe_file):

@@ -76,6 +76,15 @@ def test_names_that_no_file_can_have_get_a_checksum(recipe_file):
     assert len(long.file) == 109
 
 
+def test_labels_are_as_long_as_results_may_have_them(recipe_file):
+    recipe = load(recipe_file)
+    room = 1000 - len("iee, weights ")
+    [cell] = cells_of(recipe, {"iee": "iee"}, {"model.weights": ["w" * room]})
+    assert len(cell.variants[0].label) == 1000
+    with pytest.raises(UserError, match=r"^the label 'iee, weights w+'\.\.\. would have 1,001 characters, of at most"):
+        cells_of(recipe, {"iee": "iee"}, {"model.weights": ["w" * (room + 1)]})
+
+
 @pytest.mark.parametrize(
     ("vary", "said"),
     [

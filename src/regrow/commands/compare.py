@@ -122,7 +122,8 @@ def carry_out(recipe: Recipe, out: Path, labels: list[str], seeds: list[int], **
         return 130
     if found.results["runs"]:
         print_table(found.results["summary"])
-        print(f"report: {out / 'report.html'}")
+    if found.results["runs"] and found.report is not None:
+        print(f"report: {found.report}")
     for failure in found.failures:
         print(f"regrow: {failure}", file=sys.stderr)
     if not found.results["runs"]:

@@ -78,8 +78,8 @@ def _ranked(summaries: Sequence[Summary]) -> tuple[list[Summary], list[Summary]]
 
 def _missing(runs: Sequence[RunRecord], failures: Sequence[Failure]) -> str:
     """What is said of runs without results."""
-    failed = {failure.name for failure in failures}
-    waiting = [run for run in runs if not run.finished and run.directory.name not in failed]
+    failed = {failure.directory for failure in failures}
+    waiting = [run for run in runs if not run.finished and run.directory not in failed]
     counts = [(len(waiting), "unfinished"), (len(failed), "failed")]
     said = []
     for number, word in counts:

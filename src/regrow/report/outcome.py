@@ -53,10 +53,14 @@ class Facts:
 
 @dataclass(frozen=True)
 class Failure:
-    """A run of a comparison that has no result: the name of its directory, and a sentence."""
+    """A run of a comparison that has no result: its directory, and a sentence."""
 
-    name: str
+    directory: Path
     reason: str
+
+    @property
+    def name(self) -> str:
+        return self.directory.name
 
 
 def facts_of(record: Mapping[str, Any], directory: Path) -> Facts:

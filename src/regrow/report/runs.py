@@ -114,19 +114,22 @@ def _read_directory(directory: Path) -> Collection:
     if not directory.is_dir():
         problem = "is a file, not a run directory" if directory.exists() else "does not exist"
         raise UserError(f"{directory} {problem}; give a directory that `regrow train` or `regrow compare` wrote")
-    children = sorted(p for p in directory.glob("runs/*") if p.is_dir() and _is_run(p))
+    # what begins with a dot is half of a copy, or none of ours
+    children = sorted(p for p in directory.glob("runs/[!.]*") if p.is_dir() and _is_run(p))
     if not children and not _is_run(directory):
         raise UserError(
             f"{directory} holds no run (no results.json, no metrics.jsonl, no runs/); "
             "give a directory that `regrow train` or `regrow compare` wrote"
         )
     results = _results(directory / "results.json")
-    failures = tuple(Failure(one.run.rpartition("/")[2], one.reason) for one in results.failures)
+    failures = tuple(Failure(directory / "runs" / one.run.rpartition("/")[2], one.reason) for one in results.failures)
     if not children and not failures:
         return _read_run_directory(directory)
-    parts = [_read_run_directory(child) for child in children]
+    parts = _parts(children, {failure.directory for failure in failures})
     order = {(_label(r), r.seed): i for i, r in enumerate(results.runs)}
-    runs = [run for part in parts for run in part.runs]
+    runs = _named_alike([run for part in parts for run in part.runs])
+    runs = [run for run in runs if _is_of(run, results, directory)]
+    failures = tuple(one for one in failures if one.directory not in {run.directory for run in runs if run.finished})
     grid = {(_label(r), r.seed): r for r in results.runs if r.variant_of is not None}
     runs = [
         replace(run, variant_of=of.variant_of, cell=of.cell) if (of := grid.get((run.label, run.seed))) else run
@@ -139,6 +142,45 @@ def _read_directory(directory: Path) -> Collection:
     recipes = (RecipeText(directory.name, own),) if own else tuple(r for part in parts for r in part.recipes)
     version = results.regrow or next((p.version for p in parts if p.version), None)
     return Collection(tuple(runs), recipes, version, failures)
+
+
+def _parts(children: Sequence[Path], failed: set[Path]) -> list[Collection]:
+    """What is in the runs of a comparison; those that cannot be read must be among its failures, which say why."""
+    found = []
+    for child in children:
+        try:
+            found.append(_read_run_directory(child))
+        except UserError:
+            if child not in failed:
+                raise
+    return found
+
+
+def _named_alike(runs: Sequence[RunRecord]) -> list[RunRecord]:
+    """Unfinished runs, which know their label from the name of their directory, get that of finished ones beside them,
+    which in a grid is another."""
+    known = {_stem(run): run.label for run in runs if run.finished}
+    return [run if run.finished else replace(run, label=known.get(_stem(run), run.label)) for run in runs]
+
+
+def _stem(run: RunRecord) -> str:
+    """The name of the run's directory without its seed."""
+    return run.directory.name.removesuffix(f"-seed{run.seed}")
+
+
+def _is_of(run: RunRecord, results: ResultsForm, directory: Path) -> bool:
+    """Whether a comparison's page shows a run: its results are of it, or cannot be, as it has not finished, or since.
+
+    A later command may have compared fewer methods or seeds.
+    """
+    if not run.finished or not (results.runs or results.failures):
+        return True
+    for record in results.runs:
+        if (_label(record), record.seed) == (run.label, run.seed):
+            place = (record.model_extra or {}).get("run")
+            return place is None or place == f"runs/{run.directory.name}"
+    ended, told = (place / "results.json" for place in (run.directory, directory))
+    return ended.stat().st_mtime_ns > told.stat().st_mtime_ns
 
 
 def _is_run(directory: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -140,7 +141,7 @@ def runs(groups: Sequence[RunGroup], failures: Sequence[Failure]) -> Part | None
     if not groups:
         return None
     shown = [(g, run) for g in groups for run in g.runs]
-    failed = {failure.name for failure in failures}
+    failed = {failure.directory for failure in failures}
     validated = any(run.validation_accuracy is not None for _, run in shown)
     exploring = any(run.explore_steps for _, run in shown)
     judge = judged_in(groups)
@@ -160,10 +161,10 @@ def runs(groups: Sequence[RunGroup], failures: Sequence[Failure]) -> Part | None
     return Part("runs", "All runs", "table", Table(columns, rows, "All runs"), " ".join(said))
 
 
-def _state(run: RunRecord, failed: set[str]) -> str | Cell:
+def _state(run: RunRecord, failed: set[Path]) -> str | Cell:
     if run.finished:
         return "done"
-    return Cell("failed" if run.directory.name in failed else "unfinished", badge=True)
+    return Cell("failed" if run.directory in failed else "unfinished", badge=True)
 
 
 def _accuracy(run: RunRecord) -> str | Cell:

@@ -7,6 +7,7 @@ are kept, others continue, missing ones start.
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from regrow.study.pool import Job, job_of, run_jobs, slots_of
 from regrow.training import fields, own, rundir
 from regrow.training.recipe import Recipe, differences
 from regrow.training.results import result_of, results
+from regrow.training.statistics import label_of
 
 if TYPE_CHECKING:
     from regrow.latency.table import LatencyTable
@@ -45,11 +47,13 @@ class Comparison:
 
     Attributes:
         results: the content of ``results.json``, of the runs that finished
-        failures: one sentence for each run that did not
+        failures: one sentence for each run that did not, and for a page that could not be written
+        report: the page; None if it could not be written
     """
 
     results: dict[str, Any]
     failures: list[str] = field(default_factory=list)
+    report: Path | None = None
 
 
 def compare(
@@ -98,6 +102,7 @@ def compare(
         _check_variant(out, variant)
     rundir.create(out / "recipes")
     with rundir.locked(out):
+        rundir.sweep(out / "runs")
         _write_plan(out, recipe, plan)
         todo = _jobs(out, plan, seeds)
         if plan.table is not None:
@@ -108,10 +113,17 @@ def compare(
         if failures:
             found["failures"] = [{"run": f"runs/{name}", "reason": said} for name, said in failures.items()]
         atomic.write_json(out / rundir.RESULTS, found)
+    return _shown(out, found, list(failures.values()))
+
+
+def _shown(out: Path, found: dict[str, Any], failures: list[str]) -> Comparison:
+    """What was found, with its page; a file that no page can be made of hides no result."""
     from regrow.report.page import write
 
-    write([out], out / rundir.REPORT)
-    return Comparison(found, list(failures.values()))
+    try:
+        return Comparison(found, failures, write([out], out / rundir.REPORT))
+    except UserError as error:
+        return Comparison(found, [*failures, f"there is no new report: {error}"])
 
 
 def _jobs(out: Path, plan: Plan, seeds: Sequence[int]) -> list[Job]:
@@ -119,7 +131,7 @@ def _jobs(out: Path, plan: Plan, seeds: Sequence[int]) -> list[Job]:
     places = {(v.label, seed): out / "runs" / f"{v.file}-seed{seed}" for seed in seeds for v in plan.variants}
     for variant in plan.variants:
         for seed in seeds:
-            pilots.adopt(out, variant.recipe, seed, places[variant.label, seed])
+            pilots.adopt(out, variant.recipe, seed, places[variant.label, seed], variant.label)
     return [
         job_of(out / "recipes" / f"{variant.file}.yaml", seed, places[variant.label, seed], variant.label)
         for seed in seeds
@@ -161,9 +173,15 @@ def _check_target(out: Path, recipe: Recipe) -> None:
 def _check_variant(out: Path, variant: Variant) -> None:
     """Refuse to mix runs of a variant that were made with other options, or matched in another way."""
     path = out / "recipes" / f"{variant.file}.yaml"
+    if not path.exists():  # it may be lost, but not its runs
+        named = re.compile(re.escape(variant.file) + r"-seed\d+")
+        runs = (path for path in sorted((out / "runs").glob(f"*/{rundir.RECIPE}")) if named.fullmatch(path.parent.name))
+        path = next(runs, path)
     if not path.exists():
         return
     old = rundir.read_recipe(path)
+    if isinstance(old, dict):
+        old["seed"] = variant.recipe.seed
     for key in differences(rundir.completed(old, variant.recipe), variant.recipe.resolved()):
         what = "--match" if key in _OF_MATCH else f"{key} of {variant.label}"
         raise UserError(f"{what} differs from the runs that {out} already holds: choose another --out")
@@ -194,8 +212,18 @@ def _gather(
                 continue
             try:
                 run = result_of(path)
+                _check_whose(run, variant, seed, path)
             except UserError as error:
                 failures[name] = str(error)
                 continue
             runs.append({**run, "run": f"runs/{name}", **grid})
     return runs, failures
+
+
+def _check_whose(run: Mapping[str, Any], variant: Variant, seed: int, path: Path) -> None:
+    """Refuse the results of another run, which somebody has put there."""
+    if (label_of(run), run["method"], run["seed"]) != (variant.label, variant.recipe.method_name, seed):
+        raise UserError(
+            f"{path} is of {label_of(run)} with seed {run['seed']}, not of {variant.label} with seed {seed}: "
+            f"delete {path.parent} and run the comparison again"
+        )

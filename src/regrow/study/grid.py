@@ -18,6 +18,7 @@ from regrow.training.typed import leaves
 MANY = 200  # runs, from which on a comparison says how many they are before it starts
 _MOST = 100_000  # runs of one comparison
 _LONGEST = 100  # characters of a file's name
+_LONGEST_LABEL = 1000  # as results may have it
 # sections that change nothing about training that keeps all weights
 _OF_SPARSITY = ("method", "pattern", "criterion")
 _ELSEWHERE = {"seed": "--seeds, or study.seeds", "method.name": "--methods, or study.methods"}
@@ -91,6 +92,11 @@ def cells_of(recipe: Recipe, methods: Mapping[str, str], vary: Vary, apart: bool
             found = _variant(one, label, wanted, apart)
             before = taken.setdefault((label, found.label), values)
             if before is values:
+                if len(found.label) > _LONGEST_LABEL:
+                    raise UserError(
+                        f"the label {found.label[:40]!r}... would have {len(found.label):,} characters, of at most "
+                        f"{_LONGEST_LABEL:,}: give the label or its values a shorter name"
+                    )
                 variants.append(found)
                 if files.setdefault(found.file, found.label) != found.label:
                     raise UserError(f"{files[found.file]!r} and {found.label!r} would write the same files: rename one")

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import shutil
 import sys
 from pathlib import Path
 
-from regrow import atomic
+from regrow import atomic, regular, schema
 from regrow.errors import UserError
 from regrow.study.planning import Plan
 from regrow.study.pool import Job, job_of, run_jobs, slots_of
-from regrow.training import rundir
-from regrow.training.recipe import Recipe
+from regrow.training import own, rundir
+from regrow.training.recipe import HARMLESS, Recipe
+from regrow.training.recipe_layers import without
 from regrow.training.results import result_of
 
 FOLDER = "pilots"
@@ -59,18 +61,30 @@ def settled(plan: Plan, out: Path, seed: int, jobs: int | None, quiet: bool) -> 
     return dataclasses.replace(plan, variants=variants, unknown=())
 
 
-def adopt(out: Path, recipe: Recipe, seed: int, directory: Path) -> None:
+def adopt(out: Path, recipe: Recipe, seed: int, directory: Path, label: str) -> None:
     """Takes the pilot of a recipe and a seed, where there is a finished one, for a run of this directory, if that is
-    not there."""
+    not there, and calls it so."""
     pilot = out / FOLDER / _name(recipe)
     if rundir.is_finished(pilot) and not directory.exists() and result_of(pilot / rundir.RESULTS)["seed"] == seed:
         with atomic.new_directory(directory) as place:
             shutil.copytree(pilot, place, dirs_exist_ok=True)
+            _call(place, label)
+
+
+def _call(directory: Path, label: str) -> None:
+    """Give a finished run another label: it may have been trained as what only set the budget."""
+    for path in (directory / rundir.RESULTS, directory / rundir.STRUCTURE):
+        content = schema.parse_json(regular.read_bytes(path), path, "delete it and run the comparison again")
+        for entry in (content, *content.get("runs", ()), *content.get("summary", ())):
+            if "label" in entry:
+                entry["label"] = label
+        atomic.write_json(path, content)
 
 
 def _name(recipe: Recipe) -> str:
-    """Of a pilot: another recipe has another one."""
-    return f"{recipe.method_name}-{hashlib.sha256(recipe.to_yaml().encode()).hexdigest()[:12]}"
+    """Of a pilot: another recipe has another one, unless it only differs in what changes nothing about training."""
+    text = json.dumps(without(recipe.resolved(), HARMLESS), sort_keys=True)
+    return f"{own.label_of(recipe.method_name)}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def _job(folder: Path, name: str, label: str, recipe: Recipe, seed: int) -> Job:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -17,6 +16,7 @@ from regrow.errors import UserError
 from regrow.plan import StepTimes
 from regrow.schema import Form, check, check_seal, parse_json, seal
 from regrow.training.recipe import Recipe
+from regrow.training.recipe_layers import without
 
 _FORMAT = "regrow-step-times"
 _WAY_OUT = "put it back as it was, or choose another --out"
@@ -85,11 +85,5 @@ def key_of(recipe: Recipe, ranking: bool = True) -> str:
         recipe: of the run.
         ranking: False leaves out how channels are ranked and chosen, on which plain steps do not depend.
     """
-    tree = copy.deepcopy(recipe.resolved())
-    for key in _ASIDE if ranking else (*_ASIDE, *_OF_RANKING):
-        branch: Any = tree
-        *sections, last = key.split(".")
-        for section in sections:
-            branch = branch[section]
-        branch.pop(last, None)
+    tree = without(recipe.resolved(), _ASIDE if ranking else (*_ASIDE, *_OF_RANKING))
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]

@@ -7,7 +7,8 @@ instead of merging with it, so options of the old one never linger.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -89,6 +90,18 @@ def at(tree: object, section: str, key: str) -> Any:
     """What a recipe's plain form, which nobody has checked, has at section.key; None where it has nothing there."""
     inner = tree.get(section) if isinstance(tree, Mapping) else None
     return inner.get(key) if isinstance(inner, Mapping) else None
+
+
+def without(tree: Mapping[str, Any], keys: Iterable[str]) -> Tree:
+    """A recipe's plain form as a copy that lacks these dotted keys, as far as it has them."""
+    found: Tree = copy.deepcopy(dict(tree))
+    for key in keys:
+        *sections, last = key.split(".")
+        branch: Any = found
+        for section in sections:
+            branch = branch.get(section, {})
+        branch.pop(last, None)
+    return found
 
 
 def override_tree(arguments: Sequence[str]) -> Tree:

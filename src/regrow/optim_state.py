@@ -5,7 +5,9 @@ State tensors are recognised by their shape (that of the parameter) and by the t
 
 from __future__ import annotations
 
+import copy
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, Literal
 
@@ -89,6 +91,31 @@ def state_owner(optimizer: Optimizer) -> Optimizer:
         if isinstance(inner, Optimizer) and trained == {id(p) for g in inner.param_groups for p in g["params"]}:
             return state_owner(inner)
     return optimizer
+
+
+def fails_without_entries(optimizer: Optimizer) -> str:
+    """What its steps raise where parameters have no entries, but not where they have; "" where that goes well."""
+    kinds = [{p.dim() for p in group["params"]} for group in optimizer.param_groups]
+
+    def tried(size: int) -> str:
+        probe = copy.copy(optimizer)
+        probe.state = defaultdict(dict)
+        probe.param_groups = [
+            {**group, "params": [torch.nn.Parameter(torch.ones((size,) * dim)) for dim in sorted(dims) if dim]}
+            for group, dims in zip(optimizer.param_groups, kinds, strict=True)
+        ]
+        try:
+            for _ in range(2):
+                for p in (p for group in probe.param_groups for p in group["params"]):
+                    p.grad = torch.ones_like(p)
+                probe.step()
+        except Exception as error:
+            return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        return ""
+
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return "" if tried(2) else tried(0)
 
 
 def keeps_zero(optimizer: Optimizer, group: MutableMapping[str, Any], dtype: torch.dtype) -> bool:

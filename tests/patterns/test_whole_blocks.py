@@ -83,6 +83,7 @@ METHODS = {
     "iee-magnitude": (IEE, "magnitude"),
     "iee-start": (regrow.IEE(h=4, j=3, q=3, start="criterion", start_steps=5), "taylor"),
     "halp": (regrow.HALP(prunings=5, interval=4), "taylor"),
+    "mest": (regrow.MEST(interval=5), "magnitude"),
     "oneshot": (regrow.OneShot(criterion="l2"), "taylor"),
     "gmp": (regrow.GMP(interval=5), "magnitude"),
     "set": (regrow.SET(interval=5), "magnitude"),
@@ -105,8 +106,11 @@ def test_every_method_keeps_blocks_whole_and_the_budget(name: str) -> None:
     assert now <= end * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("name", ["iee", "iee-magnitude", "halp"])
-def test_thin_training_computes_what_masked_training_does(name: str) -> None:
+PARAMS = {"flops": None, "params": 0.3}  # a layer that makes the stream is in a block that is gone
+
+
+@pytest.mark.parametrize(("name", "options"), [("iee", {}), ("iee-magnitude", {}), ("halp", {}), ("mest", PARAMS)])
+def test_thin_training_computes_what_masked_training_does(name: str, options: dict[str, Any]) -> None:
     runs = []
     for thin in (True, False):
         model = network().double()
@@ -114,8 +118,8 @@ def test_thin_training_computes_what_masked_training_does(name: str) -> None:
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
         method, criterion = METHODS[name]
         sparsifier = regrow.Sparsifier(
-            model, optimizer, pattern=regrow.Channels(**OPTIONS, thin=thin), method=method, criterion=criterion,
-            total_steps=60, example_inputs=data[0][0],
+            model, optimizer, pattern=regrow.Channels(**{**OPTIONS, **options}, thin=thin), method=method,
+            criterion=criterion, total_steps=60, example_inputs=data[0][0],
         )  # fmt: skip
         train(model, optimizer, data[:50])
         with sparsifier.full_width():
@@ -242,6 +246,27 @@ def test_what_blocks_do_not_go_with() -> None:
     for other in ({"solver": "grouped"}, {"distribution": "uniform"}):
         with pytest.raises(UserError, match="decides on each group of channels by itself, and blocks go whole"):
             regrow.Channels(flops=0.5, blocks=True, **other)
+
+
+@pytest.mark.parametrize("thin", [True, False])
+def test_an_optimizer_that_fails_on_what_has_no_entries_is_refused(thin: bool) -> None:
+    def attach(model: nn.Module, optimizer: Any) -> None:
+        regrow.Sparsifier(
+            model, optimizer, pattern=regrow.Channels(**OPTIONS, thin=thin), method=regrow.OneShot(criterion="l2"),
+            total_steps=9, example_inputs=DATA[0][0],
+        )  # fmt: skip
+        train(model, optimizer, DATA[:2])
+
+    model = network()
+    optimizer = torch.optim.Adafactor(model.parameters())
+    state = torch.get_rng_state()
+    if thin:
+        with pytest.raises(UserError, match=r"Adafactor fails on parameters that have no entries.*ZeroDivisionError"):
+            attach(model, optimizer)
+        assert not optimizer.state
+        assert torch.equal(torch.get_rng_state(), state)
+    else:
+        attach(model, optimizer)
 
 
 def test_a_budget_that_only_fewer_blocks_can_meet() -> None:

@@ -81,7 +81,9 @@ class ChannelSaliency(Saliency):
             else:
                 entries = [scoring.criterion(weight, grad) for weight, grad in zip(weights, grads, strict=True)]
             pairs = zip(entries, parts, strict=True)
-            flat = torch.cat([_along(entry, part.dim, mean=signed is None) for entry, (_, part) in pairs])
+            flat = torch.cat(
+                [_along(entry, part.dim, None if signed else self._shape(part)) for entry, (_, part) in pairs]
+            )
             total = flat.new_zeros(self._channels + 1).index_add_(0, self._index_of(parts, flat.device), flat)
             total = total[:-1].masked_fill_(~finite, 0)
             before = self._pending.get(scoring.role)
@@ -99,6 +101,10 @@ class ChannelSaliency(Saliency):
             index = [torch.where(channel < 0, self._channels, channel + start) for start, channel in channels]
             self._index[key] = torch.cat(index).to(device)
         return self._index[key]
+
+    def _shape(self, part: Slice) -> torch.Size:
+        """Of the parameter that a slice is of, in full size."""
+        return self.states[part.name].flags.shape
 
     def close_step(self) -> None:
         for role, pending in self._pending.items():
@@ -134,7 +140,7 @@ class ChannelSaliency(Saliency):
             return torch.rand(group.size, generator=source)
         total = torch.zeros(group.size)
         for part in self._makers[name]:
-            score = _along(criterion(self.states[part.name].values()), part.dim, mean=True).cpu()
+            score = _along(criterion(self.states[part.name].values()), part.dim, self._shape(part)).cpu()
             mine = part.channel >= 0
             total.index_add_(0, part.channel[mine], score[mine])
         return _even(total)
@@ -156,13 +162,15 @@ class ChannelSaliency(Saliency):
         }
 
 
-def _along(entry: Tensor, dim: int, mean: bool) -> Tensor:
-    """Scores of entries summed (or averaged) over all dimensions but one, in fp32."""
+def _along(entry: Tensor, dim: int, mean_of: torch.Size | None) -> Tensor:
+    """Scores of entries summed over all dimensions but one, in fp32; or averaged, as if those that are missing of this
+    shape were zero."""
     others = [d for d in range(entry.dim()) if d != dim]
     entry = entry.float()
     if not others:
         return entry
-    return entry.mean(others) if mean else entry.sum(others)
+    total = entry.sum(others)
+    return total if mean_of is None else total / (mean_of.numel() // mean_of[dim])
 
 
 def _even(scores: Tensor) -> Tensor:

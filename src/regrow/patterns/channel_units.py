@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from regrow import codes, names
+from regrow import codes, names, optim_state
 from regrow.actions import Explore, Final, Grow, Prune, Select, Start
 from regrow.budgets.allocation import allocate, uniform
 from regrow.budgets.limits import Asked, ChannelBudgets, left_dense
@@ -152,6 +152,13 @@ class ChannelUnits(Units):
         self.target = 1 - min(self._shares.values())
 
     def attach(self, attached: Attached) -> None:
+        for optimizer in attached.optimizers if self.blocks and self.pattern.thin else ():
+            inner = optim_state.state_owner(optim_state.unwrap(optimizer))
+            if error := optim_state.fails_without_entries(inner):
+                raise UserError(
+                    f"{type(inner).__name__} fails on parameters that have no entries, as those of a block have none "
+                    f"while it is gone ({error}): take another optimizer, or Channels(thin=False)"
+                )
         self.states = attached.states
         self.active: Masks = {name: torch.ones(size, dtype=torch.bool) for name, size in self.sizes.items()}
         self.previous = dict(self.active)

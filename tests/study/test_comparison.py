@@ -125,6 +125,12 @@ def test_results_that_are_damaged_or_of_another_run_do_not_hide_the_others(tmp_p
     (slow / "results.json").write_text((static / "results.json").read_text())
     assert again("is of static with seed 0, not of slow with seed 0: delete")[1] == ["static"]
     assert "2 seeds" not in (out / "report.html").read_text()
+    other = json.loads(text)
+    other["recipe"]["optimizer"]["lr"] = 0.01
+    other["recipe"]["train"]["log_every"] = 7  # which changes nothing
+    del other["recipe"]["data"]["workers"]  # as before there was such a key
+    (slow / "results.json").write_text(json.dumps(other))
+    assert again("slow-seed0/results.json is of a run with another optimizer.lr than the")[1] == ["static"]
     (slow / "results.json").write_text(text)
     (slow / "structure.json").write_text("[]")
     table, labels = again("there is no new report: ")
@@ -136,6 +142,21 @@ def test_results_that_are_damaged_or_of_another_run_do_not_hide_the_others(tmp_p
     assert "method.interval of slow differs from the runs" in capsys.readouterr().err
     assert main(words) == 0
     assert page.count("<tr>") == (out / "report.html").read_text().count("<tr>")
+
+
+def test_a_comparison_that_began_meanwhile_is_not_mixed_with(tmp_path, recipe_file, monkeypatch):
+    out, plan_alone = tmp_path / "out", comparing.planned
+
+    def plan_beside(*words):
+        found = plan_alone(*words)
+        (out / "recipes").mkdir(parents=True)
+        (out / "recipe.yaml").write_text(load(recipe_file, ["--optimizer.lr", "0.01"]).to_yaml())
+        return found
+
+    monkeypatch.setattr(comparing, "planned", plan_beside)
+    with pytest.raises(UserError, match=r"^optimizer\.lr differs from the recipe that "):
+        comparing.compare(load(recipe_file), out, ["static"], [0], quiet=True)
+    assert sorted(path.name for path in out.iterdir()) == ["recipe.yaml", "recipes"]
 
 
 def test_when_all_runs_fail_there_is_no_table(tmp_path, recipe_file, capsys):

@@ -11,7 +11,8 @@ import pytest
 
 import tiny_recipe as tiny
 from processes import Marked
-from regrow.study.pool import Job, Overview, slots_of
+from regrow.study import pool
+from regrow.study.pool import Job, Overview, run_jobs, slots_of
 from regrow.training import rundir
 
 # what answers Ctrl-C before this line is Python itself
@@ -151,3 +152,42 @@ def test_no_more_places_than_runs():
     assert slots_of(999_999_999_999, 1, 3) == [{}, {}, {}]
     assert slots_of(2, 1, 3) == [{}, {}]
     assert slots_of(None, 1, 1) == slots_of(4, 1, 0) == [{}]
+
+
+@pytest.mark.parametrize("patience", [600.0, 0.0])
+def test_runs_of_a_killed_session_are_waited_for(tmp_path, monkeypatch, patience):
+    """What kill -9 of a comparison leaves writes its checkpoints first, and is in nobody's way meanwhile."""
+    jobs = [Job(name, [], tmp_path / name, tmp_path / "log") for name in ("old", "new")]
+    for job in jobs:
+        job.directory.mkdir()
+    old = rundir.locked(jobs[0].directory)
+    old.__enter__()
+    started, polls = [], []
+
+    def start(context, job, slot, slots):
+        started.append((job.name, len(polls)))
+        job.state = "failed"
+
+    def sleep(_):
+        polls.append(None)
+        if len(polls) == 3:
+            old.__exit__(None, None, None)
+
+    monkeypatch.setattr(pool, "_start", start)
+    monkeypatch.setattr(pool, "_PATIENCE", patience)
+    monkeypatch.setattr(pool.Server, "__enter__", lambda self: self)
+    monkeypatch.setattr(pool.Server, "__exit__", lambda *_: None)
+    monkeypatch.setattr(pool.Server, "ready", True)
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "sleep", sleep)
+        run_jobs(jobs, slots=[{}, {}], threads=1, quiet=True)
+    assert started == ([("new", 0), ("old", 3)] if patience else [("old", 0), ("new", 0)])
+
+
+def test_whether_a_directory_is_locked(tmp_path):
+    assert not rundir.is_locked(tmp_path / "none")
+    with rundir.locked(tmp_path):
+        assert rundir.is_locked(tmp_path)
+    assert not rundir.is_locked(tmp_path)
+    (tmp_path / ".lock").write_text("")  # of a process that was killed
+    assert not rundir.is_locked(tmp_path)

@@ -22,7 +22,7 @@ from regrow.study.planning import Match, Plan, planned
 from regrow.study.pool import Job, job_of, run_jobs, slots_of
 from regrow.training import fields, own, rundir
 from regrow.training.recipe import Recipe, differences
-from regrow.training.results import result_of, results
+from regrow.training.results import recipe_of, result_of, results
 from regrow.training.statistics import label_of
 
 if TYPE_CHECKING:
@@ -97,11 +97,13 @@ def compare(
         fields.check("", dataclasses.replace(recipe.top, seed=seed))
     check_size(vary, len(methods), len(seeds), _say)
     cells = cells_of(recipe, methods, vary, apart=match != "steps")
-    plan = pilots.settled(planned(cells, match, out, seeds, quiet), out, seeds[0], jobs, quiet)
-    for variant in plan.variants:
-        _check_variant(out, variant)
+    plan = planned(cells, match, out, seeds, quiet)
     rundir.create(out / "recipes")
     with rundir.locked(out):
+        _check_target(out, recipe)  # again: another comparison may have begun there meanwhile
+        plan = pilots.settled(plan, out, seeds[0], jobs, quiet)
+        for variant in plan.variants:
+            _check_variant(out, variant)
         rundir.sweep(out / "runs")
         _write_plan(out, recipe, plan)
         todo = _jobs(out, plan, seeds)
@@ -212,7 +214,7 @@ def _gather(
                 continue
             try:
                 run = result_of(path)
-                _check_whose(run, variant, seed, path)
+                _check_whose(run, recipe_of(path), variant, seed, path)
             except UserError as error:
                 failures[name] = str(error)
                 continue
@@ -220,10 +222,15 @@ def _gather(
     return runs, failures
 
 
-def _check_whose(run: Mapping[str, Any], variant: Variant, seed: int, path: Path) -> None:
-    """Refuse the results of another run, which somebody has put there."""
+def _check_whose(run: Mapping[str, Any], recipe: Any, variant: Variant, seed: int, path: Path) -> None:
+    """Refuse the results of another run, or of one by another recipe, which somebody has put there."""
+    way_out = f"delete {path.parent} and run the comparison again"
     if (label_of(run), run["method"], run["seed"]) != (variant.label, variant.recipe.method_name, seed):
         raise UserError(
-            f"{path} is of {label_of(run)} with seed {run['seed']}, not of {variant.label} with seed {seed}: "
-            f"delete {path.parent} and run the comparison again"
+            f"{path} is of {label_of(run)} with seed {run['seed']}, not of {variant.label} with seed {seed}: {way_out}"
         )
+    if isinstance(recipe, dict):
+        old, new = {**recipe, "seed": variant.recipe.seed}, variant.recipe
+        if any(differences(old, new.resolved())):  # or only older than a key
+            for key in differences(rundir.completed(old, new), new.resolved()):
+                raise UserError(f"{path} is of a run with another {key} than the comparison has: {way_out}")

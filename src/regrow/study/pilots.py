@@ -30,7 +30,7 @@ def settled(plan: Plan, out: Path, seed: int, jobs: int | None, quiet: bool) -> 
 
     Args:
         plan: of the comparison.
-        out: its directory.
+        out: its directory, which the caller has locked.
         seed: of the pilots, but of those that there are already.
         jobs: runs at a time; None for as many as there are cores.
         quiet: show no progress.
@@ -50,9 +50,8 @@ def settled(plan: Plan, out: Path, seed: int, jobs: int | None, quiet: bool) -> 
             file=sys.stderr, flush=True,
         )  # fmt: skip
     rundir.create(out / FOLDER)
-    with rundir.locked(out):
-        runs = [_job(out / FOLDER, name, label, recipe, seed) for name, (label, recipe) in todo.items()]
-        run_jobs(runs, slots=slots_of(jobs, plan.threads, len(runs)), threads=plan.threads, quiet=quiet)
+    runs = [_job(out / FOLDER, name, label, recipe, seed) for name, (label, recipe) in todo.items()]
+    run_jobs(runs, slots=slots_of(jobs, plan.threads, len(runs)), threads=plan.threads, quiet=quiet)
     costs = {job.name: _cost(job) for job in runs}
     lengths: dict[str, Recipe] = {}
     for cell in plan.unknown:

@@ -131,11 +131,12 @@ def run_jobs(jobs: Sequence[Job], *, slots: Sequence[Mapping[str, str]], threads
     if all(job.state == "finished" for job in jobs):
         return
     free = list(range(len(slots)))
+    begun = time.monotonic()
     with StopRequest() as stop, Overview(jobs, quiet) as overview, Server(threads) as server:
         try:
             while any(job.state in ("waiting", "running") for job in jobs) and not stop.wanted:
                 for job in jobs:
-                    if job.state == "waiting" and free and server.ready:
+                    if job.state == "waiting" and free and server.ready and not _is_busy(job, begun):
                         _start(server.context, job, free.pop(0), slots)
                         overview.changed(job)
                 time.sleep(_POLL)
@@ -207,6 +208,11 @@ class Server:
         with suppress(OSError, EOFError):  # it was ended meanwhile
             first.start()
             first.join()
+
+
+def _is_busy(job: Job, begun: float) -> bool:
+    """Whether a run is still being written to, as after kill -9 of an earlier session, whose runs end after it."""
+    return time.monotonic() - begun < _PATIENCE and rundir.is_locked(job.directory)
 
 
 def _start(context: Any, job: Job, slot: int, slots: Sequence[Mapping[str, str]]) -> None:

@@ -72,6 +72,16 @@ def result_of(path: Path) -> dict[str, Any]:
     Raises:
         UserError: if it cannot be read, is damaged, or of something else.
     """
+    run: dict[str, Any] = _of_one_run(path)["runs"][0]
+    return run
+
+
+def recipe_of(path: Path) -> Any:
+    """The recipe of that run in its plain form, which nobody has checked; None where it has none."""
+    return _of_one_run(path).get("recipe")
+
+
+def _of_one_run(path: Path) -> Any:
     from regrow import schema
     from regrow.training.records import ResultsForm
 
@@ -83,8 +93,7 @@ def result_of(path: Path) -> dict[str, Any]:
     content = schema.parse_json(text, path, way_out)
     if len(schema.check(ResultsForm, content, path, way_out).runs) != 1:
         raise UserError(f"{path} is not of one run: {way_out}")
-    run: dict[str, Any] = content["runs"][0]
-    return run
+    return content
 
 
 def structure(run: Run, cost: Mapping[str, float]) -> dict[str, Any]:

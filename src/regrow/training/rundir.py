@@ -185,6 +185,20 @@ def locked(directory: Path) -> Iterator[None]:
         file.close()
 
 
+def is_locked(directory: Path) -> bool:
+    """Whether a process writes to a directory just now."""
+    try:
+        import fcntl
+
+        with (directory / _LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (ImportError, FileNotFoundError):
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def _lock_file(directory: Path) -> IO[str]:
     path = directory / _LOCK
     while True:

@@ -18,6 +18,7 @@ from regrow.report.headline import compose
 from regrow.report.panels import group
 from regrow.report.parts import Cell
 from regrow.report.runs import read
+from regrow.training.recipe import load
 from regrow.training.records import LayerForm, MetricForm, UpdateForm
 
 Make = Callable[..., Path]
@@ -194,6 +195,44 @@ def test_lines_of_a_resumed_run_replace_those_after_its_checkpoint(tmp_path: Pat
 def test_a_directory_given_twice_is_read_once(make_run: Make, tmp_path: Path) -> None:
     run = make_run(tmp_path / "a", "iee", 0, steps=50)
     assert len(read([run, tmp_path / "." / "a"]).runs) == 1
+
+
+def test_a_run_of_a_comparison_that_is_given_too_is_read_once(make_compare: Make, tmp_path: Path) -> None:
+    directory = make_compare(tmp_path / "c", ["iee", "rigl"], [0, 1], steps=50)
+    run = directory / "runs" / "iee-seed1"
+    for paths in ([directory, run], [run, directory]):
+        found = sorted((run.label, run.seed) for run in read(paths).runs)
+        assert found == [("iee", 0), ("iee", 1), ("rigl", 0), ("rigl", 1)]
+
+
+@pytest.mark.parametrize(
+    ("words", "label"),
+    [
+        ([], "iee"),
+        (["--train.log_every", "3"], "iee"),  # changes no training
+        (["--optimizer.lr", "0.05"], "iee (1)"),
+        (["--method.h", "10"], "iee (1)"),
+        (["--epochs", "3"], "iee (1)"),
+    ],
+)
+def test_other_seeds_of_another_recipe_are_not_averaged_with(
+    make_run: Make, tmp_path: Path, words: list[str], label: str
+) -> None:
+    runs = [make_run(tmp_path / str(seed), "iee", seed, steps=50) for seed in (0, 1)]
+    (runs[0] / "recipe.yaml").write_text(load("digits-iee").to_yaml())
+    text = load("digits-iee", [*words, "--seed", "1"]).to_yaml()
+    (runs[1] / "recipe.yaml").write_text(text.replace("  workers: null\n", ""))  # as before there was such a key
+    assert [run.label for run in read(runs).runs] == ["iee", label]
+    (runs[1] / "recipe.yaml").unlink()  # nobody knows
+    assert [run.label for run in read(runs).runs] == ["iee", "iee"]
+
+
+def test_recipes_that_name_classes_are_compared_without_importing_them(make_run: Make, tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / str(seed), "iee", seed, steps=50) for seed in (0, 1, 2)]
+    for seed, run in enumerate(runs):
+        options = f"method: {{name: 'nowhere:Own', h: {seed // 2}}}\n"
+        (run / "recipe.yaml").write_text(f"{options}seed: {seed}\n")
+    assert [run.label for run in read(runs).runs] == ["iee", "iee", "iee (2)"]
 
 
 def test_equal_labels_and_seeds_are_told_apart_by_directory(make_run: Make, tmp_path: Path) -> None:

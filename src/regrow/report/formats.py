@@ -16,10 +16,10 @@ _NAMES = {
 def name(label: str) -> str:
     """How a label is written: the methods as their papers write them, everything else as it is.
 
-    iee → ``IEE``; iee, sparsity 0.95 → ``IEE, sparsity 0.95``
+    iee → ``IEE``; iee, sparsity 0.95 → ``IEE, sparsity 0.95``; iee (runs-2) → ``IEE (runs-2)``
     """
-    method, comma, cell = label.partition(", ")
-    return _NAMES.get(method, method) + comma + cell
+    method, *rest = re.split(r"(?=, | \()", label, maxsplit=1)
+    return "".join([_NAMES.get(method, method), *rest])
 
 
 def accuracy(fraction: float | None, digits: int = 1) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from regrow.report.plain import whole
 from regrow.training.records import LayerForm, MetricForm, RecordForm, ResultsForm, StructureForm, UpdateForm, WidthForm
 
 _WAY_OUT = "restore it or delete it"
+_SEED = re.compile(r"^seed:.*$", re.MULTILINE)
 _FILES = ("results.json", "metrics.jsonl", "structure.json", "recipe.yaml")
 
 
@@ -25,7 +28,7 @@ class RunRecord:
 
     In a grid, ``variant_of`` is what its method is called there, and ``cell`` the values of the varied keys. ``place``
     names its comparison, where the page is of several that do not go together. ``metric`` says what ``accuracy`` is,
-    where it is something else.
+    where it is something else. ``recipe`` is the text of its own.
     """
 
     directory: Path
@@ -61,6 +64,7 @@ class RunRecord:
     updates: tuple[UpdateForm, ...] = ()
     widths: tuple[WidthForm, ...] = ()
     facts: Facts = field(default_factory=Facts)
+    recipe: str | None = None
 
     @property
     def last_accuracy(self) -> float | None:
@@ -87,9 +91,10 @@ class Collection:
 
 
 def read(directories: Sequence[Path]) -> Collection:
-    """Read run and compare directories, in the order given; a directory given twice is read once.
+    """Read run and compare directories, in the order given; a run that is in several of them is read once.
 
-    Where two directories hold the same label and seed, the label of the later ones gets the directory's name.
+    Where two directories hold the same label and seed, or the same label with other recipes, the label of the later
+    ones gets the directory's name.
     Raises UserError for no directory at all, one that holds no run, and files that are truncated or not regrow's.
     """
     unique = {directory.resolve(): directory for directory in map(Path, directories)}
@@ -99,9 +104,12 @@ def read(directories: Sequence[Path]) -> Collection:
     recipes: list[RecipeText] = []
     versions: list[str] = []
     failures: list[Failure] = []
+    seen: set[tuple[Path, str, int]] = set()
     for directory in unique.values():
         found = _read_directory(directory)
-        runs += _distinct(found.runs, runs, directory)
+        keys = {(run.directory.resolve(), run.label, run.seed): run for run in found.runs}
+        runs += _distinct([run for key, run in keys.items() if key not in seen], runs, directory)
+        seen |= keys.keys()
         recipes += [r for r in found.recipes if r.text not in {known.text for known in recipes}]
         versions += [found.version] if found.version and found.version not in versions else []
         failures += found.failures
@@ -199,6 +207,7 @@ def _read_run_directory(directory: Path) -> Collection:
         runs = [_with_details(_from_record(directory, results.runs[0]), structure, metrics)]
     else:
         runs = [_with_details(_unfinished(directory, structure, text, metrics), structure, metrics)]
+    runs = [replace(run, recipe=text) for run in runs] if len(runs) == 1 else runs
     return Collection(tuple(runs), (RecipeText(directory.name, text),) if text else (), results.regrow)
 
 
@@ -270,11 +279,11 @@ def _settings(recipe: str | None) -> Mapping[str, Any]:
 
 
 def _distinct(found: Sequence[RunRecord], known: Sequence[RunRecord], directory: Path) -> list[RunRecord]:
-    """The runs of one more directory, with labels that none of another method has, nor of the same seed. Where none is
-    taken, they belong to the place of the first."""
+    """The runs of one more directory, with labels that none of another method or recipe has, nor of the same seed.
+    Where none is taken, they belong to the place of the first."""
     taken = {(run.label, run.seed) for run in known}
-    methods = {run.label: run.method for run in known}
-    if not any((run.label, run.seed) in taken or methods.get(run.label, run.method) != run.method for run in found):
+    first = {run.label: run for run in reversed(known)}
+    if not any((run.label, run.seed) in taken or _differ(first.get(run.label, run), run) for run in found):
         place = known[0].place if known else directory.resolve().name
         return [replace(run, place=place) for run in found]
     labels = {run.label for run in known}
@@ -283,6 +292,32 @@ def _distinct(found: Sequence[RunRecord], known: Sequence[RunRecord], directory:
         suffix, number = f"{directory.resolve().name} {number}", number + 1
     renamed = [(run, f"{run.label} ({suffix})") for run in found]
     return [replace(run, label=label, variant_of=run.variant_of or run.label, place=suffix) for run, label in renamed]
+
+
+def _differ(one: RunRecord, other: RunRecord) -> bool:
+    """Whether two runs cannot be two seeds of the same: they have other methods, or recipes, as far as these are
+    known."""
+    return one.method != other.method or bool(
+        one.recipe and other.recipe and _recipes_differ(_SEED.sub("", one.recipe), _SEED.sub("", other.recipe))
+    )
+
+
+@cache
+def _recipes_differ(one: str, other: str) -> bool:
+    from regrow.training.recipe import differences
+
+    return one != other and any(differences(_whole(one), _whole(other)))
+
+
+def _whole(text: str) -> Mapping[str, Any]:
+    """A recipe with the keys that are newer than it; as it is where it names classes, which would be imported."""
+    from regrow.training import own
+    from regrow.training.recipe import parse
+
+    settings = _settings(text)
+    with suppress(UserError):
+        return settings if own.classes_in(settings) else parse(settings).resolved()
+    return settings
 
 
 # ---- the files ----

@@ -123,6 +123,16 @@ def test_save_and_load_and_copies(tmp_path: Path) -> None:
     assert torch.equal(regrow.load(Residual().eval(), tmp_path / "again")(X), expected)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_model_that_skips_is_traced_with_its_gradients_on() -> None:
+    torch.manual_seed(0)
+    model = Residual().eval()
+    coupling = couple(model, X, blocks=True)
+    thin = resize.compact(model, coupling, removed(coupling))
+    traced = torch.jit.trace(thin, X)  # which compares its graph with that of a second call, without gradients
+    assert torch.equal(traced(X[:1]), thin(X[:1]))
+
+
 def test_a_note_that_skips_what_is_no_layer_is_refused(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Residual()

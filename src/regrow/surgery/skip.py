@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import is_tracing
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
@@ -114,7 +115,7 @@ class Skipped:
         """Zero, made of all that is left of the layer's parameters, and of nothing of what it is given: so these have
         gradients, without entries or of zeros, as those of all other layers do. Optimizers count their steps by that,
         and DistributedDataParallel waits for them."""
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or is_tracing():
             return None
         parts = [p.sum() for p in self.module.parameters() if p.requires_grad and not p.numel()]
         parts += [t.narrow(0, 0, 0).sum() for t in given if isinstance(t, Tensor) and t.requires_grad]

@@ -118,7 +118,7 @@ def describe(hint: Any, words: Mapping[type, str] = WORDS) -> str:
         said = [describe(a, words) for a in args]
         return " or ".join(w for i, w in enumerate(said) if not (w == words[int] and words[float] in said[i:] + said))
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return "a mapping"
+        return "a mapping to lists" if args and is_list(args[-1]) else "a mapping"
     return f"a {hint.__name__}" if isinstance(hint, type) else "of another type"
 
 

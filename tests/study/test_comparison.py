@@ -144,6 +144,18 @@ def test_results_that_are_damaged_or_of_another_run_do_not_hide_the_others(tmp_p
     assert page.count("<tr>") == (out / "report.html").read_text().count("<tr>")
 
 
+@pytest.mark.parametrize("matches", [("steps", "cost"), ("cost", "steps")])
+def test_another_way_to_match_is_called_so(tmp_path, matches):
+    path = tmp_path / "epochs.yaml"
+    path.write_text(tiny.TINY.replace("steps: 30", "epochs: 3"))
+    recipe, out = load(path), tmp_path / "out"
+    first, second = (planning.planned(cells_of(recipe, {"iee": "iee"}, {}), m, out, [0], True) for m in matches)
+    comparing._write_plan(out, recipe, first)
+    comparing._check_variant(out, first.variants[0])
+    with pytest.raises(UserError, match=r"^--match differs from the runs that "):
+        comparing._check_variant(out, second.variants[0])
+
+
 def test_a_comparison_that_began_meanwhile_is_not_mixed_with(tmp_path, recipe_file, monkeypatch):
     out, plan_alone = tmp_path / "out", comparing.planned
 

@@ -138,14 +138,14 @@ def test_what_cannot_run_names_its_cell(recipe_file, tmp_path):
         (["--vary", "optimizer.lr=0.1,,0.2"], "vary optimizer.lr has an empty value"),
         (["--vary", "optimizer.lr="], "vary optimizer.lr has no values"),
         (["--vary", " "], "argument --vary: is empty"),
-        (["--vary", "optimizer.lr=[1"], "the value of --value, line 1 is not valid YAML"),
+        (["--vary", "optimizer.lr=[1"], "the value of --optimizer.lr, line 1 is not valid YAML"),
         (["--study.seeds", "1,1"], "study.seeds names 1 twice"),
         (["--study.seeds", "[]"], "study.seeds is empty"),
         (["--study.methods", "iee,iee"], "study.methods names 'iee' twice"),
         (["--study.match", "size"], "study.match must be one of steps, cost, time, not 'size'"),
         (["--study.method", "iee"], "unknown key 'study.method'; did you mean 'study.methods'?"),
         (["--study", "iee"], "study is 'iee', but must be a mapping of keys to values"),
-        (["--study={vary: {optimizer.lr: 0.1}}"], "study.vary"),
+        (["--study={vary: {optimizer.lr: 0.1}}"], "study.vary must be a mapping to lists, not {'optimizer.lr': 0.1}"),
     ],
 )
 def test_what_the_command_line_refuses(recipe_file, tmp_path, capsys, words, said):

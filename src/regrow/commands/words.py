@@ -119,7 +119,7 @@ def vary_of(texts: Sequence[str]) -> dict[str, list[Any]]:
     Raises:
         UserError: it is something else, or names a key twice.
     """
-    from regrow.training.recipe_layers import override_tree
+    from regrow.training.recipe_layers import override_value
 
     found: dict[str, list[Any]] = {}
     for text in texts:
@@ -129,7 +129,7 @@ def vary_of(texts: Sequence[str]) -> dict[str, list[Any]]:
             raise UserError(f"--vary must be a key and its values such as pattern.sparsity=0.9,0.95, not {text[:40]!r}")
         if key in found:
             raise UserError(f"--vary gives {key} twice: write its values as one list")
-        found[key] = [override_tree([f"--value={word}"])["value"] for word in _split(words)] if words.strip() else []
+        found[key] = [override_value(key, word) for word in _split(words)] if words.strip() else []
     return found
 
 

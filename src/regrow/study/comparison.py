@@ -184,8 +184,9 @@ def _check_variant(out: Path, variant: Variant) -> None:
     old = rundir.read_recipe(path)
     if isinstance(old, dict):
         old["seed"] = variant.recipe.seed
-    for key in differences(rundir.completed(old, variant.recipe), variant.recipe.resolved()):
-        what = "--match" if key in _OF_MATCH else f"{key} of {variant.label}"
+    keys = list(differences(rundir.completed(old, variant.recipe), variant.recipe.resolved()))
+    if keys:  # what is matched in another way has another length, too
+        what = f"{keys[0]} of {variant.label}" if set(_OF_MATCH).isdisjoint(keys) else "--match"
         raise UserError(f"{what} differs from the runs that {out} already holds: choose another --out")
 
 

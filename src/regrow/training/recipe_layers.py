@@ -128,7 +128,7 @@ def override_tree(arguments: Sequence[str]) -> Tree:
             branch = branch.setdefault(section, {})
             if not isinstance(branch, dict):
                 raise UserError(f"--{key} contradicts an earlier override of a part of it")
-        branch[last] = _override_value(key, value)
+        branch[last] = override_value(key, value)
     return tree
 
 
@@ -296,7 +296,12 @@ def _parts(node: yaml.Node) -> list[yaml.Node]:
     return list(node.value) if isinstance(node, yaml.SequenceNode) else []
 
 
-def _override_value(key: str, value: str) -> Any:
+def override_value(key: str, value: str) -> Any:
+    """What a word of the command line gives a key: lists and mappings in YAML, otherwise text that its type reads.
+
+    Raises:
+        UserError: naming the key, if it is no YAML.
+    """
     if not value.startswith(("{", "[")):
         return value
     return parse_yaml(value, f"the value of --{key}")

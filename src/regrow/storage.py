@@ -181,7 +181,8 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 def _inside(model: nn.Module, manifest: Mapping[str, Any]) -> nn.Module:
     """What is loaded into: the model inside of wrappers, which is what `save` saves."""
-    whole = all(name.startswith(_WRAPPED) for name in manifest["tensors"])  # as before, with the wrapper's names
+    saved_names = manifest["tensors"]
+    whole = saved_names and all(name.startswith(_WRAPPED) for name in saved_names)  # as before, by the wrapper's names
     return model if whole else names.unwrap(model)
 
 
@@ -316,7 +317,8 @@ def _check_fit(
     thin = least is not None
     entries = manifest["tensors"]
     saved_names, own_names = {*entries, *manifest["tied"]}, {*state, *tied}
-    if own_names <= {name.removeprefix(_WRAPPED) for name in saved_names if name.startswith(_WRAPPED)} - saved_names:
+    inside = {name.removeprefix(_WRAPPED) for name in saved_names if name.startswith(_WRAPPED)} - saved_names
+    if inside and own_names <= inside:
         raise UserError(f"{source} was saved with a wrapper around the model: save the model inside, wrapper.module")
     if missing := sorted(own_names - saved_names):
         raise UserError(f"{source} has no tensor {missing[0]!r}: it was saved from another model")

@@ -194,7 +194,7 @@ def test_when_all_runs_fail_there_is_no_table(tmp_path, recipe_file, capsys):
 def test_interrupted_and_continued(tmp_path, recipe_file):
     """Ctrl-C in the terminal: children write their checkpoints and end; the same command goes on from there."""
     out = tmp_path / "out"
-    words = [sys.executable, "-m", "regrow", "compare", str(recipe_file), "--steps", "600", "--train.log_every", "10"]
+    words = [sys.executable, "-m", "regrow", "compare", str(recipe_file), "--steps", "300", "--train.log_every", "10"]
     words += ["--data.val_fraction", "0", "--methods", "static,dense", "--seeds", "0", "--out", str(out), "--quiet"]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + tiny.PATIENCE
@@ -217,9 +217,9 @@ def test_interrupted_and_continued(tmp_path, recipe_file):
     for log, step in zip(logs, reached, strict=True):
         steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
         assert steps == sorted(steps)
-        assert steps[-1] == 600
-        assert 0 < step <= 600
-        assert (step == 600) == (log in finished)
+        assert steps[-1] == 300
+        assert 0 < step <= 300
+        assert (step == 300) == (log in finished)
 
 
 @pytest.mark.parametrize("label", ["rigl", "static", "dense", "late"])
@@ -419,7 +419,7 @@ def wait_until(condition):
 def test_demo(tmp_path, monkeypatch, capsys):
     """The real command, but for the length of its runs; an existing directory is left alone."""
     (tmp_path / "demo").mkdir()
-    short = load("digits-iee", ["--epochs", "6"])
+    short = load("digits-iee", ["--epochs", "4"])
     monkeypatch.setattr("regrow.training.recipe.load", lambda name: short)
     assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
     said = capsys.readouterr().out
@@ -441,7 +441,7 @@ def test_demo(tmp_path, monkeypatch, capsys):
     assert not comparing.is_unfinished(tmp_path / "demo-2", short)
     (tmp_path / "demo-2" / "results.json").unlink()
     assert comparing.is_unfinished(tmp_path / "demo-2", short)
-    assert not comparing.is_unfinished(tmp_path / "demo-2", load("digits-iee", ["--epochs", "7"]))
+    assert not comparing.is_unfinished(tmp_path / "demo-2", load("digits-iee", ["--epochs", "5"]))
 
 
 CHANNEL_EXTRA = """compare:

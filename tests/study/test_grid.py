@@ -223,10 +223,10 @@ def test_a_study_runs_without_further_words_and_is_continued(tmp_path, capsys):
 def test_a_grid_that_was_killed_is_continued(tmp_path, recipe_file):
     out = tmp_path / "out"
     words = [sys.executable, "-m", "regrow", "compare", str(recipe_file), "--methods", "static", "--seeds", "0"]
-    words += ["--vary", "optimizer.lr=0.05,0.1", "--vary", "steps=600", "--out", str(out), "--quiet", "--jobs", "1"]
+    words += ["--vary", "optimizer.lr=0.05,0.1", "--vary", "steps=200", "--out", str(out), "--quiet", "--jobs", "1"]
     words += ["--train.log_every", "10", "--data.val_fraction", "0"]
     process = subprocess.Popen(words, start_new_session=True)
-    first, second = (out / "runs" / f"static+lr-{lr}+steps-600-seed0" for lr in ("0.05", "0.1"))
+    first, second = (out / "runs" / f"static+lr-{lr}+steps-200-seed0" for lr in ("0.05", "0.1"))
     deadline = time.monotonic() + tiny.PATIENCE
     while not (first / "metrics.jsonl").exists() or not (first / "metrics.jsonl").stat().st_size:
         assert time.monotonic() < deadline
@@ -243,4 +243,4 @@ def test_a_grid_that_was_killed_is_continued(tmp_path, recipe_file):
     for run in (first, second):
         steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert steps == sorted(steps)
-        assert steps[-1] == 600
+        assert steps[-1] == 200

@@ -186,7 +186,8 @@ def run_torch_pruning(name: str, size: int) -> dict[str, Any]:
     def pruned(with_heads: bool) -> tuple[Any, Any, int]:
         model = build(name, size)[0].eval()
         before, shape = sum(p.numel() for p in model.parameters()), first(model(*inputs)).shape
-        last = [m for m in model.modules() if getattr(m, "out_features", getattr(m, "out_channels", None)) == shape[-1]]
+        width = shape[1] if len(shape) == 4 else shape[-1]  # of maps, or of what a linear layer gives
+        last = [m for m in model.modules() if getattr(m, "out_features", getattr(m, "out_channels", None)) == width]
         heads = {m.qkv: m.num_heads for m in model.modules() if hasattr(m, "qkv") and hasattr(m, "num_heads")}
         pruner = tp.pruner.BasePruner(
             model,
@@ -215,8 +216,8 @@ def run_torch_pruning(name: str, size: int) -> dict[str, Any]:
     with torch.no_grad():
         runs = first(model(*inputs)).shape == shape
     left = sum(p.numel() for p in model.parameters()) / before
-    runs = runs and left < 1
-    return {"runs": runs, "left": round(left, 4), "seconds": round(seconds, 2), "reason": None if runs else "no effect"}
+    reason = "no effect" if left == 1 else None if runs else "its outputs have another shape"
+    return {"runs": reason is None, "left": round(left, 4), "seconds": round(seconds, 2), "reason": reason}
 
 
 def in_own_process(tool: str, name: str, size: int) -> dict[str, Any]:

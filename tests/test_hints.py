@@ -102,6 +102,7 @@ class _Own(regrow.methods.Method):
     words: tuple[str, ...] = ()
     pair: tuple[int, float] = (1, 0.5)
     block: tuple[int, int] = (1, 1)
+    sizes: tuple[int, ...] = ()
     shares: dict[str, float] = field(default_factory=dict)
 
     def timeline(self, total_steps: int) -> Any:
@@ -118,6 +119,7 @@ class _Own(regrow.methods.Method):
         ),
         ({"words": "ab"}, "words is 'ab', but must be a list of names"),
         ({"words": [1]}, "words is [1], but must be a list of names"),
+        ({"sizes": 16}, "sizes is 16, but must be a list of whole numbers"),
         ({"block": 16}, "block is 16, but must be two whole numbers"),
         ({"pair": (1,)}, "pair is (1,), but must be a list of a whole number and a number"),
         ({"shares": {"fc": None}}, "shares['fc'] is None, but must be a number"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from regrow import hints
 from regrow.errors import UserError
@@ -27,8 +27,11 @@ def _check_share(action: object, option: str, most: float = 1.0) -> None:
         raise UserError(f"{option} of {type(action).__name__} is {hints.show(value)}, but must be {wanted}")
 
 
-def _check_word(action: object, option: str, valid: object) -> None:
-    hints.check_value(f"{option} of {type(action).__name__}", getattr(action, option), valid)
+def _check_words(action: Any) -> None:
+    """Refuses words that the annotations do not name."""
+    for option, hint in hints.options(action.__class__).items():
+        if hints.is_literal(hint):
+            hints.check_value(f"{option} of {type(action).__name__}", getattr(action, option), hint)
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Start:
 
     def __post_init__(self) -> None:
         _check_share(self, "sparsity")
-        _check_word(self, "how", How)
+        _check_words(self)
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Prune:
         _check_share(self, "churn")
         if self.churn == 1:
             raise UserError("churn of Prune is 1, but must be below 1: every layer keeps something")
-        _check_word(self, "layers", Literal["fixed", "now", "all"])
+        _check_words(self)
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Explore:
     value: Literal["mru", "zero"] = "mru"
 
     def __post_init__(self) -> None:
-        _check_word(self, "value", Literal["mru", "zero"])
+        _check_words(self)
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,8 @@ class Grow:
 
     def __post_init__(self) -> None:
         _check_share(self, "sparsity")
-        _check_word(self, "init", Init)
         _check_share(self, "beyond", hints.LARGEST)
-        _check_word(self, "layers", Share)
+        _check_words(self)
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class Fill:
     init: Init = "zero"
 
     def __post_init__(self) -> None:
-        _check_word(self, "init", Init)
+        _check_words(self)
         if not 0 <= self.part < self.parts:
             raise UserError(f"part of Fill is {self.part!r}, but must be one of {self.parts!r} parts, counted from 0")
 

@@ -12,6 +12,7 @@ from typing import Any
 from regrow.errors import UserError
 
 WORDS = {int: "a whole number", float: "a number", str: "a name", bool: "True or False", type(None): "None"}
+_SEVERAL = {"a whole number": "whole numbers", "a number": "numbers", "a name": "names"}
 LARGEST = 10**18  # no count is larger: it must fit into what tensors hold
 
 
@@ -21,7 +22,7 @@ def check(instance: Any) -> None:
     Raises:
         UserError: naming the option.
     """
-    for name, hint in _hints(instance.__class__).items():
+    for name, hint in options(instance.__class__).items():
         check_value(name, getattr(instance, name), hint)
 
 
@@ -94,10 +95,12 @@ def _adapter(hint: Any) -> Any:
 
 
 @functools.cache
-def _hints(cls: Any) -> dict[str, Any]:
+def options(cls: Any) -> dict[str, Any]:
+    """What the options of a dataclass may be: name → annotation; nothing where one is of a type that only type checkers
+    import."""
     try:
         known = typing.get_type_hints(cls)
-    except NameError:  # a name that only type checkers import
+    except NameError:
         return {}
     return {field.name: known[field.name] for field in dataclasses.fields(cls)}
 
@@ -110,10 +113,11 @@ def describe(hint: Any, words: Mapping[type, str] = WORDS) -> str:
     if is_literal(hint):
         return "one of " + ", ".join(str(a) for a in args)
     if is_list(hint):
-        if set(args) == {int} and len(args) == 2:  # as (16, 1)
-            return "two whole numbers"
-        items = "any" if not args else " and ".join(describe(a, words) for a in args if a is not Ellipsis)
-        return "a list of names" if items == WORDS[str] else f"a list of {items}"
+        items = [describe(a, words) for a in args if a is not Ellipsis]
+        several = _SEVERAL.get(items[0]) if len(set(items)) == 1 else None
+        if several and len(items) == 2:  # as (16, 1)
+            return f"two {several}"
+        return f"a list of {several or ' and '.join(items) or 'any'}"
     if is_union(hint):
         said = [describe(a, words) for a in args]
         return " or ".join(w for i, w in enumerate(said) if not (w == words[int] and words[float] in said[i:] + said))

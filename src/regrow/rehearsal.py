@@ -89,11 +89,8 @@ def _check_latent(name: str, timeline: Timeline, target: float) -> None:
 
 def _due_steps(timeline: Timeline, update: int) -> int:
     """How many steps of an update use gradients of what is removed, in phases that train it in memory."""
-    end, found = timeline.begin + update * timeline.length, 0
-    for phase in timeline.cycle:
-        start, end = end, end + phase.steps
-        found += 0 if phase.latent is None else phase.latent.steps(start, end)
-    return found
+    spans = timeline.spans_of(update)
+    return sum(span.latent.steps(span.start, span.end) for span in spans if span.latent is not None)
 
 
 class _Trial:
@@ -156,8 +153,5 @@ def _ends(timeline: Timeline) -> Iterator[list[Boundary]]:
     updates = timeline.updates
     yield [Boundary("estimate", START, timeline.start, last=False, updates=updates, until=timeline.until)]
     for update in [*range(min(updates, _FIRST)), *range(max(_FIRST, updates - 1), updates)]:
-        step = timeline.begin + update * timeline.length
-        for phase in timeline.cycle:
-            step += phase.steps
-            if phase.steps:  # those of no steps end with the one before, or with the update before
-                yield timeline.ended_at(step)
+        for span in timeline.spans_of(update):  # phases of no steps end with the one before, or the update before
+            yield timeline.ended_at(span.end)

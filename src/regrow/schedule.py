@@ -184,13 +184,15 @@ class Timeline:
             return Span("estimate", 0, self.start, START)
         if step < self.begin:
             return Span("estimate", self.start, self.begin, None)
-        update = (step - self.begin) // self.length
+        return next(span for span in self.spans_of((step - self.begin) // self.length) if step < span.end)
+
+    def spans_of(self, update: int) -> Iterator[Span]:
+        """The phases of an update, in order, but for those without steps."""
         start = self.begin + update * self.length
         for phase in self.cycle:
-            if step < start + phase.steps:
-                return Span(phase.name, start, start + phase.steps, update, phase.trains, phase.latent)
+            if phase.steps:
+                yield Span(phase.name, start, start + phase.steps, update, phase.trains, phase.latent)
             start += phase.steps
-        raise AssertionError("a step beyond its own cycle")
 
     def ended_at(self, step: int) -> list[Boundary]:
         """The phases that have ended once `step` steps are done, in their order; empty between boundaries."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -304,20 +303,10 @@ def _differ(one: RunRecord, other: RunRecord) -> bool:
 
 @cache
 def _recipes_differ(one: str, other: str) -> bool:
+    from regrow.training import rundir
     from regrow.training.recipe import differences
 
-    return one != other and any(differences(_whole(one), _whole(other)))
-
-
-def _whole(text: str) -> Mapping[str, Any]:
-    """A recipe with the keys that are newer than it; as it is where it names classes, which would be imported."""
-    from regrow.training import own
-    from regrow.training.recipe import parse
-
-    settings = _settings(text)
-    with suppress(UserError):
-        return settings if own.classes_in(settings) else parse(settings).resolved()
-    return settings
+    return one != other and any(differences(*(rundir.completed(_settings(text)) for text in (one, other))))
 
 
 # ---- the files ----

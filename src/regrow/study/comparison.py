@@ -21,8 +21,8 @@ from regrow.study.grid import Variant, Vary, cells_of, check_size
 from regrow.study.planning import Match, Plan, planned
 from regrow.study.pool import Job, job_of, run_jobs, slots_of
 from regrow.training import fields, own, rundir
-from regrow.training.recipe import Recipe, differences
-from regrow.training.results import recipe_of, result_of, results
+from regrow.training.recipe import Recipe
+from regrow.training.results import content_of, results
 from regrow.training.statistics import label_of
 
 if TYPE_CHECKING:
@@ -181,10 +181,7 @@ def _check_variant(out: Path, variant: Variant) -> None:
         path = next(runs, path)
     if not path.exists():
         return
-    old = rundir.read_recipe(path)
-    if isinstance(old, dict):
-        old["seed"] = variant.recipe.seed
-    keys = list(differences(rundir.completed(old, variant.recipe), variant.recipe.resolved()))
+    keys = _changes(rundir.read_recipe(path), variant)
     if keys:  # what is matched in another way has another length, too
         what = f"{keys[0]} of {variant.label}" if set(_OF_MATCH).isdisjoint(keys) else "--match"
         raise UserError(f"{what} differs from the runs that {out} already holds: choose another --out")
@@ -214,8 +211,9 @@ def _gather(
                 failures[name] = f"the run {name} failed: {jobs[name].last_words()}"
                 continue
             try:
-                run = result_of(path)
-                _check_whose(run, recipe_of(path), variant, seed, path)
+                content = content_of(path)
+                [run] = content["runs"]
+                _check_whose(run, content.get("recipe"), variant, seed, path)
             except UserError as error:
                 failures[name] = str(error)
                 continue
@@ -230,8 +228,10 @@ def _check_whose(run: Mapping[str, Any], recipe: Any, variant: Variant, seed: in
         raise UserError(
             f"{path} is of {label_of(run)} with seed {run['seed']}, not of {variant.label} with seed {seed}: {way_out}"
         )
-    if isinstance(recipe, dict):
-        old, new = {**recipe, "seed": variant.recipe.seed}, variant.recipe
-        if any(differences(old, new.resolved())):  # or only older than a key
-            for key in differences(rundir.completed(old, new), new.resolved()):
-                raise UserError(f"{path} is of a run with another {key} than the comparison has: {way_out}")
+    for key in _changes(recipe, variant) if isinstance(recipe, dict) else ():
+        raise UserError(f"{path} is of a run with another {key} than the comparison has: {way_out}")
+
+
+def _changes(old: Any, variant: Variant) -> list[str]:
+    """The keys in which a recipe in its plain form differs from a variant's, whatever its seed is."""
+    return rundir.changes({**old, "seed": variant.recipe.seed} if isinstance(old, dict) else old, variant.recipe)

@@ -70,18 +70,18 @@ def result_of(path: Path) -> dict[str, Any]:
     """The run in a ``results.json`` that `regrow.training.loop.train` wrote.
 
     Raises:
-        UserError: if it cannot be read, is damaged, or of something else.
+        UserError: as `content_of`.
     """
-    run: dict[str, Any] = _of_one_run(path)["runs"][0]
+    run: dict[str, Any] = content_of(path)["runs"][0]
     return run
 
 
-def recipe_of(path: Path) -> Any:
-    """The recipe of that run in its plain form, which nobody has checked; None where it has none."""
-    return _of_one_run(path).get("recipe")
+def content_of(path: Path) -> Any:
+    """What is in such a file: the run, and its recipe in the plain form, which nobody has checked.
 
-
-def _of_one_run(path: Path) -> Any:
+    Raises:
+        UserError: if it cannot be read, is damaged, or of something else.
+    """
     from regrow import schema
     from regrow.training.records import ResultsForm
 

@@ -150,17 +150,23 @@ def read_recipe(path: Path) -> Any:
 
 def check_recipe(old: Any, recipe: Recipe, directory: Path) -> None:
     """The same for a recipe in its plain form."""
-    for key in differences(completed(old, recipe), recipe.resolved()):
+    for key in changes(old, recipe):
         raise UserError(
             f"{key or 'the recipe'} differs from the recipe that {directory} was started with: "
             f"continue with {directory / RECIPE}, or choose another --out"
         )
 
 
-def completed(old: Any, recipe: Recipe) -> Any:
+def changes(old: Any, recipe: Recipe) -> list[str]:
+    """The keys, but for harmless ones, in which a recipe in its plain form differs from another, however old it is."""
+    new = recipe.resolved()
+    return list(differences(completed(old, recipe), new)) if any(differences(old, new)) else []
+
+
+def completed(old: Any, recipe: Recipe | None = None) -> Any:
     """A recipe in its plain form as it would be written today: keys that are newer than it have their defaults. Classes
     that it names are not imported, unless ``recipe`` names them, too."""
-    known = own.classes_in(recipe.resolved()).values()
+    known = () if recipe is None else own.classes_in(recipe.resolved()).values()
     if isinstance(old, Mapping) and not set(own.classes_in(old).values()) <= set(known):
         return old
     with suppress(UserError):

@@ -227,8 +227,8 @@ def test_a_loss_that_is_not_finite_counts_as_infinite() -> None:
 
 
 BAD = [
-    ({"batches": []}, "batches is empty: give scan a few batches of held-out data"),
-    ({"batches": [torch.randn(2, 1, 6, 6)]}, r"a batch is a Tensor, not \(inputs, labels\): give scan loss="),
+    ({"batches": []}, "batches is empty: give a few batches of data"),
+    ({"batches": [torch.randn(2, 1, 6, 6)]}, r"a batch is a Tensor, not \(inputs, labels\): give loss="),
     ({"sparsities": (0.9, 0.5)}, "sparsities must be one or several numbers that increase"),
     ({"sparsities": ()}, "sparsities must be one or several numbers that increase"),
     ({"sparsities": (50,)}, r"sparsities has 50, but they must lie in \(0, 1\); did you mean 0.5 \(50%\)\?"),

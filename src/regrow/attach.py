@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from regrow import hints, lengths, names, optim_state, shards
 from regrow.criteria import Criterion
 from regrow.errors import UserError, closest, nearest
+from regrow.losses import MeanLoss, classification
 from regrow.methods import IEE, METHODS, Method
 from regrow.patterns.pattern import PATTERNS, Pattern
 from regrow.saliency import Scoring
@@ -156,6 +157,35 @@ def check_together(
         check_growth(how, scorings, cycle)
     check_projection(how, scorings, cycle)
     pattern.check_example(example_inputs)
+
+
+def losses(pattern: Pattern | None, model: nn.Module, batches: Any, loss: Any, seed: int) -> MeanLoss | None:
+    """What measures the model's loss, for a pattern that needs it.
+
+    Args:
+        batches: as given; all of them are kept.
+        loss: as given, a function of (model, batch); None for classification.
+        seed: of what the model draws while it is measured.
+
+    Raises:
+        UserError: naming what is missing, or not needed.
+    """
+    asked = "" if pattern is None else pattern.measures
+    if not asked:
+        for name, given in {"batches": batches, "loss": loss}.items():
+            if given is not None:
+                raise UserError(f"{name}= is for patterns that measure losses, Channels(blocks='loss'): leave it out")
+        return None
+    if batches is None:
+        raise UserError(
+            f"{asked} measures the loss of the model, so give Sparsifier batches=, a few batches of training data, and "
+            "loss=, a function of (model, batch), where that is not classification"
+        )
+    if not isinstance(batches, Iterable) or isinstance(batches, Tensor | str | Mapping):
+        raise UserError(f"batches is {_kind(batches)}, but must be a list of batches, or yield a few")
+    if loss is not None and not callable(loss):
+        raise UserError(f"loss is {_kind(loss)}, but must be a function of (model, batch), or None for classification")
+    return MeanLoss(model, list(batches), loss or classification, None, seed)
 
 
 def bind(pattern: Pattern | None, how: Method, model: nn.Module, example_inputs: Any, on_resize: Any) -> Units:

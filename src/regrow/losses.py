@@ -28,7 +28,7 @@ def classification(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
     """
     if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(one, Tensor) for one in batch)):
         raise UserError(
-            f"a batch is a {type(batch).__name__}, not (inputs, labels): give scan loss=, a function of (model, batch)"
+            f"a batch is a {type(batch).__name__}, not (inputs, labels): give loss=, a function of (model, batch)"
         )
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     inputs, labels = (one.to(device) for one in batch)
@@ -58,7 +58,7 @@ class MeanLoss:
     def __init__(self, model: nn.Module, batches: list[Any], loss: Loss, fresh: list[Any] | None, seed: int) -> None:
         self._model, self._batches, self._loss, self._fresh, self._seed = model, batches, loss, fresh, seed
         if not batches:
-            raise UserError("batches is empty: give scan a few batches of held-out data")
+            raise UserError("batches is empty: give a few batches of data")
         self.count, self._lengths = len(batches), [_length(batch) for batch in batches]
         self.examples = sum(self._lengths)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from regrow.ema import SparseAverage
 from regrow.engine import Engine
 from regrow.errors import UserError
 from regrow.inputs import first_line
+from regrow.losses import Loss
 from regrow.methods import Method
 from regrow.optim_state import keeps_zero, normalizes, state_owner
 from regrow.patterns.pattern import Pattern
@@ -50,6 +51,10 @@ class Sparsifier:
         example_inputs: one batch as the model takes it: a tensor, a tuple of positional arguments, a dict of keyword
             arguments, or (args, kwargs); patterns of channels follow it through the model.
         on_resize: called after parameters have changed their shapes, for whoever must know (see `Channels`'s thin).
+        batches: a few batches of training data, as `loss` takes them, which are kept: what losses are measured on, only
+            for patterns that do so (``Channels(blocks="loss")``).
+        loss: ``loss(model, batch)`` → the mean loss of a batch, as the model trains by it. Default: cross-entropy of
+            batches ``(inputs, labels)``.
 
     Raises:
         UserError: for anything that cannot work, before anything is changed.
@@ -73,6 +78,8 @@ class Sparsifier:
         seed: int = 0,
         example_inputs: Any = None,
         on_resize: Callable[[], None] | None = None,
+        batches: Iterable[Any] | None = None,
+        loss: Loss | None = None,
     ) -> None:
         self.model = attach.model_of(model)
         attach.check_pattern(pattern)
@@ -85,6 +92,7 @@ class Sparsifier:
         attach.check_model(self.model, groups)
         scorings = self.method.scorings(self.criterion)
         attach.check_together(self.pattern, self.method, scorings, total_steps, example_inputs)
+        losses = attach.losses(pattern, self.model, batches, loss, seed)
         self.total_steps = lengths.total_steps(total_steps)  # what no other length would mend has been refused by now
         lengths.timeline_of(self.method, self.total_steps)  # refuses what is too short before the model is looked at
         self._units = attach.bind(self.pattern, self.method, model, example_inputs, on_resize)
@@ -102,7 +110,7 @@ class Sparsifier:
         if not ranks.several:
             for state in self._states.values():
                 processes.agree(state.param.data)
-        self._units.attach(Attached(self._states, optimizers, self.criterion, scorings, ranks, seed, on_resize))
+        self._units.attach(Attached(self._states, optimizers, self.criterion, scorings, ranks, seed, on_resize, losses))
         self._compacted = self._shown_sparse = False
         self._engine = Engine(
             self.model, self.method, self.criterion, timeline, self._units, optimizers, groups, on_resize

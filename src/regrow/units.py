@@ -16,6 +16,7 @@ from regrow import codes, hints
 from regrow.actions import Action, Explore, Fill, Final, Grow, Prune, Select, Start
 from regrow.criteria import Criterion
 from regrow.errors import UserError
+from regrow.losses import MeanLoss
 from regrow.saliency import Saliency, Scoring
 from regrow.schedule import Span
 from regrow.selection import TooFew
@@ -56,6 +57,7 @@ class Attached:
         ranks: the processes that hold the parameters; they make codes (uint8) equal on all.
         seed: of everything drawn at random.
         on_resize: called after parameters have changed their shapes; None where nobody needs to know.
+        losses: the mean loss of the model as it is, where the pattern measures it.
     """
 
     states: Mapping[str, WeightState]
@@ -65,6 +67,7 @@ class Attached:
     ranks: Ranks
     seed: int
     on_resize: Callable[[], None] | None = None
+    losses: MeanLoss | None = None
 
 
 class Units(ABC):

@@ -420,6 +420,27 @@ def test_methods_of_channels_meet_the_budget(tmp_path, words):
     assert total == entry["inference_flops"] <= 0.4 * entry["dense_flops"]
 
 
+WHOLE = (*tiny.CHANNELS, "--model.name", "wrn10-1", "--model.options", "{}", "--pattern.blocks", "loss",
+         "--method.start", "criterion", "--method.start_steps", "2")  # fmt: skip
+
+
+def test_blocks_by_the_loss_without_them(tmp_path):
+    """The loss is that which the recipe trains by, on the first of its training batches."""
+    one = run_module.Run(load(tiny.write(tmp_path), [*WHOLE, "--train.label_smoothing", "0.1"]), "x")
+    measured = one.measured_by(one.recipe)
+    batches, loss = list(measured["batches"]), measured["loss"]
+    one.model.eval()
+    for (x, y), (first, labels) in zip(batches, one.data.train.epoch(0), strict=False):
+        assert torch.equal(x, first)
+        expected = nn.functional.cross_entropy(one.model(first), labels, label_smoothing=0.1)
+        assert torch.equal(loss(one.model, (x, y)), expected)
+    assert len(batches) == 4
+    out, _ = run(tmp_path, *WHOLE)
+    structure = json.loads((out / "structure.json").read_text())
+    assert sum(width["group"].startswith("block ") for width in structure["widths"]) == 3
+    assert all(record["flops"] <= 0.4 for record in structure["history"])
+
+
 def test_masked_and_thin_training_end_in_the_same_structure(tmp_path):
     found = []
     for thin in ("true", "false"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from regrow.criteria import Criterion
 from regrow.errors import UserError
 from regrow.extras import require
+from regrow.losses import Loss
 from regrow.methods import Method
 from regrow.patterns.pattern import Pattern
 from regrow.sparsifier import Sparsifier
@@ -35,7 +36,7 @@ class RegrowCallback(Callback):
     reached, and the module is a plain one with its zeros.
 
     Args:
-        pattern, method, criterion, seed, example_inputs: as for `regrow.Sparsifier`.
+        pattern, method, criterion, seed, example_inputs, batches, loss: as for `regrow.Sparsifier`.
         total_steps: optimizer steps of the whole run; default: what the trainer estimates from its epochs.
 
     Attributes:
@@ -49,12 +50,12 @@ class RegrowCallback(Callback):
     def __init__(
         self, pattern: Pattern | None = None, method: Method | str | None = None, *,
         criterion: str | Criterion | Callable[..., Tensor] = "magnitude", total_steps: int | None = None, seed: int = 0,
-        example_inputs: Any = None,
+        example_inputs: Any = None, batches: Iterable[Any] | None = None, loss: Loss | None = None,
     ) -> None:  # fmt: skip
         self.sparsifier: Sparsifier | None = None
         self._total_steps = total_steps
         self._options: dict[str, Any] = {"pattern": pattern, "method": method, "criterion": criterion, "seed": seed}
-        self._options["example_inputs"] = example_inputs
+        self._options |= {"example_inputs": example_inputs, "batches": batches, "loss": loss}
         self._loaded: dict[str, Any] | None = None  # of a checkpoint, until there is something to load it into
         self._shown = ExitStack()
 

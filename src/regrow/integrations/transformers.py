@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from regrow.criteria import Criterion
 from regrow.errors import UserError
 from regrow.extras import require
 from regrow.integrations import beside
+from regrow.losses import Loss
 from regrow.methods import Method
 from regrow.patterns.pattern import Pattern
 from regrow.sparsifier import Sparsifier
@@ -34,7 +35,7 @@ class RegrowCallback(TrainerCallback):
 
     Args:
         trainer: that it is added to, for its log and its gradient clipping.
-        pattern, method, criterion, seed, example_inputs: as for `regrow.Sparsifier`.
+        pattern, method, criterion, seed, example_inputs, batches, loss: as for `regrow.Sparsifier`.
         total_steps: optimizer steps of the whole run; default: the Trainer's ``max_steps``, or what its epochs make.
         resume_from: the folder of the checkpoint that is resumed from, where that is neither
             ``args.resume_from_checkpoint`` nor the Trainer's own in its ``output_dir``.
@@ -50,12 +51,13 @@ class RegrowCallback(TrainerCallback):
     def __init__(
         self, trainer: Trainer, pattern: Pattern | None = None, method: Method | str | None = None, *,
         criterion: str | Criterion | Callable[..., Tensor] = "magnitude", total_steps: int | None = None, seed: int = 0,
-        example_inputs: Any = None, resume_from: str | Path | None = None,
+        example_inputs: Any = None, batches: Iterable[Any] | None = None, loss: Loss | None = None,
+        resume_from: str | Path | None = None,
     ) -> None:  # fmt: skip
         self.sparsifier: Sparsifier | None = None
         self._trainer, self._total_steps, self._resume_from = trainer, total_steps, resume_from
         self._options: dict[str, Any] = {"pattern": pattern, "method": method, "criterion": criterion, "seed": seed}
-        self._options["example_inputs"] = example_inputs
+        self._options |= {"example_inputs": example_inputs, "batches": batches, "loss": loss}
         self._wide, self._shown = ExitStack(), ExitStack()
         self._ends = False  # the last epoch has ended
 

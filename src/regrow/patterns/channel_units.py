@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from regrow import codes, names, optim_state
 from regrow.actions import Explore, Final, Grow, Prune, Select, Start
 from regrow.budgets.allocation import allocate, uniform
-from regrow.budgets.limits import Asked, ChannelBudgets, left_dense
+from regrow.budgets.limits import ChannelBudgets, left_dense
 from regrow.coupling.couple import couple
 from regrow.coupling.labels import FORBIDDEN, OUTPUT, TOKENS, UNUSED
 from regrow.criteria import CRITERIA
 from regrow.errors import UserError
-from regrow.groups import Group
+from regrow.groups import Block
 from regrow.latency.table import LatencyTable
+from regrow.patterns.block_losses import BlockLosses, shared_out
+from regrow.patterns.channel_options import ChannelOptions
 from regrow.patterns.channel_saliency import ChannelSaliency
 from regrow.saliency import Role
 from regrow.schedule import Span
@@ -38,49 +40,6 @@ _MEASURED = (
 )
 
 Masks = dict[str, Tensor]  # group → bool [channels]
-
-
-class ChannelOptions(Asked, Protocol):
-    """How channels are chosen and trained, as `regrow.Channels` says it."""
-
-    @property
-    def table(self) -> Any:
-        """Of latencies: a path, a `LatencyTable`, or None to measure one."""
-
-    @property
-    def exclude(self) -> Sequence[str]:
-        """Layers whose output channels stay."""
-
-    @property
-    def distribution(self) -> Literal["knapsack", "uniform"]:
-        """What decides the widths within the budgets."""
-
-    @property
-    def solver(self) -> Literal["joint", "grouped"]:
-        """Of the knapsack."""
-
-    @property
-    def thin(self) -> bool:
-        """Whether layers are physically smaller outside exploration."""
-
-    @property
-    def normalised(self) -> bool:
-        """Whether channels that are normalised together may go."""
-
-    @property
-    def blocks(self) -> bool:
-        """Whether branches of residual sums may go whole."""
-
-    @property
-    def outputs(self) -> Callable[[Any], Any] | None:
-        """Takes of what the model returns the part that counts."""
-
-    @property
-    def time_limit(self) -> float:
-        """Seconds that finding the channels may take."""
-
-    def step_of(self, group: Group) -> int:
-        """What the number of channels of a group is a multiple of."""
 
 
 class ChannelUnits(Units):
@@ -107,7 +66,7 @@ class ChannelUnits(Units):
         self.resizes = pattern.thin
         self.coupling = couple(
             model, example_inputs, forbid=pattern.exclude, normalised=pattern.normalised, outputs=pattern.outputs,
-            blocks=pattern.blocks, time_limit=pattern.time_limit,
+            blocks=bool(pattern.blocks), time_limit=pattern.time_limit,
         )  # fmt: skip
         if not self.coupling.groups:
             raise UserError(
@@ -170,6 +129,10 @@ class ChannelUnits(Units):
         self._inside = self._compacted = False
         self.saliency = ChannelSaliency(self.model, self.coupling, attached, self._width)
         self._agree = attached.ranks.agree
+        self._losses = None
+        if self.pattern.blocks == "loss" and attached.losses is not None:
+            self._losses = BlockLosses(self.model, self.coupling, attached.losses)
+            self._losses.check(self.saliency.criterion_of("prune"))
 
     def _limits(self, sparsity: float, churn: float = 0.0) -> dict[str, float]:
         """Kind → what may be spent at a sparsity, less the churn of what can be removed at all."""
@@ -197,7 +160,7 @@ class ChannelUnits(Units):
         if action.how == "criterion":
             if self.step == 0:
                 check_ranks_at_once(self.saliency.criterion)
-            self._keep(everything, limits, self._by("prune"))
+            self._keep(everything, limits, self._by("prune"), "prune")
         elif any(self.prices.cost(self.floor)[kind] > limit for kind, limit in limits.items()):
             self._keep(
                 everything, limits, lambda name: self._rank(CRITERIA["random"], name)
@@ -208,7 +171,7 @@ class ChannelUnits(Units):
             self._become({name: _best(noise[name], everything[name], counts[name]) for name in self.sizes})
 
     def _prune(self, action: Prune, span: Span) -> None:
-        self._keep(self.active, self._limits(action.sparsity, action.churn), self._by("prune"))
+        self._keep(self.active, self._limits(action.sparsity, action.churn), self._by("prune"), "prune")
 
     def _explore(self, action: Explore, span: Span) -> None:
         self.exploring = True
@@ -219,7 +182,8 @@ class ChannelUnits(Units):
 
     def _grow(self, action: Grow, span: Span) -> None:
         scores = {name: self._by("grow")(name) for name in self.sizes}
-        counts = self._counts(self.active, scores, self._limits(action.sparsity), grow=True)
+        worth = self._worth(self.active, scores, "grow")
+        counts = self._counts(self.active, worth, self._limits(action.sparsity), grow=True)
         before = self.active
         missing = {name: counts[name] - int(before[name].sum()) for name in self.sizes}
         chosen = {name: before[name] | _best(scores[name], ~before[name], missing[name]) for name in self.sizes}
@@ -241,10 +205,13 @@ class ChannelUnits(Units):
         self._keep(self.active, self._limits(self.target), lambda name: self._rank(read, name))
         self.mark()
 
-    def _keep(self, among: Masks, limits: Mapping[str, float], scores: Callable[[str], Tensor]) -> None:
-        """The best of these channels that fit the budgets."""
+    def _keep(
+        self, among: Masks, limits: Mapping[str, float], scores: Callable[[str], Tensor], role: Role | None = None
+    ) -> None:
+        """The best of these channels that fit the budgets; `role` of the scores, where the method asks for them."""
         found = {name: scores(name) for name in self.sizes}
-        counts = self._counts(among, found, limits, grow=False)
+        worth = found if role is None else self._worth(among, found, role)
+        counts = self._counts(among, worth, limits, grow=False)
         before = self.active
         self._become({name: _best(found[name], among[name], counts[name]) for name in self.sizes})
         for name in self.sizes:
@@ -265,12 +232,24 @@ class ChannelUnits(Units):
             between[name] = (least, self.sizes[name]) if grow else (min(self.floor[name], now[name]), now[name])
             ranked = scores[name][~mask if grow else mask].sort(descending=True).values.double().clamp(min=0).numpy()
             values[name] = np.concatenate([np.zeros(now[name]), ranked]) if grow else ranked
-        # those that may go, or come back; what is left of a block, once it is explored, stays
-        together = [block.members for block in self.coupling.blocks if (now[block.id] == 0) == grow]
+        together = [block.members for block in self._in_question(among, grow)]
         return allocate(
             self.prices, values, between, limits,
             now=now, round_to=self.steps, solver=self.pattern.solver, together=together,
         )  # fmt: skip
+
+    def _in_question(self, among: Masks, grow: bool) -> list[Block]:
+        """The blocks that may go, or come back; what is left of a block, once it is explored, stays."""
+        return [block for block in self.coupling.blocks if bool(among[block.id].any()) != grow]
+
+    def _worth(self, among: Masks, scores: Mapping[str, Tensor], role: Role) -> Mapping[str, Tensor]:
+        """The scores, of blocks as the loss without them says it, where it is asked and scores have its unit."""
+        if self._losses is None or self.saliency.criterion_of(role).signed is None:
+            return scores
+        grow = role == "grow"
+        shown = {name: torch.ones_like(mask) for name, mask in among.items()} if grow else among
+        losses = self._losses(shown, self._in_question(among, grow))
+        return shared_out(scores, {name: ~mask if grow else mask for name, mask in among.items()}, losses)
 
     def _become(self, masks: Masks, init: Init = "zero") -> None:
         """Puts a structure in force, the same on all ranks."""

@@ -46,7 +46,9 @@ class Channels(Pattern):
             size of transformers). The norms of the thin network see the channels that it has, and exploration widens
             them, so it needs ``thin``.
         blocks: whether the branches of residual sums may also go whole, each as one decision (MDP, Sun et al. 2025,
-            arXiv:2504.02168). Needs the solver ``"joint"`` and the distribution ``"knapsack"``.
+            arXiv:2504.02168). True: worth what the criterion says of its channels and its last layer; ``"loss"``: by
+            how much the loss grows without it, measured on the sparsifier's `batches` (with criterion ``"taylor"``).
+            Needs the solver ``"joint"`` and the distribution ``"knapsack"``.
         outputs: takes of what the model returns the part that counts (``lambda out: out.logits``): what else it returns
             may then lose channels, and is not compared. None: all of it counts, but for caches of transformers.
         time_limit: seconds of processor time that finding the channels may take.
@@ -69,7 +71,7 @@ class Channels(Pattern):
     solver: Literal["joint", "grouped"] = "joint"
     thin: bool = True
     normalised: bool = False
-    blocks: bool = False
+    blocks: bool | Literal["loss"] = False
     outputs: Callable[[Any], Any] | None = None
     time_limit: float = 60.0
 
@@ -112,6 +114,10 @@ class Channels(Pattern):
         """Kind → what was asked for."""
         asked = {"latency": self.latency, "flops": self.flops, "params": self.params}
         return {kind: value for kind, value in asked.items() if value is not None}
+
+    @property
+    def measures(self) -> str:
+        return "blocks='loss'" if self.blocks == "loss" else ""
 
     def step_of(self, group: Group) -> int:
         """What the number of channels of a group is a multiple of; heads have several indices each."""

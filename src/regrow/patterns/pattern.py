@@ -20,10 +20,15 @@ class Pattern(ABC):
 
     Attributes:
         blind: whether removed units get no gradient that says what they would be worth.
+        measures: the option that has losses measured, as it is written; "" where none does.
     """
 
     name: ClassVar[str]
     blind: ClassVar[bool] = False
+
+    @property
+    def measures(self) -> str:
+        return ""
 
     def __post_init__(self) -> None:
         """Refuses options of other types than their annotations say, or outside their range.

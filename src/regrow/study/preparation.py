@@ -58,5 +58,5 @@ def attach(recipe: Recipe, example: Run, table: LatencyTable | None, steps: int)
     Sparsifier(
         model, torch.optim.SGD(model.parameters(), 0.1), pattern=pattern_of(recipe, table), method=recipe.method,
         criterion=criterion_of(recipe), total_steps=steps, example_inputs=example.example,
-        on_resize=lambda: None,
+        on_resize=lambda: None, **example.measured_by(recipe),
     )  # fmt: skip

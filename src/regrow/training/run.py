@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from regrow.latency.table import LatencyTable
     from regrow.methods import Method
     from regrow.patterns.pattern import Pattern
+
+
+_MEASURED = 4  # batches that a pattern has losses measured on
 
 
 class Run:
@@ -90,6 +94,7 @@ class Run:
         self.sparsifier = Sparsifier(
             self.model, optimizer, pattern=pattern_of(recipe, self.table), method=recipe.method, criterion=criterion,
             total_steps=self.total_steps, seed=recipe.seed, example_inputs=self.example, on_resize=self._resized,
+            **self.measured_by(recipe),
         )  # fmt: skip
         self.ema = self.sparsifier.average(averaged) if averaged is not None else None
         self.timeline = self.sparsifier.method.timeline(self.total_steps)
@@ -104,6 +109,18 @@ class Run:
         self.loss_sum = torch.zeros((), device=self.device)
         self.loss_count = 0
         self.last_loss = 0.0
+
+    def measured_by(self, recipe: Recipe) -> dict[str, Any]:
+        """What `Sparsifier` measures losses by, for a recipe of this data and task whose pattern does so: the loss that
+        it trains by, on the first batches of its training data."""
+        if not (recipe.method.sparsifies and recipe.pattern.measures):
+            return {}
+
+        def loss(model: nn.Module, batch: Batch) -> Tensor:
+            with self.accelerator.autocast():
+                return self.task.loss(model, batch, self.device, recipe.train, self.teach)
+
+        return {"batches": islice(self.data.train.epoch(0), _MEASURED), "loss": loss}
 
     def _resized(self) -> None:
         self._wrapped_for_other_shapes = self.accelerator.num_processes > 1

@@ -16,6 +16,7 @@ from regrow.budgets import allocation, knapsack
 from regrow.budgets.allocation import allocate, uniform
 from regrow.budgets.knapsack import LayerCosts
 from regrow.budgets.pricing import Prices
+from regrow.budgets.rows import rows_of
 from regrow.budgets.terms import Extent, Products
 from regrow.errors import UserError
 
@@ -135,9 +136,15 @@ def with_blocks():
     return prices, [block.members for block in coupling.blocks]
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32), st.lists(st.sampled_from(KINDS), min_size=1, max_size=2, unique=True), st.data())
-def test_blocks_equal_brute_force(seed, kinds, data):
+@pytest.mark.parametrize("solver", ["joint", "grouped"])
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=2, unique=True),
+    data=st.data(),
+)
+def test_blocks_equal_brute_force(solver, seed, kinds, data):
+    kinds = kinds[:1] if solver == "grouped" else kinds
     prices, rows = with_blocks()
     assert [len(row) for row in rows] == [2, 3]
     rng = np.random.default_rng(seed)
@@ -159,23 +166,68 @@ def test_blocks_equal_brute_force(seed, kinds, data):
     fitting = [chosen for chosen, cost in choices if all(cost[kind] <= budgets[kind] for kind in kinds)]
     if not fitting:
         with pytest.raises(UserError, match="cannot be met"):
-            allocate(prices, values, between, budgets, now=now, round_to=round_to, together=rows)
+            allocate(prices, values, between, budgets, now=now, round_to=round_to, together=rows, solver=solver)
         return
-    found = allocate(prices, values, between, budgets, now=now, round_to=round_to, together=rows)
+    found = allocate(prices, values, between, budgets, now=now, round_to=round_to, together=rows, solver=solver)
     assert found in [chosen for chosen, _ in choices]
     assert all(prices.cost(found)[kind] <= budgets[kind] for kind in kinds)
     best = max(worth(values, chosen) for chosen in fitting)
-    assert best * (1 - allocation._GAP) <= worth(values, found) <= best + 1e-9
+    gap = allocation._GAP if solver == "joint" else 1.0
+    assert best * (1 - gap) <= worth(values, found) <= best + 1e-9
 
 
-def test_grouped_refuses_blocks():
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**32), st.sampled_from(KINDS), st.lists(st.booleans(), min_size=2, max_size=2), st.floats(0, 1.1)
+)
+def test_grouped_takes_the_best_of_whole_blocks(seed, kind, gone, share):
+    """Where nothing else may change, the prices of blocks are the real ones, whether they are there now or not."""
     prices, rows = with_blocks()
-    values = {g: np.ones(size) for g, size in prices.sizes.items()}
-    with pytest.raises(UserError, match="blocks go whole"):
-        allocate(
-            prices, values, {g: (1, n) for g, n in prices.sizes.items()}, {"flops": 1e3}, now={}, solver="grouped",
-            together=rows,
-        )  # fmt: skip
+    rng = np.random.default_rng(seed)
+    values = {g: np.sort(rng.lognormal(0, 1, size))[::-1] for g, size in prices.sizes.items()}
+    absent = [g for row, away in zip(rows, gone, strict=True) if away for g in row]
+    now = {**prices.sizes, **dict.fromkeys(absent, 0)}
+    choices = [{**prices.sizes, **dict.fromkeys(a + b, 0)} for a in ((), rows[0]) for b in ((), rows[1])]
+    least = min(prices.cost(chosen)[kind] for chosen in choices)
+    budget = least + share * (prices.dense[kind] - least)
+    between = {g: (size, size) for g, size in prices.sizes.items()}
+    found = allocate(prices, values, between, {kind: budget}, now=now, round_to=1, solver="grouped", together=rows)
+    fitting = [chosen for chosen in choices if prices.cost(chosen)[kind] <= budget]
+    assert worth(values, found) == pytest.approx(max(worth(values, chosen) for chosen in fitting))
+    assert found in fitting
+
+
+@given(st.integers(0, 2**32), st.integers(0, 2))
+def test_rows_of_a_block_have_all_that_no_other_beats(seed, away):
+    prices, together = with_blocks()
+    together = together[1:]  # of three groups
+    (members,) = together
+    rng = np.random.default_rng(seed)
+    gains = {g: np.append(0.0, np.cumsum(rng.lognormal(0, 1, size))) for g, size in prices.sizes.items()}
+    legal = {g: np.arange(size + 1) if g in members else np.arange(1, size + 1) for g, size in prices.sizes.items()}
+    full = {**prices.sizes, **(dict.fromkeys(members, 0) if away else {})}
+    found, own = rows_of(prices, full, legal, gains, together, "params")
+    (row,) = (row for row in found if len(row.groups) > 1)
+    inside = {**full, **{g: full[g] or 1 for g in members}}
+    steps = [range(1, prices.sizes[g] + 1) for g in row.groups]
+    costs = [prices.grouped_costs(inside, {g: list(s)}, "params")[0] for g, s in zip(row.groups, steps, strict=True)]
+    for counts in itertools.product(*steps):
+        value = math.fsum(gains[g][n] for g, n in zip(row.groups, counts, strict=True))
+        cost = math.fsum(of[n - 1] for of, n in zip(costs, counts, strict=True))
+        assert any((row.values >= value - 1e-9) & (row.costs <= cost + 1e-9))
+    for level, counts in enumerate(row.counts):
+        there = all(counts)
+        assert there or not any(counts)
+        assert row.at(level) == dict(zip(row.groups, counts, strict=True))
+        expected = math.fsum(gains[g][n] for g, n in zip(row.groups, counts, strict=True))
+        assert row.values[level] == pytest.approx(expected)
+        if not there:  # the real difference to the present, or to the least that can be there
+            saved = prices.cost(inside)["params"] - prices.cost({**full, **dict.fromkeys(members, 0)})["params"]
+            present = math.fsum(of[inside[g] - 1] for of, g in zip(costs, row.groups, strict=True))
+            assert row.costs[level] == pytest.approx(present - saved)
+    alone = [(g, row) for row in found if len(row.groups) == 1 for g in row.groups]
+    mine = row.costs[0] if away else present
+    assert own == pytest.approx(mine + math.fsum(float(one.costs[-1]) for _, one in alone))
 
 
 @pytest.mark.parametrize("solver", ["joint", "grouped"])

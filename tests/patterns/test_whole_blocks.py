@@ -90,10 +90,13 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_keeps_blocks_whole_and_the_budget(name: str) -> None:
+SOLVED = [*((name, "joint") for name in METHODS), ("halp", "grouped"), ("iee", "grouped")]
+
+
+@pytest.mark.parametrize(("name", "solver"), SOLVED)
+def test_every_method_keeps_blocks_whole_and_the_budget(name: str, solver: str) -> None:
     model = network()
-    sparsifier, optimizer = attached(model, *METHODS[name])
+    sparsifier, optimizer = attached(model, *METHODS[name], solver=solver)
     units = sparsifier._units
     for start in range(0, 60, 6):
         train(model, optimizer, DATA[start : start + 6])
@@ -243,9 +246,8 @@ def test_a_compact_model_is_saved_loaded_and_exported(tmp_path: Path) -> None:
 
 
 def test_what_blocks_do_not_go_with() -> None:
-    for other in ({"solver": "grouped"}, {"distribution": "uniform"}):
-        with pytest.raises(UserError, match="decides on each group of channels by itself, and blocks go whole"):
-            regrow.Channels(flops=0.5, blocks=True, **other)
+    with pytest.raises(UserError, match='distribution="uniform" keeps a share of everything, and blocks go whole'):
+        regrow.Channels(flops=0.5, blocks=True, distribution="uniform")
 
 
 @pytest.mark.parametrize("thin", [True, False])

@@ -11,6 +11,7 @@ import numpy as np
 
 from regrow.budgets import knapsack
 from regrow.budgets.pricing import Prices
+from regrow.budgets.rows import Row, row_of, rows_of
 from regrow.budgets.shares import impossible, step_of, uniform
 from regrow.budgets.terms import Floats, Ints
 from regrow.errors import UserError
@@ -55,18 +56,15 @@ def allocate(
         solver: "joint" prices input and output widths together, for any number of budgets; "grouped" is the grouped
             knapsack for one budget, which holds the inputs of every layer as they are now.
         together: groups that may have the count 0 beside those of ``levels_between``: all of such a row, or none of it;
-            their present counts are so, too. Only for "joint".
+            their present counts are so, too.
 
     Returns:
         group id → count, for the groups of ``values`` and of ``now``.
 
     Raises:
-        UserError: a budget cannot be met (with the smallest that can), or "grouped" is given several budgets or
-            groups that go together.
+        UserError: a budget cannot be met (with the smallest that can), or "grouped" is given several budgets.
     """
     problem = _Problem(prices, values, levels_between, dict(budgets), now, round_to, together)
-    if solver == "grouped" and together:
-        raise UserError('solver="grouped" prices each group by itself, and blocks go whole; use solver="joint"')
     if solver == "grouped" and len(budgets) > 1:
         raise UserError(
             f'solver="grouped" takes one budget, not {" and ".join(budgets)}; use solver="joint", or give only one'
@@ -321,11 +319,8 @@ def _grouped(problem: _Problem, now: Mapping[str, int]) -> Counts | None:
     ((kind, budget),) = problem.budgets.items()
     present = {group: now.get(group, problem.prices.sizes[group]) for group in problem.legal}
     full = problem.result(present)
-    legal = {group: steps.tolist() for group, steps in problem.legal.items()}
-    costs = problem.prices.grouped_costs(full, legal, kind)
-    own = problem.prices.grouped_costs(full, {group: [count] for group, count in present.items()}, kind)
-    limit = budget - (problem.prices.cost(full)[kind] - math.fsum(row[0] for row in own))
-    return _knapsack(problem, costs, limit)
+    rows, own = rows_of(problem.prices, full, problem.legal, problem.worth, problem.together, kind)
+    return _knapsack(problem, rows, budget - (problem.prices.cost(full)[kind] - own))
 
 
 def _apart(problem: _Problem) -> Counts | None:
@@ -339,21 +334,23 @@ def _apart(problem: _Problem) -> Counts | None:
     if any(layer.source is not None and kind in layer.costs for layer in problem.prices.layers(full, ends)):
         return None
     legal = {group: steps.tolist() for group, steps in problem.legal.items()}
-    costs = [row.tolist() for row in problem.prices.changes(full, legal)[kind]]
+    changes = problem.prices.changes(full, legal)[kind]
+    costs = zip(problem.legal.items(), changes, strict=True)
+    rows = [row_of(group, steps, problem.worth[group], change) for (group, steps), change in costs]
     # what the rows sum to may differ from the cost in the last bits, either way
-    return _knapsack(problem, costs, budget + 1e-12 * abs(budget) - problem.prices.cost(full)[kind])
+    return _knapsack(problem, rows, budget + 1e-12 * abs(budget) - problem.prices.cost(full)[kind])
 
 
-def _knapsack(problem: _Problem, costs: Sequence[Sequence[float]], limit: float) -> Counts | None:
+def _knapsack(problem: _Problem, rows: Sequence[Row], limit: float) -> Counts | None:
     """The grouped knapsack over all legal counts, with a smaller limit while the real cost is over the budget."""
-    values = [problem.worth[group][steps].tolist() for group, steps in problem.legal.items()]
+    values, costs = [one.values.tolist() for one in rows], [one.costs.tolist() for one in rows]
     last = problem.start
     for _ in range(20):
         try:
             chosen = knapsack.grouped(values, costs, limit)
         except UserError:  # at these costs it cannot be met
             break
-        last = {group: int(steps[i]) for (group, steps), i in zip(problem.legal.items(), chosen, strict=True)}
+        last = {group: n for one, i in zip(rows, chosen, strict=True) for group, n in one.at(i).items()}
         excess = problem.excess(last)
         if not excess:
             return last

@@ -48,7 +48,7 @@ class Channels(Pattern):
         blocks: whether the branches of residual sums may also go whole, each as one decision (MDP, Sun et al. 2025,
             arXiv:2504.02168). True: worth what the criterion says of its channels and its last layer; ``"loss"``: by
             how much the loss grows without it, measured on the sparsifier's `batches` (with criterion ``"taylor"``).
-            Needs the solver ``"joint"`` and the distribution ``"knapsack"``.
+            Not with the distribution ``"uniform"``.
         outputs: takes of what the model returns the part that counts (``lambda out: out.logits``): what else it returns
             may then lose channels, and is not compared. None: all of it counts, but for caches of transformers.
         time_limit: seconds of processor time that finding the channels may take.
@@ -95,9 +95,8 @@ class Channels(Pattern):
             )
         if not self.time_limit > 0:
             raise UserError(f"time_limit is {self.time_limit!r}, but must be a number of seconds above 0")
-        if self.blocks and (self.solver == "grouped" or self.distribution == "uniform"):
-            other = 'solver="grouped"' if self.solver == "grouped" else 'distribution="uniform"'
-            raise UserError(f"{other} decides on each group of channels by itself, and blocks go whole; leave one out")
+        if self.blocks and self.distribution == "uniform":
+            raise UserError('distribution="uniform" keeps a share of everything, and blocks go whole; leave one out')
         if self.solver == "grouped" and len(self.budgets) > 1:
             raise UserError("solver='grouped' knows one budget only; use solver='joint' for several")
 

@@ -7,10 +7,13 @@ detectors of ultralytics and decoders of segmentation-models-pytorch, where thes
 A model counts as verified if it has groups and if, with about half of the channels removed at random in every group,
 the thin model computes what the masked one computes: in eval mode and after a training step, the largest difference at
 most 1e-5 of the largest output; `prunable_normalised` is the share of the parameters that can go with
-`Channels(normalised=True)`, null where that takes too long. torch-pruning counts as running if its pruner finishes in
-time, removes parameters, and the model still runs and gives outputs of the same shape; its numbers are not verified.
+`Channels(normalised=True)`, null where that takes too long. A model all of whose channels are normalised together is
+verified with that option (`normalised` is true): in eval and in training mode the thin model must compute what the
+masked one does if its norms leave out what was removed. torch-pruning and torch-kirigami count as running if their
+pruner finishes in 90 s of processor time, removes parameters, and the model still runs and gives outputs of the same
+shape; their numbers are not verified.
 
-    python benchmarks/coverage.py [--only NAME ...] [--again] [--regrow-only]
+    python benchmarks/coverage.py [--only NAME ...] [--again] [--tool regrow torch_pruning kirigami]
 
 Results go to results/coverage.json after each model; what is there is not run again. Each run has a process of its own.
 """
@@ -22,6 +25,8 @@ import importlib.util
 import json
 import math
 import os
+import resource
+import signal
 import subprocess
 import sys
 import time
@@ -39,7 +44,8 @@ RESULTS = Path(__file__).parent / "results" / "coverage.json"
 TOLERANCE = 1e-5
 SINGLE = {"transformers:mixtral"}  # a grouped product has no double precision
 DOUBLE_BELOW = 120_000_000  # parameters; larger models are compared in float32, to fit into memory
-SECONDS = {"regrow": 600, "torch_pruning": 90}
+PACKAGES = {"regrow": "regrow", "torch_pruning": "torch_pruning", "kirigami": "torch_kirigami"}
+SECONDS = {"regrow": 600, "torch_pruning": 90, "kirigami": 90}
 
 TORCHVISION_SIZES = {"inception_v3": 299, "alexnet": 80, "maxvit_t": 224, "vit_h_14": 56}  # all others: 64
 TIMM = """
@@ -156,10 +162,14 @@ def run_regrow(name: str, size: int) -> dict[str, Any]:
         coupling = couple(model, tuple(x[:1] for x in inputs))
     except UserError as error:
         return {**record, "reason": str(error)}
+    normalised = None
     try:
-        record["prunable_normalised"] = round(prunable(model, couple(model, inputs, normalised=True)), 4)
+        normalised = couple(model, inputs, normalised=True)
+        record["prunable_normalised"] = round(prunable(model, normalised), 4)
     except UserError as error:  # an option: what it does not find in time says nothing of the rest
         record |= {"prunable_normalised": None, "normalised_reason": str(error)}
+    if not coupling.groups and normalised is not None and normalised.groups:
+        coupling, record["normalised"] = normalised, True
     record["seconds"] = round(coupling.seconds, 2)
     inputs = tuple(x.to(kind) if x.is_floating_point() else x for x in inputs)
     record["groups"], record["channels"] = len(coupling.groups), sum(group.size for group in coupling.groups)
@@ -170,17 +180,38 @@ def run_regrow(name: str, size: int) -> dict[str, Any]:
     model = model.to(kind)
     keep = check.random_keep(coupling, 0.5)
     record["precision"] = str(kind).removeprefix("torch.")
-    record["deviation"] = check.deviation(model, coupling, keep, inputs)
-    record["deviation_after_step"] = check.deviation(model, coupling, keep, inputs, steps=1)
-    record["verified"] = max(record["deviation"], record["deviation_after_step"]) <= TOLERANCE
+    if record.get("normalised"):
+        record["deviation"] = check.normed_deviation(model, coupling, keep, inputs)
+        record["deviation_in_training"] = check.normed_deviation(model, coupling, keep, inputs, training=True)
+    else:
+        record["deviation"] = check.deviation(model, coupling, keep, inputs)
+        record["deviation_after_step"] = check.deviation(model, coupling, keep, inputs, steps=1)
+    record["verified"] = max(off for key, off in record.items() if key.startswith("deviation")) <= TOLERANCE
     if not record["verified"]:
         record["reason"] = "the thin model does not compute what the masked one computes"
     return record
 
 
+def first(out: Any) -> Any:
+    """The first tensor of numbers that a model returns."""
+    from regrow.inputs import output_tensors
+
+    return next(t for t in output_tensors(out) if t.is_floating_point())
+
+
+def outcome(model: Any, inputs: tuple[Any, ...], shape: Any, before: int, seconds: float) -> dict[str, Any]:
+    """What another tool's pruner has left of a model."""
+    import torch
+
+    with torch.no_grad():
+        runs = first(model(*inputs)).shape == shape
+    left = sum(p.numel() for p in model.parameters()) / before
+    reason = "no effect" if left == 1 else None if runs else "its outputs have another shape"
+    return {"runs": reason is None, "left": round(left, 4), "seconds": round(seconds, 2), "reason": reason}
+
+
 def run_torch_pruning(name: str, size: int) -> dict[str, Any]:
     """Half of the channels by torch-pruning, as its documentation does it."""
-    import torch
     import torch_pruning as tp
 
     def pruned(with_heads: bool) -> tuple[Any, Any, int]:
@@ -201,23 +232,31 @@ def run_torch_pruning(name: str, size: int) -> dict[str, Any]:
         pruner.step()
         return model, shape, before
 
-    from regrow.inputs import output_tensors
-
-    def first(out: Any) -> Any:
-        return next(t for t in output_tensors(out) if t.is_floating_point())
-
     inputs = tuple(x[:1] for x in build(name, size)[1])
     start = time.perf_counter()
     try:
         model, shape, before = pruned(with_heads=True)
     except Exception:
         model, shape, before = pruned(with_heads=False)
-    seconds = time.perf_counter() - start
-    with torch.no_grad():
-        runs = first(model(*inputs)).shape == shape
-    left = sum(p.numel() for p in model.parameters()) / before
-    reason = "no effect" if left == 1 else None if runs else "its outputs have another shape"
-    return {"runs": reason is None, "left": round(left, 4), "seconds": round(seconds, 2), "reason": reason}
+    return outcome(model, inputs, shape, before, time.perf_counter() - start)
+
+
+def run_kirigami(name: str, size: int) -> dict[str, Any]:
+    """Half of the channels by torch-kirigami, as its first steps do it; it keeps the outputs itself."""
+    from torch_kirigami import DependencyGraph
+    from torch_kirigami.pruning import ChannelRatio, Greedy, Magnitude, Pruner
+
+    model, inputs = build(name, size)
+    model = model.eval()
+    before, shape = sum(p.numel() for p in model.parameters()), first(model(*inputs)).shape
+    start = time.perf_counter()
+    pruner = Pruner(model, graph=DependencyGraph.build(model, args=inputs))
+    candidates = pruner.discover_candidates()
+    pruner.prune(candidates, budget=ChannelRatio(0.5), strategy=Greedy(Magnitude(p=2)))
+    return outcome(model, inputs, shape, before, time.perf_counter() - start)
+
+
+TOOLS = {"regrow": run_regrow, "torch_pruning": run_torch_pruning, "kirigami": run_kirigami}
 
 
 def in_own_process(tool: str, name: str, size: int) -> dict[str, Any]:
@@ -225,9 +264,11 @@ def in_own_process(tool: str, name: str, size: int) -> dict[str, Any]:
     command = [sys.executable, __file__, "--one", tool, name, str(size)]
     failed = {"verified": False, "groups": 0} if tool == "regrow" else {"runs": False}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS[tool])
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10 * SECONDS[tool])
     except subprocess.TimeoutExpired:
-        return {**failed, "reason": f"not finished after {SECONDS[tool]} s"}
+        done = None
+    if done is None or done.returncode == -signal.SIGXCPU:
+        return {**failed, "reason": f"not finished after {SECONDS[tool]} s of processor time"}
     lines = done.stdout.strip().splitlines()
     if done.returncode == 0 and lines:
         return json.loads(lines[-1])  # type: ignore[no-any-return]
@@ -240,15 +281,17 @@ def summary(records: dict[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for library in dict.fromkeys(name.partition(":")[0] for name in records):
         mine = [r for name, r in records.items() if name.startswith(f"{library}:")]
-        verified = sum(r["verified"] for r in mine)
+        verified = sum(r.get("verified", False) for r in mine)
         result[library] = {
             "models": len(mine),
             "verified": verified,
             "share": round(verified / max(len(mine), 1), 4),
+            "normalised": sum(r.get("verified", False) and r.get("normalised", False) for r in mine),
             "slowest_coupling": max((r.get("seconds", 0.0) for r in mine), default=0.0),
-            "torch_pruning_runs": sum(r["torch_pruning"]["runs"] for r in mine if r["torch_pruning"]),
-            "torch_pruning_tried": sum(r["torch_pruning"] is not None for r in mine),
         }
+        for tool in ("torch_pruning", "kirigami"):
+            tried = [r[tool] for r in mine if r.get(tool)]
+            result[library] |= {f"{tool}_runs": sum(one["runs"] for one in tried), f"{tool}_tried": len(tried)}
     return result
 
 
@@ -265,9 +308,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", help="names like torchvision:resnet50")
     parser.add_argument("--again", action="store_true", help="also what has been measured")
-    parser.add_argument(
-        "--regrow-only", action="store_true", help="keep what torch-pruning did the last time, if it was tried"
-    )
+    parser.add_argument("--tool", nargs="*", choices=TOOLS, default=[*TOOLS], help="all that are installed")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -276,18 +317,26 @@ def main() -> None:
         warnings.filterwarnings("ignore")
         torch.set_num_threads(1)
         tool, name, size = options.one
-        print(json.dumps((run_regrow if tool == "regrow" else run_torch_pruning)(name, int(size))))
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS[tool], SECONDS[tool] + 5))
+        print(json.dumps(TOOLS[tool](name, int(size))))
         return
+    tools = [tool for tool in options.tool if importlib.util.find_spec(PACKAGES[tool])]
     records = json.loads(RESULTS.read_text())["models"] if RESULTS.exists() else {}
     for name, size in models().items():
-        if (options.only and name not in options.only) or (name in records and not options.again):
+        if options.only and name not in options.only:
             continue
-        record = in_own_process("regrow", name, size)
-        kept = records.get(name, {}).get("torch_pruning") if options.regrow_only else None
-        record["torch_pruning"] = kept if options.regrow_only else in_own_process("torch_pruning", name, size)
-        records[name] = record
-        save(records)
-        print(name, "verified" if record["verified"] else record["reason"], "|", record["torch_pruning"], flush=True)
+        for tool in tools:
+            record = records.get(name, {})
+            done = "verified" in record if tool == "regrow" else record.get(tool)
+            if done and not options.again:
+                continue
+            found = in_own_process(tool, name, size)
+            print(name, tool, found, flush=True)
+            if tool != "regrow":
+                records.setdefault(name, {})[tool] = found
+            else:
+                records[name] = found | {other: record[other] for other in TOOLS if other in record}
+            save(records)
     print(json.dumps(summary(records), indent=1))
 
 

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regrow.coupling.kept_norms import KeptNorms
 from regrow.coupling.seen import difference
 from regrow.groups import Coupling
-from regrow.inputs import output_tensors
+from regrow.inputs import Inputs, output_tensors
 from regrow.surgery import resize
+from regrow.tracing.trace import ModuleStack, Recorder
 
 
 def random_keep(coupling: Coupling, share: float, seed: int = 0) -> dict[str, Tensor]:
@@ -54,6 +56,30 @@ def deviation(
     masked = copy.deepcopy(model)
     resize.zero(masked, coupling, keep)
     a = _result(masked, inputs, steps, lr, (coupling, keep))
+    return difference(a, b)
+
+
+def normed_deviation(
+    model: nn.Module, coupling: Coupling, keep: Mapping[str, Tensor], inputs: tuple[Any, ...], training: bool = False
+) -> float:
+    """`deviation` from a masked model whose norms, and means over channels, leave out those that are removed: so a thin
+    model is right whose channels are normalised together.
+
+    Args:
+        training: in training mode (without dropout) instead of eval mode.
+    """
+    thin, masked = resize.compact(copy.deepcopy(model), coupling, keep), copy.deepcopy(model)
+    resize.zero(masked, coupling, keep)
+    for one in (thin, masked):
+        _training_mode(one) if training else one.eval()
+    stack = ModuleStack(masked)
+    norms = KeptNorms(
+        masked, coupling.groups, keep, Inputs(inputs, {}), stack, lambda f, args, kwargs: f(*args, **kwargs)
+    )
+    with torch.no_grad():
+        b = _outputs(thin(*inputs))
+        with Recorder(norms.see, norms, stack):
+            a = _outputs(masked(*inputs))
     return difference(a, b)
 
 

@@ -36,9 +36,9 @@ class Size:
 
     Attributes:
         module: as in ``model.named_modules()``, without marks of torch.compile.
-        attribute: its name; where the attribute is a tuple, `position` says which element.
+        attribute: its name; where the attribute is a tuple or list, `position` says which element.
         channel: int64, as in `Slice`, one number for each thing that the attribute counts.
-        position: index into the tuple, or None for a plain integer.
+        position: index into it, or None for a plain integer.
     """
 
     module: str

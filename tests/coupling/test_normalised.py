@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import regrow
-from masked_and_thin import random_keep
+from masked_and_thin import deviation, normed_deviation, random_keep
 from regrow.budgets.pricing import Prices
 from regrow.coupling.couple import couple
 from regrow.errors import UserError
@@ -109,6 +109,33 @@ def test_the_thin_network_is_the_one_that_was_built_at_its_widths(norm: Callable
     built.qkv, built.project = nn.Linear(width, 3 * inner).double(), nn.Linear(inner, width).double()
     built.load_state_dict(thin.state_dict())
     assert torch.equal(built(X.double()), thin(X.double()))
+
+
+class Standardised(nn.Conv2d):
+    """A convolution whose weights have mean 0 and variance 1 over what each output takes, as in BiT."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = F.batch_norm(self.weight.reshape(1, self.out_channels, -1), None, None, training=True, eps=1e-8)
+        return F.conv2d(x, rows.reshape_as(self.weight), self.bias, self.stride, self.padding)
+
+
+def test_standardised_weights() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        Standardised(3, 8, 3), nn.GroupNorm(8, 8), nn.ReLU(), Standardised(8, 8, 3), nn.ReLU(), Standardised(8, 5, 1)
+    ).double()
+    images = torch.randn(2, 3, 8, 8, dtype=torch.double)
+    plain = couple(model, images)
+    assert plain.groups == ()
+    assert "normalised together" in plain.dense["0.weight"]
+    coupling = couple(model, images, normalised=True)
+    assert {group.id: (group.size, group.exact) for group in coupling.groups} == {"0": (8, False), "3": (8, False)}
+    keep = random_keep(coupling, 0.5)
+    for training in (False, True):
+        assert normed_deviation(model, coupling, keep, (images,), training) < 1e-12
+    thin = resize.compact(copy.deepcopy(model), coupling, keep)
+    assert (thin[3].in_channels, thin[3].out_channels) == (int(keep["0"].sum()), int(keep["3"].sum()))
+    assert deviation(model, coupling, keep, (images,)) > 1e-3  # zeros count in its means
 
 
 def test_a_norm_that_takes_a_number_from_the_width_keeps_its_channels() -> None:

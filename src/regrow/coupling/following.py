@@ -71,7 +71,7 @@ class Follower:
                 self._create(operation)
             return
         rule = rules.find(operation.func) or rules.unknown
-        call = rules.Call(**vars(operation), ledger=self.ledger, attributes=self._stack.integers())
+        call = self._call(operation)
         try:
             given = rule(call)
             fits = all(x.atoms.dim() == t.dim() for t, labels in zip(results, given, strict=False) for x in labels)
@@ -83,6 +83,10 @@ class Follower:
             t._regrow_labels = given[i] if i < len(given) else ()
             if operation.name in _NAMED and hasattr(operands[0], "_regrow_names"):
                 t._regrow_names = operands[0]._regrow_names
+
+    def _call(self, operation: Operation) -> rules.Call:
+        stack = self._stack
+        return rules.Call(**vars(operation), ledger=self.ledger, attributes=stack.integers(), lists=stack.lists)
 
     def _create(self, operation: Operation) -> None:
         """A new tensor has channels of its own where an integer attribute of the module, or of one inside it, says how
@@ -99,7 +103,7 @@ class Follower:
         ]
         if labels:
             out._regrow_labels = tuple(labels)  # type: ignore[attr-defined]
-            call = rules.Call(**vars(operation), ledger=self.ledger, attributes=self._stack.integers())
+            call = self._call(operation)
             for label in labels:
                 rules_shape.count(call, label.atoms, max(label.dims))
 

@@ -18,7 +18,8 @@ from regrow.coupling import rules
 from regrow.coupling.following import Atoms, Follower
 from regrow.groups import Group, stay
 from regrow.inputs import Inputs
-from regrow.tracing.ops import MEANS, name_of
+from regrow.surgery import resize
+from regrow.tracing.ops import MEANS, family_of, name_of
 from regrow.tracing.trace import ModuleStack
 
 Execute = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
@@ -69,6 +70,8 @@ class KeptNorms:
             return self._layer_norm(func, *args)
         if name == "native_group_norm" and args[6] == 1:
             return self._group_norm(func, *args)
+        if family_of(func) == "batch norms":
+            return self._batch_norm(func, args, kwargs)
         if name in MEANS and isinstance(args[0], Tensor) and len(args) > 1 and isinstance(args[1], (list, tuple)):
             x = args[0]
             for dim in args[1]:
@@ -76,6 +79,14 @@ class KeptNorms:
                 x = x if stays is None else x.index_select(dim, stays)
             return self._execute(func, (x, *args[1:]), kwargs)
         return self._execute(func, args, kwargs)
+
+    def _batch_norm(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        x = args[0]
+        index = tuple((d, stays) for d in range(x.dim()) if d != 1 and (stays := self._stays(x, d)) is not None)
+        if not index:
+            return self._execute(func, args, kwargs)
+        out, *moments = self._execute(func, (resize.gather(x, index), *args[1:]), kwargs)
+        return (resize.scatter(torch.zeros_like(x), out, index), *moments)
 
     def _stays(self, x: Tensor, dim: int) -> Tensor | None:
         """The indices along a dimension that are not removed; None where all stay, or labels vary along others too."""

@@ -195,14 +195,16 @@ class Resolved:
             for g, index in split(np.arange(first, first + length)):
                 slices[g].append(Slice(name, dim, index, first not in lasting))
         sizes: list[dict[tuple[str, str, int | None], Size]] = [{} for _ in members]
+        said: set[tuple[str, str, int | None]] = set()  # of these, operations have said what they count
         for module, attribute, position, counted in self._counted(model, ledger):
+            said.add((module, attribute, position))
             for g, index in split(counted):
                 sizes[g].setdefault((module, attribute, position), Size(module, attribute, index, position))
         guesses: list[set[Guess]] = [set() for _ in members]
         types = {name: type(module).__name__ for name, module in names.modules(model).items()}
         for axis in ledger.axes:
             guess = (types[axis.module], axis.attribute)
-            shrinking = self._shrinking(axis)
+            shrinking = None if (axis.module, axis.attribute, None) in said else self._shrinking(axis)
             for g, index in () if shrinking is None else split(shrinking):
                 if axis.known or guess in believed:
                     key = (axis.module, axis.attribute, None)
@@ -247,7 +249,7 @@ class Resolved:
         modules = names.modules(model)
         for module, attribute, position, counted in ledger.sizes:
             value = getattr(modules.get(module), attribute, None)
-            if position is not None and isinstance(value, tuple) and len(value) > position:
+            if position is not None and isinstance(value, (tuple, list)) and len(value) > position:
                 value = value[position]
             if type(value) is int and value == counted.numel():
                 yield module, attribute, position, counted

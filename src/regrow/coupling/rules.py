@@ -29,10 +29,12 @@ class Call(Operation):
     Attributes:
         ledger: where its demands go.
         attributes: the plain integers of the module that runs.
+        lists: its tuples and lists of them.
     """
 
     ledger: Ledger
     attributes: dict[str, int]
+    lists: Callable[[], dict[str, list[int]]]
 
     @property
     def x(self) -> Tensor:

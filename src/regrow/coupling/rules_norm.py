@@ -12,15 +12,22 @@ from regrow.coupling.rules import Call, elementwise, get, rule, tie
 
 @rule("batch norms")
 def batch_norm(call: Call) -> Sequence[Labels]:
-    """Each channel for itself, with affine parameters and running statistics."""
+    """Each channel for itself, with affine parameters and running statistics. Of a standardised weight, a channel is a
+    row, and what it takes vanishes together."""
     x = call.x
     reason = f"it is normalised together with others ({call.where})"
-    given = call.ledger.collapse_all(get(x), [d for d in range(x.dim()) if d != 1], reason, soft=True)
+    others = [d for d in range(x.dim()) if d != 1]
+    left = []
+    for label in get(x):
+        if label.dims <= set(others):  # as under a layer norm; without what is removed, there are zeros in its place
+            call.ledger.fix(label.atoms, reason, soft=True)
+            left.append(label)
+    given = call.ledger.collapse_all(tuple(y for y in get(x) if 1 in y.dims), others, reason, soft=True)
     channels = call.ledger.along(given, 1, reason)
     for owner in [t for t in call.args[1:5] if isinstance(t, Tensor)]:
         tie(call, channels, call.ledger.along(get(owner), 0, reason))
     call.size(None, "num_features", _once(channels, call.attributes.get("num_features", 0)))
-    return [tuple(Label(y.atoms) for y in given), (), ()]
+    return [(*left, *(Label(y.atoms) for y in given)), (), ()]
 
 
 def _once(channels: Tensor | None, width: int) -> Tensor | None:

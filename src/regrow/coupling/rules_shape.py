@@ -128,24 +128,45 @@ def _even(call: Call, label: Label, dim: int, lengths: list[int], wanted: Sequen
         parts = label.atoms.unflatten(dim, (len(lengths), lengths[0]))
         call.ledger.same(parts, parts.narrow(dim, 0, 1), call.where)
         count(call, label.atoms.narrow(dim, 0, lengths[0]), dim)
+        _listed(call, [Label(label.atoms.narrow(dim, i * lengths[0], lengths[0])) for i in range(len(lengths))], dim)
     return [Label(label.atoms.narrow(dim, start, length), label.zero) for start, length in wanted]
 
 
 def _uneven(
     call: Call, label: Label, dim: int, lengths: list[int] | None, wanted: Sequence[tuple[int, int]]
 ) -> list[Label] | None:
-    """Parts of which attributes say how long each is; None where they do not."""
-    if lengths is None or not set(lengths) <= set(call.attributes.values()):
+    """Parts of which attributes say how long each is; None where they do not. One part may be what is left of a width
+    that is counted; a part of another length keeps it."""
+    if lengths is None:
         return None
     parts = [Label(label.atoms.narrow(dim, start, length), label.zero) for start, length in wanted]
+    if _listed(call, parts, dim):
+        return parts
     first: dict[int, Tensor] = {}
+    fixed: list[Label] = []
     for part, length in zip(parts, lengths, strict=True):
         if length in first:
             call.ledger.same(first[length], part.atoms, call.where)
-        elif not count(call, part.atoms, dim):
-            return None
+        elif length not in call.attributes.values() or not count(call, part.atoms, dim):
+            fixed.append(part)
+            continue
         first.setdefault(length, part.atoms)
+    if not first:
+        return None
+    if len(fixed) > 1 or (fixed and not count(call, label.atoms, dim)):
+        call.ledger.fix_all(fixed, f"it is cut at a fixed place ({call.where})")
     return parts
+
+
+def _listed(call: Call, parts: Sequence[Label], dim: int) -> bool:
+    """Whether an attribute lists the lengths of these parts; notes that it counts them."""
+    lengths = [part.atoms.shape[dim] for part in parts]
+    found = [name for name, listed in call.lists().items() if listed == lengths]
+    for name in found:
+        for position, part in enumerate(parts):
+            along = part.atoms.movedim(dim, 0).flatten(1)[:, 0]
+            call.size(None, name, along, position)
+    return bool(found)
 
 
 @rule("picks")

@@ -76,7 +76,10 @@ class Refit:
                     assert isinstance(value, int)
                     skip.skip(owner, value)
                 elif name not in owner._buffers:
-                    setattr(owner, name, value)
+                    if isinstance(value, tuple) and isinstance(getattr(owner, name), list):
+                        setattr(owner, name, list(value))
+                    else:
+                        setattr(owner, name, value)
         setattr(modules[""], resize.NOTE, {module: dict(attributes) for module, attributes in self.note.items()})
 
 
@@ -223,7 +226,7 @@ def _present(owner: nn.Module, name: str) -> Number | None:
     value = inspect.getattr_static(owner, name, None)  # runs no property of the model
     if type(value) is int:
         return value
-    if isinstance(value, tuple) and value and all(type(n) is int for n in value):
+    if isinstance(value, (tuple, list)) and value and all(type(n) is int for n in value):
         return tuple(value)
     return None
 

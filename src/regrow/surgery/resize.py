@@ -214,7 +214,7 @@ def _plain(value: Any) -> int | tuple[int, ...]:
     """A number or numbers; of a tensor, its shape."""
     if isinstance(value, Tensor):
         value = tuple(value.shape)
-    return tuple(int(n) for n in value) if isinstance(value, tuple) else int(value)
+    return tuple(int(n) for n in value) if isinstance(value, (tuple, list)) else int(value)
 
 
 @torch.no_grad()
@@ -353,4 +353,5 @@ def _resize(model: nn.Module, coupling: Coupling, keep: Mapping[str, Tensor], re
         if position is None:
             setattr(owner, attribute, value - removed)
         else:
-            setattr(owner, attribute, (*value[:position], value[position] - removed, *value[position + 1 :]))
+            changed = (*value[:position], value[position] - removed, *value[position + 1 :])
+            setattr(owner, attribute, type(value)(changed))

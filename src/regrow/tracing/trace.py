@@ -137,6 +137,11 @@ class ModuleStack:
         module = self.modules.get(self.last)
         return {} if module is None else {k: v for k, v in vars(module).items() if type(v) is int}
 
+    def lists(self) -> dict[str, list[int]]:
+        """The tuples and lists of plain integers among the attributes of that module."""
+        held = {} if (module := self.modules.get(self.last)) is None else vars(module)
+        return {k: list(v) for k, v in held.items() if type(v) in (tuple, list) and all(type(n) is int for n in v)}
+
     def counts(self) -> set[int]:
         """The plain integers above 1 among its attributes and those of the modules directly in it."""
         module = self.modules.get(self.last)

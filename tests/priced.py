@@ -10,6 +10,7 @@ from regrow.coupling.couple import couple
 from regrow.latency.machine import Machine
 from regrow.latency.network import network_of
 from regrow.latency.table import Grid, LatencyTable
+from regrow.patterns.gates import gated
 from regrow.tracing.flops import count_flops
 
 IMAGE = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -68,6 +69,24 @@ class Blocks(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class PreActivation(nn.Module):
+    """Two residual blocks whose first norms and activations stand alone, the second with another norm at its end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.n1, self.a, self.b = nn.BatchNorm2d(4), nn.Conv2d(4, 5, 3, padding=1), nn.Conv2d(5, 4, 1)
+        self.n2, self.c, self.d = nn.BatchNorm2d(4), nn.Conv2d(4, 3, 1), nn.Conv2d(3, 4, 1)
+        self.pool, self.n3 = nn.MaxPool2d(1), nn.BatchNorm2d(4)
+        self.n4, self.head = nn.BatchNorm2d(4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.b(self.a(self.n1(x).relu()).relu())
+        x = x + self.n3(self.pool(self.d(self.c(nn.functional.silu(self.n2(x))))))
+        return self.head(self.n4(x).relu().mean((2, 3)))
+
+
 MODELS = {
     "residual": (Residual, IMAGE),
     "flatten": (Flatten, IMAGE),
@@ -79,6 +98,7 @@ MODELS = {
     "groups that go": (lambda: Chain(nn.Conv2d(8, 8, 3, padding=1, groups=4)), IMAGE),
     "depthwise": (lambda: Chain(nn.Conv2d(8, 8, 3, padding=1, groups=8)), IMAGE),
     "blocks": (Blocks, IMAGE),
+    "norms": (PreActivation, IMAGE),
     "transposed": (lambda: Chain(nn.ConvTranspose2d(8, 6, 3, padding=1), out=6), IMAGE),
 }
 
@@ -103,8 +123,9 @@ def priced(name, kinds=("latency", "flops", "params"), **options):
     torch.manual_seed(0)
     kind, inputs = MODELS[name]
     model = scramble(kind())
-    coupling = couple(model, inputs, blocks=name == "blocks")
+    coupling = couple(model, inputs, blocks=name in ("blocks", "norms"))
     table = made_up(model, inputs, **options)
     return model, coupling, inputs, table, Prices.of(
-        model, coupling, kinds=kinds, flops=count_flops(model, inputs), table=table
+        model, coupling, kinds=kinds, flops=count_flops(model, inputs), table=table,
+        gated=gated(model, inputs, coupling, table),
     )  # fmt: skip

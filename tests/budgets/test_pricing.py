@@ -81,6 +81,33 @@ def test_latency_is_that_of_the_compacted_model(name):
         assert prices.cost(counts)["latency"] == table.model(widths)
 
 
+def test_norms_that_stand_alone_go_with_their_block():
+    """What is priced without blocks is what the table says of the model without them, but for the first sum, which is
+    the tail of a layer that goes."""
+    model, coupling, inputs, table, prices = priced("norms")
+    assert len(coupling.blocks) == 2
+    first, second = (list(block.members) for block in coupling.blocks)
+    for gone in ([], first, second, first + second):
+        for counts in some_counts(prices, 3):
+            counts |= dict.fromkeys(gone, 0)
+            network = network_of(thin(model, coupling, counts), inputs)
+            *_, last = (unit for unit in network.units if unit.key.kind == "add")
+            units = tuple(unit for unit in network.units if unit.key.kind != "add" or unit is last)
+            left = table.known(Network(units, {}))
+            assert prices.cost(counts)["latency"] == pytest.approx(table.predict(left), rel=1e-14)
+
+
+def test_layers_sum_to_the_cost_without_blocks_too():
+    _, coupling, *_, prices = priced("norms")
+    levels = {g: sorted({0, 1, size} if g != "stem" else {1, size}) for g, size in prices.sizes.items()}
+    places = [(g, block.members) for block in coupling.blocks for g in block.members]
+    layers = prices.layers(prices.sizes, levels)
+    for at in itertools.product(*(range(len(steps)) for steps in levels.values())):
+        counts = {g: steps[i] for (g, steps), i in zip(levels.items(), at, strict=True)}
+        if all(len({counts[m] == 0 for m in members}) == 1 for _, members in places):
+            assert total(layers, at, "latency") == pytest.approx(prices.cost(counts)["latency"], rel=1e-12)
+
+
 def test_groups_that_are_not_named_are_whole():
     *_, prices = priced("residual")
     first, *rest = prices.sizes

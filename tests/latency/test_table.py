@@ -14,7 +14,7 @@ import attack_tables
 from fixed_latency import table_of
 from regrow.errors import UserError
 from regrow.latency.machine import Machine
-from regrow.latency.network import Key, Network, Unit, network_of
+from regrow.latency.network import Key, Network, Unit, follow_norms, network_of
 from regrow.latency.spread import Spread
 from regrow.latency.table import Grid, LatencyTable
 from regrow.schema import seal
@@ -322,6 +322,31 @@ def test_attention_has_the_heads_of_the_layer_before_it_and_a_norm_the_features_
         ("1.proj", "linear 7 bias +add", 12, 12, ()),
     ]
     assert network.unpriced == {}
+
+
+class Normed(nn.Module):
+    """A norm that stands alone, with an activation that only it feeds, and one in the tail of a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)
+        self.first, self.tail, self.plain = nn.BatchNorm2d(8), nn.BatchNorm2d(8), nn.BatchNorm2d(8, affine=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x)
+        y = self.tail(self.b(nn.functional.silu(self.first(x))))
+        return x * y + self.plain(x)
+
+
+def test_what_follows_norms_that_are_not_run():
+    model, x = Normed(), torch.randn(2, 3, 4, 4)
+    network = network_of(model, x)
+    assert [u.name for u in network.units] == ["a", "batch_norm:1", "silu:2", "b", "mul:5", "batch_norm:6", "add:7"]
+    norms = {"first": True, "tail": True, "plain": True}
+    assert follow_norms(model, x, norms, network) == {"batch_norm:1": "first", "silu:2": "first"}
+    assert follow_norms(model, x, {"first": False}, network) == {"batch_norm:1": "first"}
+    assert follow_norms(model, x, {}, network) == {}
+    assert follow_norms(model, x, norms, Network(network.units[1:], {})) == {}  # of another model
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 from torch import nn
@@ -45,6 +46,7 @@ class ChannelBudgets:
         coupling: its groups.
         flops: of the model.
         table: of latencies; None where there is no such budget.
+        gated: as for `Prices.of`.
 
     Raises:
         UserError: where they cannot be met.
@@ -57,10 +59,11 @@ class ChannelBudgets:
     """
 
     def __init__(
-        self, pattern: Asked, model: nn.Module, coupling: Coupling, flops: ModelFlops, table: LatencyTable | None
-    ) -> None:
+        self, pattern: Asked, model: nn.Module, coupling: Coupling, flops: ModelFlops, table: LatencyTable | None,
+        gated: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
         self.pattern, self.model, self.coupling, self.flops = pattern, model, coupling, flops
-        self.table = table
+        self.table, self._gated = table, gated
         blocks = {member for block in coupling.blocks for member in block.members}
         self.least = {g.id: 0 if g.id in blocks else pattern.floor_of(g) for g in coupling.groups}
         self.prices, self.amounts = self._priced()
@@ -68,7 +71,9 @@ class ChannelBudgets:
 
     def _priced(self) -> tuple[Prices, dict[str, float]]:
         asked = self.pattern.budgets
-        prices = Prices.of(self.model, self.coupling, kinds=tuple(asked), flops=self.flops, table=self.table)
+        prices = Prices.of(
+            self.model, self.coupling, kinds=tuple(asked), flops=self.flops, table=self.table, gated=self._gated
+        )
         return prices, {kind: amount(kind, value, prices.dense[kind]) for kind, value in asked.items()}
 
     def adopt(self, table: LatencyTable) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,7 @@ class Prices:
         kinds: Sequence[str],
         flops: ModelFlops | None = None,
         table: LatencyTable | None = None,
+        gated: Mapping[str, str] = MappingProxyType({}),
     ) -> Prices:
         """The prices of a model at full width.
 
@@ -67,6 +69,7 @@ class Prices:
                 products of attention follow the heads, and all else counts as constant.
             table: measured for this model; needed for "latency". Where a unit's weight is not a parameter as it is,
                 its output width counts as constant.
+            gated: name of a unit of the table → the block without which it is not run, beside its layers.
 
         Raises:
             UserError: something needed is missing, or is of another model.
@@ -85,7 +88,7 @@ class Prices:
             elif kind == "latency":
                 if table is None:
                     raise UserError("a latency budget needs a latency table: measure one with `regrow profile`")
-                prices[kind] = parts.times(table)
+                prices[kind] = parts.times(table, gated)
             else:
                 raise UserError(f"there is no cost {kind!r}{nearest(kind, KINDS)}")
         return cls({group.id: group.size for group in coupling.groups}, prices)
@@ -273,8 +276,8 @@ class _Parts:
         module = self.modules.get(name.rpartition(".")[0])
         return isinstance(module, nn.modules.conv._ConvTransposeNd) and name.endswith("weight")
 
-    def times(self, table: LatencyTable) -> Times:
-        """The units of the table, with their widths.
+    def times(self, table: LatencyTable, gated: Mapping[str, str]) -> Times:
+        """The units of the table, with their widths, and the blocks without which some are not run.
 
         Raises:
             UserError: the table is of another model.
@@ -292,7 +295,7 @@ class _Parts:
                 widths.append((None, _joined([layers[s][1] for s in unit.sources], unit.c_in / fed)))
             else:
                 widths.append((None, Extent(unit.c_out, {})))
-        return Times(table, widths, self.groups)
+        return Times(table, widths, self.groups, {unit: self.index[block] for unit, block in gated.items()})
 
     def _layer(self, unit: Unit) -> tuple[Extent, Extent]:
         """Input and output width of a convolution or linear layer."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -127,33 +128,45 @@ class Products:
 
 @dataclass(frozen=True)
 class Timed:
-    """A unit of the latency table: its grid, the seconds found so far, and its widths (one for both: no input)."""
+    """A unit of the latency table: its grid, the seconds found so far, its widths (one for both: no input), and the
+    group without which it is not run, if there is one."""
 
     grid: Grid
     seen: dict[Pair, float]
     source: Extent | None
     target: Extent
+    gate: int | None = None
 
     def groups(self) -> set[int]:
-        return {*self.target.parts, *(self.source.parts if self.source else ())}
+        gates = () if self.gate is None else (self.gate,)
+        return {*self.target.parts, *(self.source.parts if self.source else ()), *gates}
+
+    def is_run(self, counts: Counts) -> Any:
+        """Whether it is, at counts which may be arrays."""
+        return self.gate is None or counts[self.gate] > 0
 
 
 class Times:
     """The latency of a model: its units in their order, as `LatencyTable.model` adds them."""
 
-    def __init__(self, table: LatencyTable, widths: Sequence[tuple[Extent | None, Extent]], groups: int) -> None:
+    def __init__(
+        self, table: LatencyTable, widths: Sequence[tuple[Extent | None, Extent]], groups: int,
+        gates: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
         self.other, self.correction = table.other, table.correction
         seen: dict[int, dict[Pair, float]] = {}
         self.units = []
         for unit, (source, target) in zip(table.network.units, widths, strict=True):
             table.latency(unit.key, unit.c_in, unit.c_out)  # raises if the table has no such unit
             grid = table.grids[unit.key]
-            self.units.append(Timed(grid, seen.setdefault(id(grid), {}), source, target))
+            self.units.append(Timed(grid, seen.setdefault(id(grid), {}), source, target, gates.get(unit.name)))
         self.of = [[u for u in self.units if g in u.groups()] for g in range(groups)]
         self.met: dict[Pair, list[Timed]] = {}
         for timed in self.units:
             sources = timed.source.parts if timed.source else ()
-            for pair in {(min(a, b), max(a, b)) for a in sources for b in timed.target.parts if a != b}:
+            pairs = {(a, b) for a in sources for b in timed.target.parts}
+            pairs |= {(timed.gate, b) for b in timed.groups()} if timed.gate is not None else set()
+            for pair in {(min(a, b), max(a, b)) for a, b in pairs if a != b}:
                 self.met.setdefault(pair, []).append(timed)
 
     def cost(self, counts: Counts) -> float:
@@ -188,13 +201,15 @@ class Times:
             if group not in timed.target.parts:
                 continue
             source = None if timed.source is None else Extent(round(timed.source.at(counts)), {})
-            held = Timed(timed.grid, timed.seen, source, timed.target)
+            held = replace(timed, source=source)
             result += self._row(held, counts, group, levels)
             if len(timed.target.parts) > 1 or timed.target.const:  # of a shared width what the group adds to it
                 result -= self._row(held, counts, group, [0])
         return result
 
     def _seconds(self, timed: Timed, counts: Counts) -> float:
+        if not timed.is_run(counts):
+            return 0.0
         c_out = int(timed.target.at(counts) + 0.5)
         return self._look(timed, c_out if timed.source is None else int(timed.source.at(counts) + 0.5), c_out)
 
@@ -207,7 +222,7 @@ class Times:
         return np.array(row)
 
     def _table(self, timed: Timed, counts: Counts, shape: tuple[int, ...]) -> Floats:
-        c_out = np.broadcast_to(np.floor(timed.target.at(counts) + 0.5), shape)
+        c_out = np.broadcast_to(np.floor(timed.target.at(counts) + 0.5) * timed.is_run(counts), shape)
         c_in = c_out if timed.source is None else np.broadcast_to(np.floor(timed.source.at(counts) + 0.5), shape)
         pairs = zip(c_in.astype(np.int64).flat, c_out.astype(np.int64).flat, strict=True)
         return np.array([self._look(timed, int(a), int(b)) for a, b in pairs]).reshape(shape)

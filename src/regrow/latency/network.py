@@ -9,6 +9,7 @@ of the layers.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,6 +27,7 @@ POOLS = {"max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "mean"}
 LAYERS = {"conv", "linear"}
 ATTENTION = "attention"  # its channels are heads
 LAYER_NORM = "layer_norm"  # over features, which are last
+NORMS = {"batch_norm", LAYER_NORM}
 SINCE_3 = {ATTENTION, LAYER_NORM}  # kinds that tables of earlier versions count into what has no price
 _KINDS = {
     "convolutions": "conv", "matrix products": "linear", "batch norms": "batch_norm", "max pools": "max_pool2d",
@@ -128,13 +130,46 @@ def network_of(model: nn.Module, example: Any) -> Network:
     Raises:
         UserError: if the model does not run on the example.
     """
+    return units_of(_traced(model, example))
+
+
+def _traced(model: nn.Module, example: Any) -> ModelTrace:
     inputs = Inputs.of(example)
     try:
         with evaluating(model), torch.no_grad():
-            trace = record(model, inputs.first().map(torch.clone))
+            return record(model, inputs.first().map(torch.clone))
     except Exception as error:  # models assert, index and raise whatever they like
         raise UserError(f"the model does not run on inputs of {inputs.shapes}: {inputs.failure(error)}") from error
-    return units_of(trace)
+
+
+def follow_norms(model: nn.Module, example: Any, norms: Mapping[str, bool], network: Network) -> dict[str, str]:
+    """The units beside layers that are not run where norms are not: these norms, and what only they feed.
+
+    Args:
+        model: in full size.
+        example: as for `network_of`.
+        norms: name of a module → whether it gives no channels then; otherwise what it feeds is run all the same.
+        network: of the model, where the units are looked for.
+
+    Returns:
+        Name of a unit → that of the norm; nothing where the network is not that of the model as it runs here.
+    """
+    reader = _Reader(_traced(model, example))
+    if [unit.name for unit in _units(reader.ops)] != [unit.name for unit in network.units]:
+        return {}
+    found: dict[str, str] = {}
+    without: dict[int, str] = {}  # op that has no channels then → the norm
+    for index, op in enumerate(reader.ops):
+        makers = {without.get(-1 if maker is None else maker) for maker in op.inputs}
+        norm = op.norm if op.norm in norms else None
+        if norm is None and len(makers) == 1 and op.unit.key.kind not in LAYERS:
+            norm = next(iter(makers))
+        if norm is not None:
+            found[op.unit.name] = norm
+            if norms[norm]:
+                without[index] = norm
+    names = {unit.name for unit in network.units}
+    return {unit: norm for unit, norm in found.items() if unit in names}
 
 
 def units_of(trace: ModelTrace) -> Network:
@@ -148,6 +183,7 @@ class _Op:
     unit: Unit  # by itself
     inputs: list[int | None]  # which op made each input, None for the model's own
     in_place: bool
+    norm: str = ""  # of one with parameters, the name of its module
     consumers: list[int] = field(default_factory=list)
 
 
@@ -238,8 +274,15 @@ class _Reader:
             if maker is not None:
                 self.ops[maker].consumers.append(len(self.ops))
         self._carried[output.number] = made
-        self.ops.append(_Op(Unit(name, key, c_in, c_out, sources, own=own), makers, operation.name.endswith("_")))
+        unit = Unit(name, key, c_in, c_out, sources, own=own)
+        self.ops.append(_Op(unit, makers, operation.name.endswith("_"), self._norm(kind, operation)))
         return True
+
+    def _norm(self, kind: str, operation: Operation) -> str:
+        if kind not in NORMS:
+            return ""
+        places = ((value.storage, value.offset) for value in operation.operands)
+        return next((self._layers[place] for place in places if place in self._layers), "")
 
 
 def _moved(carried: _Carried, kind: str, args: Any, x: Value, output: Value) -> _Carried:

@@ -24,6 +24,7 @@ from regrow.latency.table import LatencyTable
 from regrow.patterns.block_losses import BlockLosses, shared_out
 from regrow.patterns.channel_options import ChannelOptions
 from regrow.patterns.channel_saliency import ChannelSaliency
+from regrow.patterns.gates import gated
 from regrow.saliency import Role
 from regrow.schedule import Span
 from regrow.state import Init
@@ -82,7 +83,8 @@ class ChannelUnits(Units):
         self.parameters = {name: p for name, p in names.parameters(model).items() if name in cut}
         self.flops = count_flops(model, example_inputs)
         table = _table_of(pattern, model, example_inputs) if "latency" in pattern.budgets else None
-        self.budgets = ChannelBudgets(pattern, model, self.coupling, self.flops, table)
+        units = {} if table is None else gated(model, example_inputs, self.coupling, table)
+        self.budgets = ChannelBudgets(pattern, model, self.coupling, self.flops, table, units)
         if table is not None and pattern.table is None:  # once nothing is refused any more
             print(_MEASURED, file=sys.stderr)
         self.doubts = (*self.budgets.idle(), *self._unused())

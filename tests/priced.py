@@ -118,12 +118,12 @@ def made_up(model, inputs, seed=0, wild=False):
     return LatencyTable(Machine.here("eager"), len(inputs), 1, network, grids, 1.1, 2e-3, 0.0)
 
 
-def priced(name, kinds=("latency", "flops", "params"), **options):
+def priced(name, kinds=("latency", "flops", "params"), heads="count", **options):
     """Model, coupling, inputs, table and prices."""
     torch.manual_seed(0)
     kind, inputs = MODELS[name]
     model = scramble(kind())
-    coupling = couple(model, inputs, blocks=name in ("blocks", "norms"))
+    coupling = couple(model, inputs, blocks=name in ("blocks", "norms"), heads=heads)
     table = made_up(model, inputs, **options)
     return model, coupling, inputs, table, Prices.of(
         model, coupling, kinds=kinds, flops=count_flops(model, inputs), table=table,

@@ -202,6 +202,10 @@ def test_inspect_channels(capsys):
     assert "kept" in text
     assert "of the flops" in text
     assert "features.0.0, features.0.1 stay dense: the user forbids it (" in " ".join(text.split())
+    assert main(["inspect", "digits-cnn", "--channels", "--heads", "width"]) == 0
+    assert "all heads keep their width" in capsys.readouterr().out
+    assert main(["inspect", "digits-cnn", "--heads", "width"]) == 2
+    assert "--heads is for channels: add --channels" in capsys.readouterr().err
 
 
 def test_the_default_methods_fit_the_pattern(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from torch import nn
 
 import attack_updates as attack
 from engine import attach, batches, loss_of, network
-from regrow.surgery import skip
+from regrow.surgery import scale, skip
 from regrow.undo import Scope, all_or_nothing
 
 
@@ -103,16 +103,19 @@ def test_layers_that_are_not_run_come_back() -> None:
     x = torch.randn(2, 1, 5, 5)
     expected = model(x).detach()
     skip.skip(model[1], skip.WIDE)
+    scale.hold(model, 8)
 
     def interrupted() -> None:
         with all_or_nothing(Scope(model, [], [])):
             skip.run_again(model[1])
             skip.skip(model[0], skip.WIDE)
+            scale.let_go(model)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert not skip.is_skipped(model[0])
+    assert model.regrow_scaled == 8
     assert torch.equal(model(x), model[0](x))
     skip.run_again(model[1])
     torch.testing.assert_close(model(x), expected)

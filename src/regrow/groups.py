@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -59,6 +60,8 @@ class Group:
         exact: whether removal computes the same as zeroing; False where channels are normalised together, and norms of
             the thin model see those that it has.
         multiple: what the number of channels has to be a multiple of, as a kernel demands it.
+        scaled: module → width of its heads, by whose root it goes on dividing products of attention, whatever is left
+            of the width.
     """
 
     id: str
@@ -67,10 +70,12 @@ class Group:
     sizes: tuple[Size, ...] = ()
     exact: bool = True
     multiple: int = 1
+    scaled: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def each(self) -> int:
-        """How many indices of the weight that makes them each channel has: the width of a head, mostly 1."""
+        """How many indices of the weight that makes them each channel has: the width of a head, the number of heads
+        where these lose width, mostly 1."""
         made = (part for part in self.slices if part.dim == 0 and part.name.endswith("weight"))
         maker = next(made, self.slices[0])
         return max(1, int((maker.channel >= 0).sum()) // self.size)
@@ -117,7 +122,7 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class Attended:
-    """A product of activations, which has a part for each head.
+    """A product of activations, which has a part for each head, or for each index of their width.
 
     Attributes:
         flops: of all parts, for one forward pass of the example (2 for each multiply-add).
@@ -140,6 +145,7 @@ class Coupling:
         attended: the products of activations of which parts go with channels.
         blocks: branches that may go whole, each of which has a group.
         whole: name of a branch → why it cannot go whole.
+        heads: what of attention can go, "count" or "width".
     """
 
     groups: tuple[Group, ...]
@@ -149,6 +155,7 @@ class Coupling:
     attended: tuple[Attended, ...] = ()
     blocks: tuple[Block, ...] = ()
     whole: Mapping[str, str] = field(default_factory=dict)
+    heads: Literal["count", "width"] = "count"
 
     def __getitem__(self, group: str) -> Group:
         """The group of this id.

@@ -200,7 +200,8 @@ def _groups(
     if example is None:
         raise UserError("Channels follows a batch through the model; pass example_inputs=one batch to scan")
     coupling = couple(
-        model, example, forbid=pattern.exclude, outputs=pattern.outputs, time_limit=pattern.time_limit
+        model, example, forbid=pattern.exclude, outputs=pattern.outputs, heads=pattern.heads,
+        time_limit=pattern.time_limit,
     )  # fmt: skip
     if not coupling.groups:
         raise UserError("no channels of this model can be removed: regrow inspect --channels says why")

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from regrow.journal import Journal
 from regrow.shards import local
-from regrow.surgery import resize, skip
+from regrow.surgery import resize, scale, skip
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _snapshot(scope: Scope) -> Callable[[], None]:
     tensors = [(t, t.data, t.data.clone()) for t in held]
     gradients = [(p, p.grad, None if p.grad is None else p.grad.clone()) for p in scope.model.parameters()]
     numbers = [(m, {k: v for k, v in vars(m).items() if type(v) in (int, tuple)}) for m in scope.model.modules()]
-    skipped = [(m, vars(m).get(skip.SKIPPED)) for m in scope.model.modules()]
+    replaced = [(m, vars(m).get(skip.SKIPPED), vars(m).get(scale.SCALED)) for m in scope.model.modules()]
     note = copy.deepcopy(vars(scope.model).get(resize.NOTE))
     states = [(one, {p: _copy(state) for p, state in one.state.items()}) for one in scope.optimizers]
     parts = [(part, {name: _copy(value) for name, value in vars(part).items()}) for part in scope.parts]
@@ -116,8 +116,9 @@ def _snapshot(scope: Scope) -> Callable[[], None]:
             p.grad = gradient
             if gradient is not None and kept is not None:
                 gradient.copy_(kept)
-        for module, how in skipped:
+        for module, how, width in replaced:
             skip.put_back(module, how)
+            scale.put_back(module, width)
         for module, attributes in numbers:
             vars(module).update(attributes)
         vars(scope.model).pop(resize.NOTE, None)

@@ -69,6 +69,20 @@ def test_heads_take_their_attention_with_them():
         assert prices.cost({heads: count})["latency"] == table.model(linear)
 
 
+def test_attention_whose_heads_lose_width_counts_whole():
+    model, coupling, inputs, table, prices = priced("heads", heads="width")
+    (width,) = coupling.ids
+    assert (coupling[width].size, coupling[width].each) == (3, 12)
+    for count in (1, 2, 3):
+        compact = thin(model, coupling, {width: count})
+        linear = {"qkv": (10, 12 * count), "proj": (4 * count, 10)}
+        change = sum(table.latency(n, *linear[n]) - table.latency(n, *dense) for n, dense in DENSE_HEADS.items())
+        cost = prices.cost({width: count})
+        assert cost["latency"] == pytest.approx(table.model() + change, rel=1e-12)
+        assert cost["latency"] == pytest.approx(table.predict(network_of(compact, inputs)), rel=1e-12)
+        assert cost["flops"] == count_flops(compact, inputs).total
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_latency_is_that_of_the_compacted_model(name):
     model, coupling, inputs, table, prices = priced(name)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import regrow
 from masked_and_thin import random_keep
 from regrow.coupling.couple import couple
 from regrow.coupling.seen import difference
@@ -39,6 +40,11 @@ MODELS = {
          "decoder.block.0.layer.0.SelfAttention.q": 4, "decoder.block.0.layer.1.EncDecAttention.q": 4,
          "decoder.block.0.layer.2.DenseReluDense.wi": 64},
     ),
+    "vit": (
+        "ViTForImageClassification", "ViTConfig",
+        {**{k: v for k, v in SHAPE.items() if k != "vocab_size"}, "image_size": 16, "patch_size": 8},
+        {"vit.layers.0.attention.q_proj": 4, "vit.layers.0.mlp.fc1": 64},
+    ),
 }  # fmt: skip
 
 
@@ -47,6 +53,8 @@ def built(name: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     torch.manual_seed(0)
     kind, config, options, _ = MODELS[name]
     model = getattr(transformers, kind)(getattr(transformers, config)(**options))
+    if name == "vit":
+        return model.eval(), {"pixel_values": torch.randn(2, 3, 16, 16)}
     return model.eval(), {"input_ids": TOKENS} | ({"decoder_input_ids": TOKENS} if name == "t5" else {})
 
 
@@ -65,3 +73,28 @@ def test_heads_and_hidden_layers_can_go(name: str) -> None:
     resize.zero(masked, coupling, keep)
     resize.compact(thin, coupling, keep)
     assert difference([logits(masked, inputs)], [logits(thin, inputs)]) < 1e-10
+
+
+WIDTHS = {  # one attribute counts the width of queries and of values, so that they go together
+    "gpt2": {"transformer.h.0.attn.c_attn": 8},
+    "llama": {"model.layers.0.self_attn.q_proj": 4},  # in pairs, by its rotary embeddings
+    "bert": {"bert.encoder.layer.0.attention.self.query": 8},
+    "t5": {"encoder.block.0.layer.0.SelfAttention.q": 8, "decoder.block.0.layer.0.SelfAttention.q": 8,
+           "decoder.block.0.layer.1.EncDecAttention.q": 8},
+    "vit": {"vit.layers.0.attention.q_proj": 8},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+def test_heads_can_lose_width(name: str, tmp_path) -> None:
+    model, inputs = built(name)
+    coupling = couple(model, inputs, heads="width")
+    assert {g.id: g.size for g in coupling.groups if "tt" in g.id} == WIDTHS[name]
+    keep = random_keep(coupling, 0.5)
+    masked, thin = copy.deepcopy(model).double(), copy.deepcopy(model).double()
+    resize.zero(masked, coupling, keep)
+    resize.compact(thin, coupling, keep)
+    assert difference([logits(masked, inputs)], [logits(thin, inputs)]) < 1e-12
+    assert not torch.equal(logits(model.double(), inputs), logits(thin, inputs))
+    regrow.save(thin, tmp_path / "thin")
+    assert torch.equal(logits(regrow.load(model, tmp_path / "thin"), inputs), logits(thin, inputs))

@@ -24,7 +24,7 @@ from regrow.budgets.program import LayerCosts
 from regrow.budgets.terms import Counts, Extent, Floats, Ints, Pair, Price, Products, Times
 from regrow.errors import UserError, nearest
 from regrow.groups import Attended, Coupling
-from regrow.latency.network import LAYERS, Unit
+from regrow.latency.network import ATTENTION, LAYERS, Unit
 from regrow.latency.table import LatencyTable
 from regrow.tracing.flops import ModelFlops
 
@@ -97,7 +97,8 @@ class Prices:
         """What the whole model costs.
 
         FLOPs and parameters are those of the compacted model where every channel has an equal share of every slice;
-        latency equals `LatencyTable.model` at the thin widths.
+        latency equals `LatencyTable.model` at the thin widths, but for attention whose heads lose width, which counts
+        whole.
 
         Args:
             counts: group id → channels kept; groups that are not named are whole.
@@ -215,6 +216,7 @@ class _Parts:
     def __init__(self, model: nn.Module, coupling: Coupling) -> None:
         self.modules = names.modules(model)
         self.parameters = names.parameters(model)
+        self.narrow = coupling.heads == "width"
         self.groups = len(coupling.groups)
         self.widths: dict[tuple[str, int], Extent] = {}
         self.inputs: dict[str, Extent] = {}  # module → its in_channels
@@ -290,12 +292,21 @@ class _Parts:
             if unit.name in layers:
                 source, target = layers[unit.name]
                 widths.append((source, target) if unit.key.two_sided else (None, source))
-            elif all(s in layers for s in unit.sources) and unit.follows(fed := sum(dense[s] for s in unit.sources)):
+            elif (
+                self._follows(unit)
+                and all(s in layers for s in unit.sources)
+                and unit.follows(fed := sum(dense[s] for s in unit.sources))
+            ):
                 # as in `LatencyTable.model`: what the layers that feed it put out, or their heads
                 widths.append((None, _joined([layers[s][1] for s in unit.sources], unit.c_in / fed)))
             else:
                 widths.append((None, Extent(unit.c_out, {})))
         return Times(table, widths, self.groups, {unit: self.index[block] for unit, block in gated.items()})
+
+    def _follows(self, unit: Unit) -> bool:
+        """Whether a unit without channels of its own may follow others; where heads lose width, attention, which the
+        table has at numbers of heads, does not."""
+        return not (self.narrow and unit.key.kind == ATTENTION)
 
     def _layer(self, unit: Unit) -> tuple[Extent, Extent]:
         """Input and output width of a convolution or linear layer."""

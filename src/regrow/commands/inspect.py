@@ -6,7 +6,7 @@ import argparse
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from regrow.commands.subject import add_images, add_model, model_of, shape_in, taken
 from regrow.commands.words import Parser, command_parser, pair, share, whole, words_of
@@ -53,6 +53,9 @@ def add(group: argparse._SubParsersAction[Parser]) -> Parser:
                          help="with a budget: what numbers of channels are multiples of (default: 8)")  # fmt: skip
     command.add_argument("--branches", action="store_true", default=None,
                          help="with --channels: also the branches of residual sums that may go whole")  # fmt: skip
+    command.add_argument("--heads", choices=("count", "width"),
+                         help="with --channels: whether whole heads of attention can go, or their width "
+                              "(default: count)")  # fmt: skip
     command.add_argument("--exclude", metavar="A,B,...", default="", help="layers that stay dense; * and ? allowed")
     command.add_argument("--include", metavar="A,B,...", default="", help="sparsify only these layers; * and ? allowed")
     add_images(command)
@@ -62,7 +65,9 @@ def add(group: argparse._SubParsersAction[Parser]) -> Parser:
 def run(args: argparse.Namespace) -> int:
     shape = shape_in(args)
     budgets = {kind: getattr(args, kind) for kind in ("latency", "flops", "params")}
-    of_channels = {**budgets, "table": args.table, "round-to": args.round_to, "branches": args.branches}
+    of_channels = {
+        **budgets, "table": args.table, "round-to": args.round_to, "branches": args.branches, "heads": args.heads,
+    }  # fmt: skip
     of_weights = {
         "sparsity": args.sparsity, "distribution": args.distribution, "nm": args.nm, "blocks": args.blocks,
         "include": args.include or None,
@@ -78,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
             args.model, budgets={kind: value for kind, value in budgets.items() if value is not None},
             table=args.table, round_to=8 if args.round_to is None else args.round_to,
             exclude=words_of(args.exclude or ""), shape=shape, classes=args.classes, branches=bool(args.branches),
+            heads=args.heads or "count",
         )  # fmt: skip
         return 0
     show(args.model, _pattern(args), shape=shape, classes=args.classes)
@@ -150,6 +156,7 @@ def show_channels(
     shape: Sequence[int] | None = None,
     classes: int | None = None,
     branches: bool = False,
+    heads: Literal["count", "width"] = "count",
 ) -> None:
     """Print the groups of channels that go together, where they occur, and what stays dense and why.
 
@@ -162,6 +169,7 @@ def show_channels(
         exclude: layers whose output channels stay
         shape, classes: as in `show`
         branches: whether to show the branches of residual sums that may go whole, too
+        heads: what of attention may go: whole heads, or their width
 
     Raises:
         UserError: if the model cannot be built or followed, or the budgets cannot be met.
@@ -180,19 +188,19 @@ def show_channels(
         from regrow.budgets.allocation import uniform
         from regrow.patterns import Channels
 
-        pattern = Channels(**budgets, table=table, round_to=round_to, exclude=tuple(exclude), blocks=branches)  # type: ignore[arg-type]
+        options = {"table": table, "round_to": round_to, "exclude": tuple(exclude), "blocks": branches, "heads": heads}
+        pattern = Channels(**budgets, **options)  # type: ignore[arg-type]
         units = pattern.bind(model, example)
         coupling, prices = units.coupling, units.prices
         floor = {group.id: pattern.floor_of(group) for group in coupling.groups}
-        steps = dict.fromkeys(floor, round_to) | dict.fromkeys(units.blocks, 1)
-        kept = uniform(prices, floor, steps, units.budgets.amounts)
+        kept = uniform(prices, floor, units.steps, units.budgets.amounts)
         costs = prices.cost(kept)
         shares = {kind: cost / prices.dense[kind] for kind, cost in costs.items()}
         latency = _latency(units.table, costs.get("latency"))
         for sentence in units.doubts:
             warnings.warn(sentence, stacklevel=2)
     else:
-        coupling = couple(model, example, forbid=tuple(exclude), blocks=branches)
+        coupling = couple(model, example, forbid=tuple(exclude), blocks=branches, heads=heads)
     _print_channels(spec, shape, model, coupling, kept, shares, latency)
 
 
@@ -203,10 +211,14 @@ def _left(dense: Mapping[str, str], sizes: Mapping[str, int]) -> list[str]:
     lines = []
     for reason in summary.reasons(dense, sizes):
         layers = dict.fromkeys(name.rpartition(".")[0] or name for name in reason.names)
-        shown = ", ".join(list(layers)[:SHOWN]) + (f" and {len(layers) - SHOWN} more" if len(layers) > SHOWN else "")
         stay = "stays" if len(layers) == 1 else "stay"
-        lines.append(reason.line(f"{shown} {stay} dense", sum(sizes.values())))
+        lines.append(reason.line(f"{_shown(list(layers))} {stay} dense", sum(sizes.values())))
     return lines
+
+
+def _shown(names: Sequence[str]) -> str:
+    """The first of them, and how many more."""
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _latency(table: LatencyTable | None, seconds: float | None) -> str:
@@ -248,6 +260,11 @@ def _print_channels(
     blocks = {block.id for block in coupling.blocks}
     sizes = [group.size for group in coupling.groups if group.id not in blocks]
     say = [f"{sum(sizes):,} channels in {len(sizes)} groups; a parameter counts in every group that it has"]
+    if coupling.heads == "width":
+        narrow = list(dict.fromkeys(name for product in coupling.attended for name in product.channel))
+        say.append(
+            f"a channel of {_shown(narrow)} is one index of all heads" if narrow else "all heads keep their width"
+        )
     say += [f"{block.id} may go whole, with all channels of {', '.join(block.inner)}" for block in coupling.blocks]
     say += [f"{name} cannot go whole: {why}" for name, why in coupling.whole.items()]
     if kept:

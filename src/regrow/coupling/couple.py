@@ -10,10 +10,11 @@ Afterwards the groups are tried out: a copy with fewer channels must compute wha
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -43,6 +44,7 @@ def couple(
     normalised: bool = False,
     outputs: Callable[[Any], Any] | None = None,
     blocks: bool = False,
+    heads: Literal["count", "width"] = "count",
     time_limit: float = 60.0,
 ) -> Coupling:
     """Finds the groups of channels of a model. It works on a copy: the model, its mode, gradients, buffers and the
@@ -66,6 +68,8 @@ def couple(
         outputs: takes of what the model returns the part that counts; what else it returns may lose channels and is not
             compared. None: all of it counts, but for caches of transformers.
         blocks: whether to look for branches of residual sums that can go whole, too; each gets a group of its own.
+        heads: what of attention can go: ``"count"``, whole heads; ``"width"``, the width of all heads of a layer alike,
+            of queries and keys together, and of values with the layer that takes them.
         time_limit: seconds of processor time, so that a busy machine refuses no model.
 
     Raises:
@@ -76,9 +80,9 @@ def couple(
     forbid, force, add = tuple(forbid), tuple(force), tuple(add)
     inputs, deadline = replace(Inputs.of(example_inputs), outputs=outputs), start + time_limit
     _check_names(model, (*forbid, *force))
-    try:
-        demands = follow(model, inputs, deadline)
-        trial = Trial(model, inputs, deadline)
+    with _refused_after(time_limit):
+        demands = follow(model, inputs, deadline, heads == "width")
+        trial = Trial(model, inputs, deadline, demands.narrow)
         found = Search(model, demands, trial, forbid, force, normalised).run()
         _check_forced(found, force)
         groups = (*found.groups, *add)
@@ -86,13 +90,21 @@ def couple(
         if add and (failure := trial.failure(groups)) is not None:
             raise UserError(f"the added groups are not right: the model {failure.reason}")
         good, whole = _believed(trial, groups, *(blocks_of(model, inputs, groups, deadline, forbid) if blocks else ()))
+    every, those = (*groups, *(group for _, group in good)), tuple(block for block, _ in good)
+    took = time.process_time() - start
+    return Coupling(every, found.dense, trial.untrained, took, found.attended, those, whole, heads)
+
+
+@contextmanager
+def _refused_after(seconds: float) -> Iterator[None]:
+    """Says of a model that takes longer where it had come to."""
+    try:
+        yield
     except TimeLimit as limit:
         at = f" (it had come to {limit.args[0]!r})" if limit.args[0] else ""
         raise UserError(
-            f"tracing the model took more than {time_limit:g} s of processor time{at}; raise time_limit"
+            f"tracing the model took more than {seconds:g} s of processor time{at}; raise time_limit"
         ) from limit
-    every, those = (*groups, *(group for _, group in good)), tuple(block for block, _ in good)
-    return Coupling(every, found.dense, trial.untrained, time.process_time() - start, found.attended, those, whole)
 
 
 def _believed(
@@ -189,15 +201,29 @@ class Search:
             module = module.rpartition(".")[0]
 
     def _believes(self, found: Resolved, group: Group) -> bool:
-        """Whether the group holds once an attribute of the right value is taken to count its channels."""
+        """Whether the group holds once an attribute of the right value is taken to count its channels, or all of these;
+        where heads lose width, also one of them and one more, as that may tie what another group has."""
+        if self._believed - found.believed and self._holds(group, frozenset()):
+            return True
         guesses = sorted(found.guesses.get(group.id, ()), key=lambda guess: (guess[1] not in COUNTS, guess))
-        for guess in [{guess} for guess in guesses] + ([set(guesses)] if len(guesses) > 1 else []):
-            believed = self._believed | guess
-            again = [other for other in self._resolved(believed).groups if other.id == group.id]
-            if again and self._failure(again) is None:
-                self._believed = believed
+        for several in [{guess} for guess in guesses] + ([set(guesses)] if len(guesses) > 1 else []):
+            if self._holds(group, frozenset(several)):
                 return True
+        for guess in guesses if self._demands.narrow else ():
+            tied = self._resolved(self._believed | {guess})
+            for more in sorted({more for one in _again(tied.groups, group) for more in tied.guesses.get(one.id, ())}):
+                if self._holds(group, frozenset([guess, more])):
+                    return True
         return False
+
+    def _holds(self, group: Group, guesses: frozenset[Guess]) -> bool:
+        """Whether a group holds with these guesses beside what is believed; then they are, too."""
+        believed = self._believed | guesses
+        again = _again(self._resolved(believed).groups, group)
+        if not again or self._failure(again) is not None:
+            return False
+        self._believed = believed
+        return True
 
     def _reject(self, groups: tuple[Group, ...], guilty: Group, reason: str) -> None:
         """Keeps the group dense, and those that sit in the same places of modules of the same kind."""
@@ -217,6 +243,13 @@ class Search:
             return None
         inside = frozenset((".".join(part.name.split(".")[common:]), part.dim) for part in group.slices)
         return self._types[holder], inside
+
+
+def _again(groups: Sequence[Group], before: Group) -> Sequence[Group]:
+    """The group of this id, or those that have all of its places, as it has become a part of another."""
+    places = {(part.name, part.dim) for part in before.slices}
+    same = [group for group in groups if group.id == before.id]
+    return same or [group for group in groups if places <= {(part.name, part.dim) for part in group.slices}]
 
 
 def _check_names(model: nn.Module, patterns: tuple[str, ...]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from regrow import names
@@ -16,6 +18,7 @@ from regrow.coupling.labels import OUTPUT, UNUSED, Label, Ledger, axis
 from regrow.coupling.layers_of_torch import modules_of_torch
 from regrow.inputs import Inputs, first_line, output_tensors, two_examples
 from regrow.quiet import no_onednn, quiet
+from regrow.surgery.scale import takes_scale
 from regrow.tracing.ops import FORMULAS, family_of
 from regrow.tracing.replica import inputs_of_replica, replica_of
 from regrow.tracing.trace import ModuleStack, Operation, Recorder
@@ -55,11 +58,15 @@ class Atoms:
 
 class Follower:
     """Follows labels through the operations that a `regrow.tracing.trace.Recorder` tells it of, and notes in a ledger
-    what they ask."""
+    what they ask.
 
-    def __init__(self, stack: ModuleStack, atoms: Atoms) -> None:
+    Args:
+        narrow: whether heads lose width, rather than go whole.
+    """
+
+    def __init__(self, stack: ModuleStack, atoms: Atoms, narrow: bool = False) -> None:
         self.ledger = Ledger()
-        self._stack, self._atoms = stack, atoms
+        self._stack, self._atoms, self._narrow = stack, atoms, narrow
 
     def __call__(self, operation: Operation) -> None:
         operands, results = operation.operands, operation.results
@@ -85,8 +92,10 @@ class Follower:
                 t._regrow_names = operands[0]._regrow_names
 
     def _call(self, operation: Operation) -> rules.Call:
-        stack = self._stack
-        return rules.Call(**vars(operation), ledger=self.ledger, attributes=stack.integers(), lists=stack.lists)
+        stack, ledger = self._stack, self.ledger
+        return rules.Call(
+            **vars(operation), ledger=ledger, attributes=stack.integers(), lists=stack.lists, narrow=self._narrow
+        )
 
     def _create(self, operation: Operation) -> None:
         """A new tensor has channels of its own where an integer attribute of the module, or of one inside it, says how
@@ -106,6 +115,24 @@ class Follower:
             call = self._call(operation)
             for label in labels:
                 rules_shape.count(call, label.atoms, max(label.dims))
+
+
+class Unscaled(TorchFunctionMode):
+    """Listens for attention that takes its scale from the width of its heads: notes which module computes it, and which
+    channels that width counts."""
+
+    def __init__(self, stack: ModuleStack, ledger: Ledger) -> None:
+        super().__init__()
+        self._stack, self._ledger = stack, ledger
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if takes_scale(func, kwargs):
+            query = args[0] if args else kwargs["query"]
+            last = query.dim() - 1
+            atoms = [x.atoms.reshape(-1) for x in rules.get(query) if last in x.dims]
+            self._ledger.scaled.extend((self._stack.look(), query.shape[-1], found) for found in atoms)
+        return func(*args, **kwargs)
 
 
 def _hollow(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -129,16 +156,21 @@ class Demands:
         ledger: the demands.
         atoms: the numbering.
         unused: the parameters that were never used, with the reason.
+        narrow: whether heads lose width, rather than go whole.
     """
 
     ledger: Ledger
     atoms: Atoms
     unused: dict[str, str]
+    narrow: bool = False
 
 
-def follow(model: nn.Module, inputs: Inputs, deadline: float) -> Demands:
+def follow(model: nn.Module, inputs: Inputs, deadline: float, narrow: bool = False) -> Demands:
     """Follows the channels of one call of the model in eval mode, and where it runs there in training mode too: noise,
     auxiliary heads and features for a loss may only be there.
+
+    Args:
+        narrow: whether heads lose width, rather than go whole.
 
     Raises:
         UserError: the model does not run.
@@ -154,13 +186,13 @@ def follow(model: nn.Module, inputs: Inputs, deadline: float) -> Demands:
         tensor._regrow_names.append(name)  # type: ignore[attr-defined]
     ready = inputs_of_replica(inputs)
     try:
-        ledger = _asked(replica.eval(), stack, atoms, ready, deadline)
+        ledger = _asked(replica.eval(), stack, atoms, ready, deadline, narrow)
     except Exception as error:
         raise inputs.refusal(error) from error
     why = ""
     for form in (two_examples(ready, other=False), ready):  # a batch norm needs more than one example
         try:
-            trained = _asked(replica.train(), stack, atoms, form, deadline)
+            trained = _asked(replica.train(), stack, atoms, form, deadline, narrow)
             trained.attended.clear()  # what one forward pass costs has been seen
             ledger.extend(trained)
         except Exception as error:
@@ -169,16 +201,19 @@ def follow(model: nn.Module, inputs: Inputs, deadline: float) -> Demands:
             why = ""
             break
     unused = _unused(ledger, atoms, names.parameters(replica))
-    modules_of_torch(replica, ledger)
-    return Demands(ledger, atoms, dict.fromkeys(sorted(unused), UNUSED + why))
+    modules_of_torch(replica, ledger, narrow)
+    return Demands(ledger, atoms, dict.fromkeys(sorted(unused), UNUSED + why), narrow)
 
 
-def _asked(replica: nn.Module, stack: ModuleStack, atoms: Atoms, inputs: Inputs, deadline: float) -> Ledger:
+def _asked(
+    replica: nn.Module, stack: ModuleStack, atoms: Atoms, inputs: Inputs, deadline: float, narrow: bool
+) -> Ledger:
     """What one forward pass asks of its labels; those of the inputs are live and those of the outputs fixed."""
     for t in inputs.tensors:
         t._regrow_live = True  # type: ignore[attr-defined]
-    follower = Follower(stack, atoms)
-    with quiet(), no_onednn(), Recorder(follower, _hollow, stack, deadline):
+    follower = Follower(stack, atoms, narrow)
+    unscaled = Unscaled(stack, follower.ledger) if narrow else nullcontext()
+    with quiet(), no_onednn(), unscaled, Recorder(follower, _hollow, stack, deadline):
         out = inputs(replica)
     for t in output_tensors(out):
         follower.ledger.fix_all(rules.get(t), OUTPUT)

@@ -34,6 +34,7 @@ class KeptNorms:
         keep: group id → bool, True for the channels that stay.
         inputs: of the run; they are marked.
         execute: executes all other operations.
+        narrow: whether heads have lost width, rather than gone whole.
 
     Attributes:
         see: to be told of every operation of the run, after it.
@@ -47,6 +48,7 @@ class KeptNorms:
         inputs: Inputs,
         stack: ModuleStack,
         execute: Execute,
+        narrow: bool = False,
     ) -> None:
         atoms = Atoms()
         tensors = names.tensors(model)
@@ -61,7 +63,7 @@ class KeptNorms:
                 first, length = begins[part.name, part.dim]
                 self._removed[first : first + length] |= ~stay(part.channel, keep[group.id])
         self._execute = execute
-        self.see = Follower(stack, atoms)
+        self.see = Follower(stack, atoms, narrow)
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Executes an operation; norms and means without removed channels."""

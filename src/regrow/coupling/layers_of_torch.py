@@ -13,13 +13,14 @@ from regrow.coupling.labels import Ledger
 from regrow.coupling.rules import get
 
 
-def modules_of_torch(replica: nn.Module, ledger: Ledger) -> None:
+def modules_of_torch(replica: nn.Module, ledger: Ledger, narrow: bool = False) -> None:
     """Adds the demands of recurrent layers and of `nn.MultiheadAttention`, and the attributes of others that count the
     channels of their own weights, also where these are used without the layer (``torch.einsum`` with its weight).
 
     Args:
         replica: of which the parameters have labels.
         ledger: of the operations that it executed.
+        narrow: whether heads lose width, rather than go whole.
     """
     for name, module in names.modules(replica).items():
         if isinstance(module, nn.RNNBase):
@@ -32,7 +33,7 @@ def modules_of_torch(replica: nn.Module, ledger: Ledger) -> None:
             if taken is not None:
                 ledger.sizes.append((name, "input_size", None, taken))
         elif isinstance(module, nn.MultiheadAttention):
-            _attention(name, module, ledger)
+            _attention(name, module, ledger, narrow)
         else:
             _plain(name, module, ledger)
 
@@ -83,14 +84,18 @@ def _recurrent(name: str, module: nn.RNNBase, ledger: Ledger) -> None:
         ledger.sizes.append((name, "input_size", None, taken))
 
 
-def _attention(name: str, module: nn.MultiheadAttention, ledger: Ledger) -> None:
-    """What it takes is as wide as all of its heads together, so whole heads go, with the channels at their places."""
+def _attention(name: str, module: nn.MultiheadAttention, ledger: Ledger, narrow: bool) -> None:
+    """What it takes is as wide as all of its heads together, so whole heads go, with the channels at their places. It
+    divides by the root of a head's width, so that this stays."""
     embed, heads = module.embed_dim, module.num_heads
     found = [a for a in _widths(module) if a is not None and a.numel() == embed]
     if not found:
         return
     for other in found[1:]:
         ledger.same(found[0], other, "it is as wide as all heads together")
+    if narrow:
+        ledger.fix(found[0], f"MultiheadAttention takes the width of its heads from that of its input ({name})")
+        return
     grid = found[0].reshape(heads, -1)
     ledger.same(grid, grid[:, :1], "it is cut into heads")
     ledger.sizes.append((name, "num_heads", None, grid[:, 0]))

@@ -14,6 +14,7 @@ from regrow import names
 from regrow.coupling.following import Demands
 from regrow.coupling.labels import FORBIDDEN, Axis, Ledger
 from regrow.groups import Attended, Group, Size, Slice
+from regrow.surgery.scale import can_hold
 
 Ints = npt.NDArray[np.int64]
 Guess = tuple[str, str]  # (class of a module, attribute)
@@ -32,8 +33,8 @@ def components(count: int, a: Ints, b: Ints) -> Ints:
 class Classes:
     """Which atoms vanish together."""
 
-    def __init__(self, ledger: Ledger, count: int) -> None:
-        self._pairs = [pair.numpy() for pair in ledger.pairs]
+    def __init__(self, ledger: Ledger, count: int, ties: Iterable[Tensor] = ()) -> None:
+        self._pairs = [pair.numpy() for pair in (*ledger.pairs, *ties)]
         self._count = count
         self.of = self._connect()
         self._grids = [grid for grid in ledger.grids if bool((grid > 0).all())]
@@ -87,6 +88,7 @@ class Resolved:
         groups: what goes together.
         dense: parameter → reason, for those whose outputs are in no group.
         guesses: group id → what could be believed of it.
+        believed: as given.
         attended: products of activations of which parts go with channels.
     """
 
@@ -100,9 +102,11 @@ class Resolved:
         believed: frozenset[Guess] = frozenset(),
         normalised: bool = False,
     ) -> None:
-        ledger = demands.ledger
+        ledger, self.believed = demands.ledger, believed
         self.leaves = demands.atoms.leaves
         self.classes = Classes(ledger, demands.atoms.count)
+        if demands.narrow and (ties := self._ties(model, ledger, believed)):
+            self.classes = Classes(ledger, demands.atoms.count, ties)
         of = self.classes.of
         self.reasons: dict[int, str] = {}
         self.insisted: set[int] = set(of.tolist()) if normalised else set()
@@ -123,6 +127,18 @@ class Resolved:
         self.guesses: dict[str, set[Guess]] = {}
         self.groups = self._groups(model, ledger, members, believed)
         self.dense = self._dense(model, demands.unused)
+
+    def _ties(self, model: nn.Module, ledger: Ledger, believed: frozenset[Guess]) -> list[Tensor]:
+        """What an attribute that is believed counts in several places (the width of queries and of values) is one
+        width: [2, n]."""
+        modules, first, ties = names.modules(model), dict[tuple[str, str], Tensor](), list[Tensor]()
+        for axis in ledger.axes:
+            guess = (type(modules[axis.module]).__name__, axis.attribute)
+            counted = self._shrinking(axis) if guess in believed else None
+            if counted is not None:
+                same = first.setdefault((axis.module, axis.attribute), counted)
+                ties += [] if same is counted else [torch.stack((same, counted))]
+        return ties
 
     def _fix(
         self,
@@ -211,11 +227,16 @@ class Resolved:
                     sizes[g].setdefault(key, Size(axis.module, axis.attribute, index))
                 else:
                     guesses[g].add(guess)
+        scaled: list[dict[str, int]] = [{} for _ in members]
+        modules = names.modules(model)
+        for module, width, atoms in ledger.scaled:
+            for g, _ in split(atoms) if can_hold(modules[module]) else ():
+                scaled[g].setdefault(module, width)
         multiples = [1] * len(members)
         for atoms, multiple in ledger.multiples:
             for g, _ in split(atoms):
                 multiples[g] = max(multiples[g], multiple)
-        found = self._named(members, slices, [tuple(of_group.values()) for of_group in sizes], multiples)
+        found = self._named(members, slices, [tuple(of_group.values()) for of_group in sizes], multiples, scaled)
         self.attended = tuple(
             Attended(flops, {found[g].id: index for g, index in parts})
             for flops, atoms in ledger.attended
@@ -230,10 +251,11 @@ class Resolved:
         slices: list[list[Slice]],
         sizes: list[tuple[Size, ...]],
         multiples: list[int],
+        scaled: list[dict[str, int]],
     ) -> tuple[Group, ...]:
         taken: dict[str, int] = {}
         result = []
-        for group, parts, counts, multiple in zip(members, slices, sizes, multiples, strict=True):
+        for group, parts, counts, multiple, kept in zip(members, slices, sizes, multiples, scaled, strict=True):
             weights = [s for s in parts if s.name.endswith("weight") and not self._takes(s.name, s.dim)]
             first = next((s.name for s in sorted(weights, key=lambda s: s.dim > 0)), parts[0].name)
             name = first.removesuffix(".weight")
@@ -241,7 +263,7 @@ class Resolved:
             if taken[name] > 1:
                 name = f"{name}#{taken[name]}"
             exact = not self.inexact & set(group)
-            result.append(Group(name, len(group), tuple(parts), counts, exact, multiple))
+            result.append(Group(name, len(group), tuple(parts), counts, exact, multiple, kept))
         return tuple(result)
 
     def _counted(self, model: nn.Module, ledger: Ledger) -> Iterable[tuple[str, str, int | None, Tensor]]:

@@ -30,11 +30,13 @@ class Call(Operation):
         ledger: where its demands go.
         attributes: the plain integers of the module that runs.
         lists: its tuples and lists of them.
+        narrow: whether heads lose width, all alike, rather than go whole.
     """
 
     ledger: Ledger
     attributes: dict[str, int]
     lists: Callable[[], dict[str, list[int]]]
+    narrow: bool = False
 
     @property
     def x(self) -> Tensor:
@@ -127,10 +129,10 @@ def is_live(tensor: Tensor) -> bool:
 
 def _apart(call: Call, operands: Sequence[Tensor], rank: int) -> list[Labels]:
     """The labels of operands, where a constant that all heads share (rotary embeddings, the scale of a norm of queries)
-    ties no heads to each other: inside of heads nothing vanishes then."""
+    ties no heads to each other: inside of heads nothing vanishes then, unless they lose width, all alike."""
     found = [get(t) for t in operands]
     for i, constant in enumerate(operands):
-        if is_live(constant):
+        if call.narrow or is_live(constant):
             continue
         for mine in found[i]:
             shared = frozenset(d + rank - constant.dim() for d in mine.dims)

@@ -50,6 +50,8 @@ def layer_norm(call: Call) -> Sequence[Labels]:
             call.ledger.fix(label.atoms, reason, soft=True)
             left.append(label)
             call.size(None, "normalized_shape", label.atoms.reshape(-1) if len(shape) == 1 else None, 0)
+        elif call.narrow and label.dims & set(dims):  # heads, of which none goes whole
+            call.ledger.fix(label.atoms, reason)
         else:
             left.extend(call.ledger.collapse_all((label,), dims, reason))
     for owner in call.args[2:4]:

@@ -35,6 +35,9 @@ def _product(call: Call, a: Tensor, b: Tensor) -> Labels:
     inner_b = next((x for x in right if kb in x.dims), None)
     left, right = without(left, [ka]), without(right, [kb])
     weight = b if _is_weight(b) else a if _is_weight(a) else None
+    if weight is None and call.narrow:
+        found = _narrowed(call, a, b, (inner_a, inner_b), (*left, *right))
+        return tuple(Label(x.atoms.squeeze(ka), x.zero) for x in found) if b.dim() == 1 else found
     rows = _inner(call, a, b, inner_a, inner_b)
     if weight is not None:
         _linear_sizes(call, weight, inner_a if weight is b else inner_b, right if weight is b else left)
@@ -107,12 +110,39 @@ def _batched(call: Call, left: Labels, right: Labels, rows: Labels, rank: int) -
 def _attend(call: Call, labels: Labels) -> None:
     """Notes what the products of all heads cost together."""
     whole = next((label for label in labels if min(label.dims) < call.out.dim() - 2), None)
-    if whole is None:
-        return
+    if whole is not None:
+        lengths = [n if d in whole.dims else 1 for d, n in enumerate(call.out.shape)]
+        _costs(call, whole.atoms.expand(lengths).reshape(-1))
+
+
+def _costs(call: Call, parts: Tensor) -> None:
+    """Notes what a product of activations costs, a share of it for each of these atoms."""
     args, out = tree_map_only(Tensor, lambda t: t.shape, (call.args, call.out))
-    lengths = [n if d in whole.dims else 1 for d, n in enumerate(call.out.shape)]
-    flops = FORMULAS[call.func._overloadpacket](*args, out_val=out)
-    call.ledger.attended.append((float(flops), whole.atoms.expand(lengths).reshape(-1)))
+    call.ledger.attended.append((float(FORMULAS[call.func._overloadpacket](*args, out_val=out)), parts))
+
+
+def _narrowed(call: Call, a: Tensor, b: Tensor, inner: tuple[Label | None, Label | None], outer: Labels) -> Labels:
+    """A product of activations where heads lose width: what it sums over vanishes index by index, on both sides and in
+    all heads alike, and so do the rows and columns of its result. What makes no zeros there would change the sums."""
+    reason = f"a product of activations sums over it ({call.where})"
+    sides = zip(inner, (a.dim() - 1, max(b.dim() - 2, 0)), strict=True)
+    given = [call.ledger.along((label,), dim, reason) for label, dim in sides if label is not None]
+    summed = [atoms for atoms in given if atoms is not None]
+    if len(summed) == 2 and any(label is not None and label.zero for label in inner):
+        call.ledger.same(summed[0], summed[1], reason)
+    else:
+        for atoms in summed:
+            call.ledger.fix(atoms, reason)
+    heads = f"heads lose width, and none goes whole ({call.where})"
+    free = tuple(
+        kept
+        for label in outer
+        if (kept := call.ledger.collapse(label, label.dims - {a.dim() - 2, a.dim() - 1}, heads)) is not None
+    )
+    parts = [*summed[:1], *(label.atoms.reshape(-1) for label in free)]
+    if len(parts) == 1:
+        _costs(call, parts[0])
+    return free
 
 
 def _factors(call: Call) -> tuple[Tensor, Tensor]:

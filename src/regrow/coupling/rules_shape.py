@@ -28,12 +28,15 @@ def view(call: Call) -> Sequence[Labels]:
 
 # attributes by which modules are known to cut their channels into heads or groups, or put them together again; others
 # of the right value are believed where that makes the thin model right
+HEADS = ["num_heads", "n_heads", "heads", "num_head", "nhead", "n_head", "num_attention_heads", "num_kv_heads"]
 COUNTS = [
-    "num_heads", "n_heads", "heads", "num_head", "nhead", "n_head", "num_attention_heads", "num_kv_heads",
+    *HEADS,
     "num_groups", "groups", "attn_dim", "all_head_size", "all_head_dim", "inner_dim", "dim_out", "out_dim", "dh",
     "val_dim", "val_attn_dim", "width", "hidden_dim", "embed_dim", "out_channels", "d_attn", "dim_inner",
     "total_key_dim", "key_attn_dim", "internal_dim", "group_size",
 ]  # fmt: skip
+# attributes of layers of torch and transformers, which are known to count their channels without that
+OF_LAYERS = ["in_features", "out_features", "nf", "nx", "in_channels", "out_channels", "num_features", "embedding_dim"]
 
 
 def _grid(call: Call, label: Label, dims: Sequence[int], shape: Sequence[int]) -> None:
@@ -51,11 +54,12 @@ def count(call: Call, atoms: Tensor, dim: int, known: bool = True) -> bool:
     there are any."""
     length, found = atoms.shape[dim], False
     for name, value in call.attributes.items():
-        if value < 2 or length % value:
-            continue
+        if value < 2 or length % value or (call.narrow and name in (*HEADS, *OF_LAYERS)):
+            continue  # no head goes where all lose width, and one guess more may tie what has nothing to do with them
         once = atoms.narrow(dim, 0, value)
         if value == length or bool((atoms.unflatten(dim, (-1, value)) == once.unsqueeze(dim)).all()):
-            call.ledger.axes.append(Axis(call.module, name, once, dim, known and name in COUNTS))
+            sure = known and name in COUNTS and not (call.narrow and name == "dh")  # it counts several widths
+            call.ledger.axes.append(Axis(call.module, name, once, dim, sure))
             found = True
     return found
 

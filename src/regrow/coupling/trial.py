@@ -69,13 +69,14 @@ class Trial:
         model: on any device, in any mode.
         inputs: that it runs on.
         deadline: of `time.process_time`, in seconds.
+        narrow: whether heads lose width, rather than go whole.
 
     Attributes:
         untrained: why training mode could not be tried; "" where it could.
     """
 
-    def __init__(self, model: nn.Module, inputs: Inputs, deadline: float) -> None:
-        self._deadline = deadline
+    def __init__(self, model: nn.Module, inputs: Inputs, deadline: float, narrow: bool = False) -> None:
+        self._deadline, self._narrow = deadline, narrow
         self._dice = Dice()
         self._single = True  # until a difference that it shows turns out to be rounding
         self._calls: dict[Mode, _Call] = {}
@@ -247,7 +248,7 @@ class Trial:
         execute: Callable[..., Any] = self._dice.execute
         if normed is not None:
             stack = ModuleStack(model)
-            see, execute = (norms := KeptNorms(model, *normed, inputs, stack, execute)).see, norms
+            see, execute = (norms := KeptNorms(model, *normed, inputs, stack, execute, self._narrow)).see, norms
         with modules_seen(model if call.inner else None) as inner, quiet(), self._dice.rolling():
             with Recorder(see, execute, stack, deadline=self._deadline):
                 out = inputs(model)

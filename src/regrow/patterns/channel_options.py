@@ -41,6 +41,10 @@ class ChannelOptions(Asked, Protocol):
         """Whether branches of residual sums may go whole, and by what they are worth."""
 
     @property
+    def heads(self) -> Literal["count", "width"]:
+        """What of attention may go."""
+
+    @property
     def outputs(self) -> Callable[[Any], Any] | None:
         """Takes of what the model returns the part that counts."""
 

@@ -67,7 +67,7 @@ class ChannelUnits(Units):
         self.resizes = pattern.thin
         self.coupling = couple(
             model, example_inputs, forbid=pattern.exclude, normalised=pattern.normalised, outputs=pattern.outputs,
-            blocks=bool(pattern.blocks), time_limit=pattern.time_limit,
+            blocks=bool(pattern.blocks), heads=pattern.heads, time_limit=pattern.time_limit,
         )  # fmt: skip
         if not self.coupling.groups:
             raise UserError(

@@ -49,6 +49,9 @@ class Channels(Pattern):
             arXiv:2504.02168). True: worth what the criterion says of its channels and its last layer; ``"loss"``: by
             how much the loss grows without it, measured on the sparsifier's `batches` (with criterion ``"taylor"``).
             Not with the distribution ``"uniform"``.
+        heads: what of attention may go: ``"count"``, whole heads; ``"width"``, the width of heads, which all heads of a
+            layer lose alike: of queries and keys together, and of values with the projection that takes them. Attention
+            is scaled as at full width.
         outputs: takes of what the model returns the part that counts (``lambda out: out.logits``): what else it returns
             may then lose channels, and is not compared. None: all of it counts, but for caches of transformers.
         time_limit: seconds of processor time that finding the channels may take.
@@ -72,6 +75,7 @@ class Channels(Pattern):
     thin: bool = True
     normalised: bool = False
     blocks: bool | Literal["loss"] = False
+    heads: Literal["count", "width"] = "count"
     outputs: Callable[[Any], Any] | None = None
     time_limit: float = 60.0
 

@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from regrow import names
 from regrow.errors import UserError
-from regrow.surgery import resize, skip
+from regrow.surgery import resize, scale, skip
 
 Number = int | tuple[int, ...]
 
@@ -75,6 +75,9 @@ class Refit:
                 if name == skip.SKIPPED:
                     assert isinstance(value, int)
                     skip.skip(owner, value)
+                elif name == scale.SCALED:
+                    assert isinstance(value, int)
+                    scale.hold(owner, value)
                 elif name not in owner._buffers:
                     if isinstance(value, tuple) and isinstance(getattr(owner, name), list):
                         setattr(owner, name, list(value))
@@ -107,6 +110,13 @@ def plan(model: nn.Module, note: resize.Note, source: object) -> Refit:
                     raise UserError(
                         f"{source} does not run the module {module[:200]!r}, which is no layer that can be skipped: "
                         "it was saved from another model"
+                    )
+                continue
+            if name == scale.SCALED:
+                if not isinstance(thin, int) or not scale.can_hold(owner):
+                    raise UserError(
+                        f"{source} gives the module {module[:200]!r} a scale of attention that it cannot have: it was "
+                        "saved from another model, or something has replaced the module's forward here"
                     )
                 continue
             dense = _present(owner, name)

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from regrow import names, optim_state
 from regrow.errors import UserError
 from regrow.groups import Coupling
-from regrow.surgery import skip
+from regrow.surgery import scale, skip
 
 Index = tuple[tuple[int, Tensor], ...]  # (dimension, int64 indices that stay), for each dimension that loses some
 Optimizers = Optimizer | Sequence[Optimizer] | None
@@ -144,6 +144,8 @@ def expand(model: nn.Module, remainder: Remainder, optimizer: Optimizers = None)
     for (module, attribute), value in remainder.attributes.items():
         if attribute == skip.SKIPPED:
             skip.run_again(modules[module])
+        elif attribute == scale.SCALED:
+            scale.put_back(modules[module], value)
         else:
             setattr(modules[module], attribute, value)
     remainder.gradients.clear()
@@ -346,6 +348,12 @@ def _resize(model: nn.Module, coupling: Coupling, keep: Mapping[str, Tensor], re
         for name in block.skips:
             skip.skip(modules[name], skip.how(modules[name], name, block))
             remainder.attributes[name, skip.SKIPPED] = None
+    for group in coupling.groups:
+        lost = group.id in keep and not bool(keep[group.id].all())
+        for name, width in group.scaled.items() if lost else ():
+            if not scale.is_held(modules[name]):
+                scale.hold(modules[name], width)
+                remainder.attributes[name, scale.SCALED] = None
     for (module, attribute, position), removed in coupling.widths(keep).items():
         owner = modules[module]
         value = getattr(owner, attribute)

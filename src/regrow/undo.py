@@ -96,7 +96,7 @@ def _snapshot(scope: Scope) -> Callable[[], None]:
     held = map(local, (*scope.model.parameters(), *scope.model.buffers()))
     tensors = [(t, t.data, t.data.clone()) for t in held]
     gradients = [(p, p.grad, None if p.grad is None else p.grad.clone()) for p in scope.model.parameters()]
-    numbers = [(m, {k: v for k, v in vars(m).items() if type(v) in (int, tuple)}) for m in scope.model.modules()]
+    numbers = [(m, {k: v for k, v in vars(m).items() if type(v) in (int, tuple, list)}) for m in scope.model.modules()]
     replaced = [(m, vars(m).get(skip.SKIPPED), vars(m).get(scale.SCALED)) for m in scope.model.modules()]
     note = copy.deepcopy(vars(scope.model).get(resize.NOTE))
     states = [(one, {p: _copy(state) for p, state in one.state.items()}) for one in scope.optimizers]

@@ -159,6 +159,11 @@ def _fold(y: Tensor) -> Tensor:
     return F.fold(patches, (2, 3), (2, 1), padding=(1, 0)).flatten(2).transpose(1, 2)
 
 
+def _restrided(y: Tensor) -> Tensor:
+    turned = torch.as_strided(y, y.mT.shape, y.mT.stride())
+    return turned.mT.clone().as_strided_(y.shape, y.stride())
+
+
 def _fourier(y: Tensor) -> Tensor:
     return torch.fft.irfft(torch.fft.rfft(y, dim=1), dim=1, n=y.shape[1]) + torch.fft.fft(y, dim=1).real
 
@@ -233,10 +238,11 @@ def test_hidden_units_of_cells(kind: str) -> None:
     [
         (Rotary, [2]), (Fused, [4, 24]), (lambda: Experts(False), [32, 16]),
         (lambda: Moved(_put), [16]), (lambda: Moved(_fold), [16]), (lambda: Moved(_fourier), [16]),
+        (lambda: Moved(_restrided), [16]),
         (lambda: _normed(nn.utils.parametrizations.weight_norm), [16, 12]),
         (lambda: _normed(nn.utils.weight_norm), [16, 12]),
     ],
-    ids=["rotary", "fused", "experts", "put", "fold", "fourier", "weight norm", "weight norm by hooks"],
+    ids=["rotary", "fused", "experts", "put", "fold", "fourier", "strides", "weight norm", "weight norm by hooks"],
 )  # fmt: skip
 def test_groups_hold(make: Callable[[], nn.Module], widths: list[int]) -> None:
     torch.manual_seed(0)

@@ -89,6 +89,35 @@ def test_the_innermost_module_is_known_and_exceptions_leave_it():
         model(x)
 
 
+def test_the_numbers_and_tensors_of_the_innermost_module():
+    class Shaped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.heads, self.shape, self.parts, self.mixed, self.flag = 4, (2, 6), [3, 5], (1, "a"), True
+
+        def forward(self, x, *, scale):
+            return x * scale
+
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.width, self.inner = 7, Shaped()
+
+        def forward(self, x):
+            return self.inner(x + 1, scale=x)
+
+    model = Around()
+    stack, seen, x = ModuleStack(model), [], torch.ones(2)
+
+    def see(operation: Operation) -> None:
+        seen.append((operation.name, stack.integers(), stack.lists(), [float(t[0]) for t in stack.given()]))
+
+    with torch.no_grad(), Recorder(see, stack=stack):
+        model(x)
+    lists = {"shape": [2, 6], "parts": [3, 5]}
+    assert seen == [("add", {"width": 7}, {}, [1.0]), ("mul", {"heads": 4}, lists, [2.0, 1.0])]
+
+
 def test_an_executor_stands_for_the_operations():
     def zeros(func, args, kwargs):
         return func(*args, **kwargs).zero_()

@@ -201,29 +201,59 @@ class Search:
             module = module.rpartition(".")[0]
 
     def _believes(self, found: Resolved, group: Group) -> bool:
-        """Whether the group holds once an attribute of the right value is taken to count its channels, or all of these;
-        where heads lose width, also one of them and one more, as that may tie what another group has."""
+        """Whether the group holds once an attribute of the right value is taken to count its channels, or all of these,
+        or the code to read their number off the width of a tensor, with the channels of which they then go."""
         if self._believed - found.believed and self._holds(group, frozenset()):
             return True
-        guesses = sorted(found.guesses.get(group.id, ()), key=lambda guess: (guess[1] not in COUNTS, guess))
-        for several in [{guess} for guess in guesses] + ([set(guesses)] if len(guesses) > 1 else []):
-            if self._holds(group, frozenset(several)):
-                return True
-        for guess in guesses if self._demands.narrow else ():
+        guesses = found.guesses.get(group.id, set())
+        counts = [guess for guess in guesses if isinstance(guess[1], str)]
+        counts.sort(key=lambda guess: (guess[1] not in COUNTS, guess))
+        tries = [{guess} for guess in counts] + ([set(counts)] if len(counts) > 1 else [])
+        for width in sorted(guesses - set(counts)):
+            tries += [{width}, *({width} | some for some in tries)]
+        if any(self._holds(group, frozenset(some)) for some in tries):
+            return True
+        if self._demands.narrow:
+            return self._holds_with_two(group, counts)
+        widths = guesses - set(counts)
+        return len(widths) > 0 and self._holds_with_all(group, widths | {one for one in counts if one[1] in COUNTS})
+
+    def _holds_with_two(self, group: Group, counts: Sequence[Guess]) -> bool:
+        """Whether it does with one of these and one more, as the first may tie what another group has."""
+        for guess in counts:
             tied = self._resolved(self._believed | {guess})
             for more in sorted({more for one in _again(tied.groups, group) for more in tied.guesses.get(one.id, ())}):
                 if self._holds(group, frozenset([guess, more])):
                     return True
         return False
 
+    def _holds_with_all(self, group: Group, guesses: set[Guess]) -> bool:
+        """Whether it does with all of these and the widths that other classes of modules read in what it becomes; those
+        that it does not need are left out again, so that no channels go together for no reason."""
+        while self._fails_with(group, guesses):
+            found = self._resolved(self._believed | guesses)
+            theirs = {more for one in _again(found.groups, group) for more in found.guesses.get(one.id, ())}
+            widths = {guess for guess in theirs if isinstance(guess[1], int)}
+            if widths <= guesses:
+                return False
+            guesses |= widths
+        for guess in sorted(guesses, key=repr):
+            if not self._fails_with(group, guesses - {guess}):
+                guesses.remove(guess)
+        self._believed |= guesses
+        return True
+
     def _holds(self, group: Group, guesses: frozenset[Guess]) -> bool:
         """Whether a group holds with these guesses beside what is believed; then they are, too."""
-        believed = self._believed | guesses
-        again = _again(self._resolved(believed).groups, group)
-        if not again or self._failure(again) is not None:
+        if self._fails_with(group, guesses):
             return False
-        self._believed = believed
+        self._believed |= guesses
         return True
+
+    def _fails_with(self, group: Group, guesses: Iterable[Guess]) -> bool:
+        """Whether what the group becomes with these guesses beside what is believed does not hold, or cannot go."""
+        again = _again(self._resolved(self._believed.union(guesses)).groups, group)
+        return not again or self._failure(again) is not None
 
     def _reject(self, groups: tuple[Group, ...], guilty: Group, reason: str) -> None:
         """Keeps the group dense, and those that sit in the same places of modules of the same kind."""

@@ -70,6 +70,8 @@ class Follower:
 
     def __call__(self, operation: Operation) -> None:
         operands, results = operation.operands, operation.results
+        for t in operands:
+            self.use(t)
         if any(rules.is_live(x) for x in operands):
             for t in results:
                 t._regrow_live = True
@@ -91,11 +93,15 @@ class Follower:
             if operation.name in _NAMED and hasattr(operands[0], "_regrow_names"):
                 t._regrow_names = operands[0]._regrow_names
 
+    def use(self, tensor: Tensor) -> None:
+        """What was to be asked once somebody uses the numbers of this tensor is asked."""
+        if (later := vars(tensor).pop("_regrow_later", None)) is not None:
+            self.ledger.extend(later)
+
     def _call(self, operation: Operation) -> rules.Call:
-        stack, ledger = self._stack, self.ledger
-        return rules.Call(
-            **vars(operation), ledger=ledger, attributes=stack.integers(), lists=stack.lists, narrow=self._narrow
-        )
+        stack = self._stack
+        module: dict[str, Any] = {"attributes": stack.integers(), "lists": stack.lists, "given": stack.given()}
+        return rules.Call(**vars(operation), **module, ledger=self.ledger, narrow=self._narrow)
 
     def _create(self, operation: Operation) -> None:
         """A new tensor has channels of its own where an integer attribute of the module, or of one inside it, says how
@@ -216,6 +222,7 @@ def _asked(
     with quiet(), no_onednn(), unscaled, Recorder(follower, _hollow, stack, deadline):
         out = inputs(replica)
     for t in output_tensors(out):
+        follower.use(t)
         follower.ledger.fix_all(rules.get(t), OUTPUT)
     return follower.ledger
 

@@ -47,6 +47,7 @@ class Axis:
 
     Attributes:
         module, attribute: their names.
+        position: which element, where the attribute is a tuple or list.
         grid: the atoms.
         dim: along which the grid has as many as the attribute says.
         known: whether it is one that is known to count channels; others are believed only where that makes the thin
@@ -55,9 +56,28 @@ class Axis:
 
     module: str
     attribute: str
+    position: int | None
     grid: Tensor
     dim: int
     known: bool
+
+
+@dataclass(frozen=True)
+class Tie:
+    """Channels of which there may be as many as there are of another tensor because the code reads its width: it is
+    believed only where that makes the thin model right.
+
+    Attributes:
+        module: its name.
+        position: among the tensors that it is called with, of the one whose width that is.
+        wide: the atoms along that width.
+        atoms: [any, as many], the others.
+    """
+
+    module: str
+    position: int
+    wide: Tensor
+    atoms: Tensor
 
 
 @dataclass
@@ -72,6 +92,7 @@ class Ledger:
         default_factory=list
     )  # (module, attribute, position, atoms)
     axes: list[Axis] = field(default_factory=list)
+    ties: list[Tie] = field(default_factory=list)
     multiples: list[tuple[Tensor, int]] = field(default_factory=list)  # so many of these must stay, or a multiple of it
     attended: list[tuple[float, Tensor]] = field(default_factory=list)  # FLOPs of a product, atoms of its parts
     lasting: list[Tensor] = field(default_factory=list)  # their values stay in the masked model

@@ -17,7 +17,7 @@ from regrow.groups import Attended, Group, Size, Slice
 from regrow.surgery.scale import can_hold
 
 Ints = npt.NDArray[np.int64]
-Guess = tuple[str, str]  # (class of a module, attribute)
+Guess = tuple[str, str | int]  # (class of a module, attribute that counts, or number of the tensor whose width does)
 
 
 def components(count: int, a: Ints, b: Ints) -> Ints:
@@ -81,10 +81,11 @@ class Resolved:
         forbid: names (or patterns) of parameters or modules whose outputs stay dense.
         force: names of parameters or modules whose outputs are used although removal changes the others.
         rejected: groups that turned out not to work, with the reason.
-        believed: (class of a module, attribute): attributes that count channels, although their names are unknown.
+        believed: attributes that count channels, although their names are unknown, and widths that code reads.
         normalised: whether all that is normalised together is used, as if all names were forced.
 
     Attributes:
+        believed: as given.
         groups: what goes together.
         dense: parameter → reason, for those whose outputs are in no group.
         guesses: group id → what could be believed of it.
@@ -102,10 +103,14 @@ class Resolved:
         believed: frozenset[Guess] = frozenset(),
         normalised: bool = False,
     ) -> None:
-        ledger, self.believed = demands.ledger, believed
+        self.believed, self._modules = believed, names.modules(model)
+        self._types = {name: type(module).__name__ for name, module in self._modules.items()}
+        ours = (name for name, module in self._modules.items() if type(module).__module__.startswith("torch.nn."))
+        self._of_torch = frozenset(ours)
+        ledger = demands.ledger
         self.leaves = demands.atoms.leaves
         self.classes = Classes(ledger, demands.atoms.count)
-        if demands.narrow and (ties := self._ties(model, ledger, believed)):
+        if ties := [*(self._ties(ledger) if demands.narrow else ()), *self._widths(ledger)]:
             self.classes = Classes(ledger, demands.atoms.count, ties)
         of = self.classes.of
         self.reasons: dict[int, str] = {}
@@ -128,13 +133,28 @@ class Resolved:
         self.groups = self._groups(model, ledger, members, believed)
         self.dense = self._dense(model, demands.unused)
 
-    def _ties(self, model: nn.Module, ledger: Ledger, believed: frozenset[Guess]) -> list[Tensor]:
+    def _widths(self, ledger: Ledger) -> list[Tensor]:
+        """What the code is believed to take for as wide as a tensor that it is given: [2, n]."""
+        own = Ledger()
+        for tie in ledger.ties:
+            if (self._types[tie.module], tie.position) in self.believed and tie.module not in self._of_torch:
+                own.same(tie.wide, tie.atoms, f"the code reads its width (in {tie.module or 'the model'})")
+        return own.pairs
+
+    def _read(self, ledger: Ledger) -> Iterable[tuple[Guess, Tensor]]:
+        """The widths that code may read, none of which is believed yet, with the channels that would go together."""
+        for tie in ledger.ties:
+            guess = (self._types[tie.module], tie.position)
+            if guess not in self.believed and tie.module not in self._of_torch:  # whose layers read none
+                yield guess, torch.cat([tie.wide, tie.atoms.reshape(-1)])
+
+    def _ties(self, ledger: Ledger) -> list[Tensor]:
         """What an attribute that is believed counts in several places (the width of queries and of values) is one
         width: [2, n]."""
-        modules, first, ties = names.modules(model), dict[tuple[str, str], Tensor](), list[Tensor]()
+        first, ties = dict[tuple[str, str], Tensor](), list[Tensor]()
         for axis in ledger.axes:
-            guess = (type(modules[axis.module]).__name__, axis.attribute)
-            counted = self._shrinking(axis) if guess in believed else None
+            guess = (self._types[axis.module], axis.attribute)
+            counted = self._shrinking(axis) if guess in self.believed else None
             if counted is not None:
                 same = first.setdefault((axis.module, axis.attribute), counted)
                 ties += [] if same is counted else [torch.stack((same, counted))]
@@ -217,20 +237,25 @@ class Resolved:
             for g, index in split(counted):
                 sizes[g].setdefault((module, attribute, position), Size(module, attribute, index, position))
         guesses: list[set[Guess]] = [set() for _ in members]
-        types = {name: type(module).__name__ for name, module in names.modules(model).items()}
+        possible: list[tuple[int, Guess, tuple[str, str, int | None]]] = []
         for axis in ledger.axes:
-            guess = (types[axis.module], axis.attribute)
-            shrinking = None if (axis.module, axis.attribute, None) in said else self._shrinking(axis)
+            guess: Guess = (self._types[axis.module], axis.attribute)
+            key = (axis.module, axis.attribute, axis.position)
+            shrinking = None if key in said else self._shrinking(axis)
             for g, index in () if shrinking is None else split(shrinking):
                 if axis.known or guess in believed:
-                    key = (axis.module, axis.attribute, None)
-                    sizes[g].setdefault(key, Size(axis.module, axis.attribute, index))
+                    sizes[g].setdefault(key, Size(axis.module, axis.attribute, index, axis.position))
                 else:
-                    guesses[g].add(guess)
+                    possible.append((g, guess, key))
+        for g, guess, key in possible:
+            if key not in sizes[g]:
+                guesses[g].add(guess)
+        for guess, atoms in self._read(ledger):
+            for g, _ in split(atoms):
+                guesses[g].add(guess)
         scaled: list[dict[str, int]] = [{} for _ in members]
-        modules = names.modules(model)
         for module, width, atoms in ledger.scaled:
-            for g, _ in split(atoms) if can_hold(modules[module]) else ():
+            for g, _ in split(atoms) if can_hold(self._modules[module]) else ():
                 scaled[g].setdefault(module, width)
         multiples = [1] * len(members)
         for atoms, multiple in ledger.multiples:

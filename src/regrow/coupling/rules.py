@@ -30,12 +30,14 @@ class Call(Operation):
         ledger: where its demands go.
         attributes: the plain integers of the module that runs.
         lists: its tuples and lists of them.
+        given: the tensors that it was called with.
         narrow: whether heads lose width, all alike, rather than go whole.
     """
 
     ledger: Ledger
     attributes: dict[str, int]
     lists: Callable[[], dict[str, list[int]]]
+    given: Sequence[Tensor]
     narrow: bool = False
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regrow.coupling.labels import TOKENS, Axis, Label, Labels, axis, combine, compress, reshape, tidy
+from regrow.coupling.labels import TOKENS, Axis, Label, Labels, Ledger, Tie, axis, combine, compress, reshape, tidy
 from regrow.coupling.rules import Call, disjoint, get, is_blank, rule, unknown
 
 
@@ -20,9 +20,31 @@ def view(call: Call) -> Sequence[Labels]:
         seen, mixed = reshape(label, call.x.shape, out.shape)
         for new in mixed:
             _grid(call, seen, new, out.shape)
-        for d in seen.dims - {d for new in mixed for d in new}:
+        alone = sorted(seen.dims - {d for new in mixed for d in new})
+        for d in alone:
             count(call, seen.atoms, d, known=False)
+        for dims in (*mixed, *([d] for d in alone)):
+            _as_wide(call, seen, dims)
         result.append(seen)
+    return [disjoint(call, tidy(result))]
+
+
+@rule("new strides")
+def restride(call: Call) -> Sequence[Labels]:
+    """The same memory with other strides: it runs on labels that lie there as the numbers do. In place, the strides
+    from before are gone, and are taken for those of plain memory."""
+    x, shape, strides = call.x, call.args[1], call.args[2]
+    begin = x.storage_offset()
+    offset = call.at(3, "storage_offset", None)
+    plain = call.name.endswith("_")
+    before = torch.empty(x.shape, device="meta").stride() if plain else x.stride()
+    length = 1 + sum((n - 1) * stride for n, stride in zip(x.shape, before, strict=True))
+    result = []
+    for label in get(x):
+        memory = torch.zeros(length, dtype=torch.int64)
+        memory.as_strided(x.shape, before).copy_(label.atoms.expand(x.shape))
+        moved = memory.as_strided(shape, strides, 0 if plain or offset is None else offset - begin)
+        result.append(Label(moved.clone(), label.zero))
     return [disjoint(call, tidy(result))]
 
 
@@ -48,18 +70,36 @@ def _grid(call: Call, label: Label, dims: Sequence[int], shape: Sequence[int]) -
         count(call, label.atoms, d)
 
 
+def _as_wide(call: Call, label: Label, dims: Sequence[int]) -> None:
+    """Notes where the code may have read a width off what its module is given, as it is the same, or a part of it."""
+    if call.narrow or not label.dims <= set(dims):
+        return
+    lengths = [n if d in dims else 1 for d, n in enumerate(call.out.shape)]
+    atoms = label.atoms.expand(lengths).reshape(-1)
+    if len(atoms.unique_consecutive()) > len(atoms.unique()):  # they come again for each window or image
+        return
+    for position, tensor in enumerate(call.given):
+        for wide in (x.atoms.reshape(-1) for x in get(tensor) if len(x.dims) == 1):
+            if len(atoms) % len(wide) == 0:
+                call.ledger.ties.append(Tie(call.module, position, wide, atoms.reshape(-1, len(wide))))
+
+
 def count(call: Call, atoms: Tensor, dim: int, known: bool = True) -> bool:
     """Notes the attributes that may count the atoms along a dimension, or those before they repeat (heads that are
     folded into the batch); without `known` they are believed only where that makes a thin model right. Returns whether
     there are any."""
     length, found = atoms.shape[dim], False
-    for name, value in call.attributes.items():
+    places: dict[tuple[str, int | None], int] = {(name, None): value for name, value in call.attributes.items()}
+    for name, listed in {} if call.narrow else call.lists().items():
+        places |= {(name, position): value for position, value in enumerate(listed)}
+    for (name, position), value in places.items():
         if value < 2 or length % value or (call.narrow and name in (*HEADS, *OF_LAYERS)):
             continue  # no head goes where all lose width, and one guess more may tie what has nothing to do with them
         once = atoms.narrow(dim, 0, value)
         if value == length or bool((atoms.unflatten(dim, (-1, value)) == once.unsqueeze(dim)).all()):
-            sure = known and name in COUNTS and not (call.narrow and name == "dh")  # it counts several widths
-            call.ledger.axes.append(Axis(call.module, name, once, dim, sure))
+            sure = known and position is None and name in COUNTS
+            sure = sure and not (call.narrow and name == "dh")  # it counts several widths
+            call.ledger.axes.append(Axis(call.module, name, position, once, dim, sure))
             found = True
     return found
 
@@ -175,10 +215,13 @@ def _listed(call: Call, parts: Sequence[Label], dim: int) -> bool:
 
 @rule("picks")
 def pick(call: Call) -> Sequence[Labels]:
-    """x[i]: nothing along this dimension can vanish on its own."""
+    """x[i]: nothing along this dimension can vanish on its own, if what is picked is used for more than its shape."""
     dim = call.at(1, "dim", 0) % call.x.dim()
     reason = f"it is picked by a fixed index ({call.where})"
-    left = call.ledger.collapse_all(get(call.x), [dim], reason)
+    later = Ledger()
+    left = later.collapse_all(get(call.x), [dim], reason)
+    for t in call.results:
+        t._regrow_later = later
     labels = tuple(Label(x.atoms.squeeze(dim), x.zero) for x in left)
     return [labels] * (len(call.out) if isinstance(call.out, (list, tuple)) else 1)
 

@@ -110,14 +110,14 @@ class ModuleStack:
     def __init__(self, model: nn.Module) -> None:
         self.modules = names.modules(model)
         self.last = ""
-        self._running: list[str] = []
+        self._running: list[tuple[str, list[Tensor]]] = []
         for name, module in self.modules.items():
             if not isinstance(module, torch.jit.ScriptModule):
-                module.register_forward_pre_hook(self._enter(name), prepend=True)
+                module.register_forward_pre_hook(self._enter(name), prepend=True, with_kwargs=True)
                 module.register_forward_hook(self._leave, always_call=True)
 
     def _enter(self, name: str) -> Callable[..., None]:
-        return lambda *_: self._running.append(name)
+        return lambda _, args, kwargs: self._running.append((name, _tensors((args, kwargs))))
 
     def _leave(self, *_: Any) -> None:
         self._running.pop()
@@ -129,11 +129,15 @@ class ModuleStack:
 
     def look(self) -> str:
         """The innermost module that runs, and from now on the last one that an operation was seen in."""
-        self.last = self._running[-1] if self._running else ""
+        self.last = self._running[-1][0] if self._running else ""
         return self.last
 
+    def given(self) -> list[Tensor]:
+        """The tensors that the module which runs was called with."""
+        return self._running[-1][1] if self._running else []
+
     def integers(self) -> dict[str, int]:
-        """The plain integers among the attributes of that module."""
+        """The plain integers among the attributes of the module that `look` has seen."""
         module = self.modules.get(self.last)
         return {} if module is None else {k: v for k, v in vars(module).items() if type(v) is int}
 

@@ -106,6 +106,9 @@ class Block:
         skips: the modules that are not run, as in ``model.named_modules()``.
         ending: the parameters of the last of them, whose gradients say what the branch as a whole is worth.
         within: the norms among them whose results only others of them read.
+        holder: the module that computes nothing but its input plus the branch, and is passed through without it; "" for
+            none.
+        activated: whether a ReLU of that sum is what it returns.
     """
 
     id: str
@@ -113,6 +116,8 @@ class Block:
     skips: tuple[str, ...]
     ending: tuple[str, ...]
     within: tuple[str, ...] = ()
+    holder: str = ""
+    activated: bool = False
 
     @property
     def members(self) -> tuple[str, ...]:

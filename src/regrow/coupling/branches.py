@@ -7,18 +7,20 @@ width, or leave a constant, are layers that can be skipped (`regrow.surgery.skip
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from regrow import names
 from regrow.coupling.resolve import matches
 from regrow.groups import Block, Group, Slice
 from regrow.inputs import Inputs
 from regrow.quiet import no_onednn, quiet
-from regrow.surgery.skip import can_skip, is_norm
+from regrow.surgery.skip import can_pass, can_skip, is_norm
 from regrow.tracing.replica import inputs_of_replica, replica_of
 from regrow.tracing.trace import ModelTrace, ModuleStack, Value, held, record
 
@@ -38,6 +40,8 @@ class Branch:
         tensors: parameters and buffers that only these read → the operations that do, rising.
         factors: those of them that only scale.
         fatal: whether one of them does not survive a tensor without entries.
+        alone: whether the holder computes nothing but the sum of its input and the branch.
+        activated: whether it returns a ReLU of that.
     """
 
     holder: str
@@ -45,6 +49,8 @@ class Branch:
     tensors: Mapping[str, Sequence[int]]
     factors: frozenset[str]
     fatal: bool
+    alone: bool = False
+    activated: bool = False
 
     @property
     def end(self) -> int:
@@ -70,8 +76,9 @@ def blocks_of(
     """
     replica = replica_of(model).eval()
     with quiet(), no_onednn():
+        plain = _plain_calls(replica)
         trace = record(replica, inputs_of_replica(inputs), ModuleStack(replica), deadline)
-    flow = _Flow(replica, trace)
+    flow = _Flow(replica, trace, plain)
     taken: set[str] = set()
     found: list[tuple[Branch, list[Group]]] = []
     for branch in sorted(flow.branches(), key=lambda b: (len(b.readers), b.end)):
@@ -100,10 +107,12 @@ class _Flow:
     Args:
         model: that was traced.
         trace: of it.
+        plain: names of modules that took one tensor, and gave one.
     """
 
-    def __init__(self, model: nn.Module, trace: ModelTrace) -> None:
-        self._operations = trace.operations
+    def __init__(self, model: nn.Module, trace: ModelTrace, plain: Mapping[str, bool]) -> None:
+        self._operations, self._plain = trace.operations, plain
+        self._outer = {value.storage for value in (*trace.inputs, *trace.constants)}
         maker: dict[int, int] = {}  # tensor → the operation that has written it last
         given = {value.number for value in trace.inputs}
         self._readers: list[set[int]] = [set() for _ in trace.operations]
@@ -139,7 +148,34 @@ class _Flow:
                     factors = {name for name in mine if all(map(self._scales, mine[name]))}
                     readers = {i: self._readers[i] for i in sorted(inside)}
                     fatal = any(self._operations[i].name in _FATAL for i in inside)
-                    yield Branch(self._operations[number].module, readers, mine, frozenset(factors), fatal)
+                    holder = self._operations[number].module
+                    alone, activated = self._alone(holder, number, inside)
+                    yield Branch(holder, readers, mine, frozenset(factors), fatal, alone, activated)
+
+    def _alone(self, holder: str, number: int, inside: set[int]) -> tuple[bool, bool]:
+        """Whether a module computes nothing but the sum of this number, of its input and a branch, and whether it gives
+        a ReLU of it. Where it gives the input itself, nothing else may read that later, as it could be written to."""
+        within = {i for i, one in enumerate(self._operations) if f"{one.module}.".startswith(f"{holder}.")}
+        within = {i for i in within if self._makers[i] or self._readers[i]}  # others make room that nothing uses
+        rest = sorted(within - inside)
+        operation = self._operations[number]
+        activated = [self._operations[i].name.rstrip("_") for i in rest] == ["add", "relu"]
+        makers = set[int]().union(*(self._makers[i] for i in (*inside, number))) - inside
+        if (
+            not self._plain.get(holder)
+            or operation.kwargs
+            or not inside <= within
+            or not (rest == [number] or activated)
+        ):
+            return False, False
+        if len(makers) != 1 or makers & ({-1} | within) or (activated and self._readers[number] != {rest[1]}):
+            return False, False
+        made = {value.number for i in inside for value in self._operations[i].results}
+        given = [value for value in operation.operands if value.number not in made]
+        later = any(reader > number for reader in self._readers[next(iter(makers))])
+        if len(given) != 1 or given[0].storage in self._outer or (later and not activated):
+            return False, False
+        return True, activated
 
     def needs(self, branch: Branch, gone: Sequence[Branch]) -> bool:
         """Whether some output would not depend on the model's inputs without a branch and those that may go, too."""
@@ -166,6 +202,26 @@ class _Flow:
             if number not in without and makers & fed:
                 fed.add(number)
         return fed
+
+
+def _plain_calls(model: nn.Module) -> dict[str, bool]:
+    """Has the calls of a copy noted: name of a module inside it → whether it was called once, took one tensor and gave
+    one."""
+    found: dict[str, bool] = {}
+
+    def watch(name: str) -> Callable[..., None]:
+        def note(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+            given = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+            inside = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+            plain = len(given) == len(inside) == 1 and isinstance(out, torch.Tensor) and out.shape == given[0].shape
+            found[name] = plain and name not in found
+
+        return note
+
+    for name, module in names.modules(model).items():
+        if name and not isinstance(module, torch.jit.ScriptModule):
+            module.register_forward_hook(watch(name), with_kwargs=True)
+    return found
 
 
 def _sides(args: Sequence[object]) -> list[Value]:
@@ -205,7 +261,10 @@ def _block(model: nn.Module, name: str, branch: Branch, inner: Sequence[Group]) 
         if key not in emptied or key in ending
     )
     within = _within(modules, branch, skips)
-    return Block(name, tuple(group.id for group in inner), tuple(skips), ending, within), Group(name, 1, slices)
+    holder = branch.holder if branch.alone and can_pass(modules[branch.holder]) else ""
+    activated = bool(holder) and branch.activated
+    block = Block(name, tuple(group.id for group in inner), tuple(skips), ending, within, holder, activated)
+    return block, Group(name, 1, slices)
 
 
 def _keys(module: nn.Module, name: str) -> list[str]:

@@ -106,7 +106,7 @@ def plan(model: nn.Module, note: resize.Note, source: object) -> Refit:
             )
         for name, thin in attributes.items():
             if name == skip.SKIPPED:
-                if thin not in skip.WAYS or not skip.can_skip(owner):
+                if not _skippable(owner, thin, module, note):
                     raise UserError(
                         f"{source} does not run the module {module[:200]!r}, which is no layer that can be skipped: "
                         "it was saved from another model"
@@ -136,6 +136,14 @@ def plan(model: nn.Module, note: resize.Note, source: object) -> Refit:
     if mine is not None and mine != note:
         raise UserError(f"the model is already thin, in another way than {source}: build it anew")
     return Refit(note, tuple(buffers))
+
+
+def _skippable(owner: nn.Module, how: Number, name: str, note: resize.Note) -> bool:
+    """Whether a module can be skipped so; passed through only where some of its layers are skipped."""
+    if how not in skip.HOLDERS:
+        return how in skip.WAYS and skip.can_skip(owner)
+    inside = (module for module, attributes in note.items() if skip.SKIPPED in attributes)
+    return skip.can_pass(owner) and any(module.startswith(f"{name}.") for module in inside)
 
 
 def check_shapes(model: nn.Module, refit: Refit, shapes: Mapping[str, list[int]], source: object) -> None:

@@ -348,6 +348,9 @@ def _resize(model: nn.Module, coupling: Coupling, keep: Mapping[str, Tensor], re
         for name in block.skips:
             skip.skip(modules[name], skip.how(modules[name], name, block))
             remainder.attributes[name, skip.SKIPPED] = None
+        if block.holder:
+            skip.skip(modules[block.holder], skip.ACTIVATED if block.activated else skip.THROUGH)
+            remainder.attributes[block.holder, skip.SKIPPED] = None
     for group in coupling.groups:
         lost = group.id in keep and not bool(keep[group.id].all())
         for name, width in group.scaled.items() if lost else ():

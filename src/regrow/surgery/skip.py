@@ -4,6 +4,9 @@ A skipped layer stays where it is, with its parameters, of which nothing is left
 ``forward`` stands a `Skipped`, which gives what the layer would give without any input channel: zeros of the shape that
 the layer's own numbers say. Between the layers of a branch there are no channels, so that whatever else is computed
 there costs nothing.
+
+Where a module does nothing but add the branch to its input, it is passed through in eval mode without gradients: a
+`PassedThrough` in the place of its ``forward`` returns the input, so that no zeros are written and added.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ SKIPPED = "regrow_skipped"  # the attribute of a module that is skipped, and its
 # Its values: the layer returns zeros of its width (a norm what it is given, as that is zero); or, a norm whose result
 # only layers read that are skipped, no channels, or zeros, where its class does not say along which dimension they lie.
 WIDE, EMPTY, ZEROS = WAYS = 1, 2, 3
+THROUGH, ACTIVATED = HOLDERS = 4, 5  # of a module around a branch: it returns its input, or the ReLU of that
 
 _NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _OTHERS = (_ConvNd, nn.Linear, nn.MultiheadAttention)
@@ -54,11 +58,11 @@ def skip(module: nn.Module, how: int) -> None:
     """Stops running a layer; once more changes nothing.
 
     Args:
-        how: one of `WAYS`, which only norms tell apart.
+        how: one of `WAYS`, which only norms tell apart, or of `HOLDERS`.
     """
     if not is_skipped(module):
         setattr(module, SKIPPED, how)
-        module.forward = Skipped(module)
+        module.forward = PassedThrough(module) if how in HOLDERS else Skipped(module)
 
 
 def run_again(module: nn.Module) -> None:
@@ -74,6 +78,11 @@ def put_back(module: nn.Module, before: int | None) -> None:
         run_again(module)
     else:
         skip(module, before)
+
+
+def can_pass(module: nn.Module) -> bool:
+    """Whether a module can be passed through: nobody else has replaced its ``forward``."""
+    return "forward" not in vars(module) or is_skipped(module)
 
 
 def is_skipped(module: nn.Module) -> bool:
@@ -120,6 +129,27 @@ class Skipped:
         parts = [p.sum() for p in self.module.parameters() if p.requires_grad and not p.numel()]
         parts += [t.narrow(0, 0, 0).sum() for t in given if isinstance(t, Tensor) and t.requires_grad]
         return sum(parts[1:], parts[0]).to(kind) if parts else None
+
+
+class PassedThrough:
+    """In the place of the ``forward`` of a module that adds a branch to its input, while there is none.
+
+    In training, and wherever gradients may be asked for, the module's own runs: what is left of parameters gets
+    gradients, and nothing that autograd keeps is changed in place.
+
+    Args:
+        module: of which all layers in the branch are skipped.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The input, which is the only tensor among the arguments."""
+        if self.module.training or (torch.is_grad_enabled() and not is_tracing()):
+            return type(self.module).forward(self.module, *args, **kwargs)
+        x = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        return x.relu() if getattr(self.module, SKIPPED) == ACTIVATED else x
 
 
 def _zeros(x: Tensor, shape: tuple[int, ...], nothing: Tensor | None) -> Tensor:

@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,21 @@ def test_what_comes_back_is_run_again() -> None:
     assert not any("forward" in vars(module) for module in model.modules())
     with torch.no_grad():
         assert torch.equal(model(X), expected)
+
+
+def test_a_module_whose_scale_is_held_is_run() -> None:
+    model = built(residual)
+    found = couple(model, X, blocks=True)
+    groups = tuple(replace(group, scaled={"a": 6} if group.id == "a.conv1" else {}) for group in found.groups)
+    coupling = replace(found, groups=groups)
+    keep = {g.id: torch.zeros(g.size, dtype=torch.bool) for g in coupling.groups if g.id != "stem.0"}
+    expected = masked(model)
+    remainder = resize.shrink(model, coupling, keep)
+    assert [skip.is_skipped(block) for block in (model.a, model.b)] == [False, True]
+    with torch.no_grad():
+        assert torch.equal(model(X), expected)
+    resize.expand(model, remainder)
+    assert not any("forward" in vars(module) for module in model.modules())
 
 
 def test_save_load_copies_and_exports(tmp_path: Path) -> None:

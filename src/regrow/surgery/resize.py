@@ -348,7 +348,9 @@ def _resize(model: nn.Module, coupling: Coupling, keep: Mapping[str, Tensor], re
         for name in block.skips:
             skip.skip(modules[name], skip.how(modules[name], name, block))
             remainder.attributes[name, skip.SKIPPED] = None
-        if block.holder:
+        if block.holder and not any(
+            block.holder in group.scaled for group in coupling.groups
+        ):  # one forward, one place
             skip.skip(modules[block.holder], skip.ACTIVATED if block.activated else skip.THROUGH)
             remainder.attributes[block.holder, skip.SKIPPED] = None
     for group in coupling.groups:

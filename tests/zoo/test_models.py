@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from masked_and_thin import deviation, random_keep
+from regrow.coupling.couple import couple
 from regrow.errors import UserError
 from regrow.importing import call_accepting, import_callable
 from regrow.zoo.models import build, default_shape, example_input
@@ -56,6 +58,29 @@ def test_wide_resnet_initialisation():
     assert any(isinstance(m, nn.Dropout) for m in model.modules())
     assert not any(isinstance(m, nn.Dropout) for m in build("wrn10-2", 7).modules())
     assert model(torch.randn(2, 1, 16, 16)).shape == (2, 7)
+
+
+def test_vision_transformers():
+    model = build("vit2-32", 7, in_channels=1, seed=0, size=8, patch=2, heads=4)
+    parts = {"stem": 32 * 4 + 32, "position": 16 * 32, "layers": 2 * (4 * 32 * 33 + 8 * 32 * 32 + 160 + 128)}
+    assert weights(model) == sum(parts.values()) + 64 + 33 * 7
+    assert model(torch.randn(2, 1, 8, 8)).shape == (2, 7)
+    with pytest.raises(UserError, match="images of 4×4 pixels, but the model has size=8"):
+        model(torch.randn(2, 1, 4, 4))
+    assert build("vit12-192", 10).layers[0].heads == 6
+    assert build("vit1-16", 10).layers[0].heads == 1
+
+
+@pytest.mark.parametrize("heads", ["count", "width"])
+def test_all_widths_of_a_vision_transformer_can_go(heads):
+    model = build("vit2-32", 7, seed=0, size=8, patch=2, heads=4).double()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    coupling = couple(model, x, normalised=True, heads=heads)
+    of_layers = {"query": 4, "up": 128} if heads == "count" else {"query": 8, "value": 8, "up": 128}
+    expected = {"stem": 32} | {f"layers.{i}.{name}": size for i in range(2) for name, size in of_layers.items()}
+    assert {group.id: group.size for group in coupling.groups} == expected
+    exact = couple(model, x, heads=heads)
+    assert deviation(model, exact, random_keep(exact, 0.5), (x,)) < 1e-12
 
 
 def test_digits_cnn():
@@ -117,6 +142,10 @@ def test_callables(my_models):
         ("wrn23-2", {}, r"depth of a WideResNet is 6n \+ 4"),
         ("wrn4-2", {}, r"depth of a WideResNet is 6n \+ 4"),
         ("wrn22-0", {}, "width at least 1"),
+        ("vit0-96", {}, "the width must be a multiple of heads"),
+        ("vit6-96", {"heads": 5}, r"vit6-96: the width must be a multiple of heads \(5\)"),
+        ("vit6-96", {"size": 15}, "images of 15 pixels are no whole number of patches of 4"),
+        ("vit6", {}, "did you mean 'vit6-96'"),
         ("wrn222", {}, "did you mean 'wrn22-2'"),
         ("digit-cnn", {}, "did you mean 'digits-cnn'"),
         ("", {}, "unknown model ''"),
@@ -151,6 +180,7 @@ def test_torchvision_takes_colour_images_only():
     ("spec", "shape"),
     [
         ("wrn22-2", (3, 32, 32)),
+        ("vit6-96", (3, 32, 32)),
         ("digits-cnn", (1, 8, 8)),
         ("timm:resnet18", (3, 224, 224)),
         ("torchvision:inception_v3", (3, 299, 299)),

@@ -18,6 +18,7 @@ from regrow.zoo.networks import DigitsCNN, WideResNet
 from regrow.zoo.segmenters import SmallSegmenter, is_torchvision_segmenter, torchvision_segmenter
 from regrow.zoo.ssd import shapes_ssd, ssd512_resnet50
 from regrow.zoo.text_classifier import TextClassifier, configured, folder_of, text_classifier
+from regrow.zoo.vit import VisionTransformer
 
 GIVEN = ("num_classes", "in_channels", "in_chans")  # what a model is told of the data, and is no option of a recipe
 # name → what builds it, and the side of the images that it is made for
@@ -28,16 +29,18 @@ _OTHER_TASKS: dict[str, tuple[Callable[..., nn.Module], int]] = {
     "shapes-fcn": (SmallSegmenter, 64),
     "ssd512-resnet50": (ssd512_resnet50, 512),
 }
-_BUILT_IN = ("wrn22-2", "wrn10-2", "wrn16-4", "wrn28-10", "digits-cnn", *_OTHER_TASKS)
+_BUILT_IN = ("wrn22-2", "wrn10-2", "wrn16-4", "wrn28-10", "vit6-96", "digits-cnn", *_OTHER_TASKS)
 _OTHERS = "others are timm:NAME, torchvision:NAME, hf:PATH or package.module:callable"
 _WRN = re.compile(r"wrn(\d{1,4})-(\d{1,4})")
+_VIT = re.compile(r"vit(\d{1,4})-(\d{1,4})")
 
 
 def build(spec: str, num_classes: int, in_channels: int = 3, seed: int | None = None, **options: Any) -> nn.Module:
     """A freshly initialised model on the CPU, in training mode.
 
     Args:
-        spec: ``wrn{depth}-{width}`` (e.g. ``wrn22-2``), ``digits-cnn``, ``timm:NAME``, ``torchvision:NAME``, or
+        spec: ``wrn{depth}-{width}`` (e.g. ``wrn22-2``), ``vit{depth}-{width}``, ``digits-cnn``, ``timm:NAME``,
+            ``torchvision:NAME``, or
             ``package.module:callable``, which is called with ``num_classes`` and ``in_channels`` (or ``in_chans``)
             where it accepts them. The current directory can be imported from. Detectors are ``shapes-ssd``,
             ``ssd512-resnet50`` and those of torchvision; they are a `regrow.zoo.detectors.Detector`. ``shapes-fcn`` and
@@ -187,12 +190,14 @@ def _built_in(spec: str, num_classes: int, in_channels: int, options: dict[str, 
         return call_accepting(_OTHER_TASKS[spec][0], spec, options, **given)
     if spec == "digits-cnn":
         return call_accepting(DigitsCNN, spec, options, **given)
+    if match := _VIT.fullmatch(spec):
+        return call_accepting(VisionTransformer, spec, options, depth=int(match[1]), width=int(match[2]), **given)
     depth, width = map(int, spec.removeprefix("wrn").split("-"))
     return call_accepting(WideResNet, spec, options, depth=depth, width=width, **given)
 
 
 def _check_built_in(spec: str) -> None:
-    if spec == "digits-cnn" or spec in _OTHER_TASKS:
+    if spec == "digits-cnn" or spec in _OTHER_TASKS or _VIT.fullmatch(spec):
         return
     match = _WRN.fullmatch(spec)
     if not match:

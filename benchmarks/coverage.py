@@ -233,27 +233,37 @@ def run_torch_pruning(name: str, size: int) -> dict[str, Any]:
         return model, shape, before
 
     inputs = tuple(x[:1] for x in build(name, size)[1])
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         model, shape, before = pruned(with_heads=True)
     except Exception:
         model, shape, before = pruned(with_heads=False)
-    return outcome(model, inputs, shape, before, time.perf_counter() - start)
+    return outcome(model, inputs, shape, before, time.process_time() - start)
 
 
 def run_kirigami(name: str, size: int) -> dict[str, Any]:
-    """Half of the channels by torch-kirigami, as its first steps do it; it keeps the outputs itself."""
+    """Half of the channels by torch-kirigami, as its first steps do it; it keeps the outputs itself. A candidate is an
+    eighth of a layer's channels, which lie side by side as in its ImageNet examples: with one channel each, a ResNet-18
+    takes more than 100 seconds."""
     from torch_kirigami import DependencyGraph
-    from torch_kirigami.pruning import ChannelRatio, Greedy, Magnitude, Pruner
+    from torch_kirigami.pruning import Candidate, CandidateSpace, ChannelRatio, Greedy, Magnitude, Pruner
 
     model, inputs = build(name, size)
     model = model.eval()
     before, shape = sum(p.numel() for p in model.parameters()), first(model(*inputs)).shape
-    start = time.perf_counter()
+    start = time.process_time()
     pruner = Pruner(model, graph=DependencyGraph.build(model, args=inputs))
-    candidates = pruner.discover_candidates()
-    pruner.prune(candidates, budget=ChannelRatio(0.5), strategy=Greedy(Magnitude(p=2)))
-    return outcome(model, inputs, shape, before, time.perf_counter() - start)
+    found = pruner.discover_candidates()
+    candidates = []
+    for axis in found.channel_axes:
+        single = [c.remove[0].fully_selected_indices(axis.dim) for c in found.candidates if c.axis == axis]
+        many = -(-len(single) // 8)
+        for i in range(0, len(single), many):
+            together = [index for part in single[i : i + many] for index in part]
+            candidates.append(Candidate(f"{len(candidates):06d}", (axis.select(together),), axis))
+    space = CandidateSpace(tuple(candidates), found.channel_axes)
+    pruner.prune(space, budget=ChannelRatio(0.5), strategy=Greedy(Magnitude(p=2)))
+    return outcome(model, inputs, shape, before, time.process_time() - start)
 
 
 TOOLS = {"regrow": run_regrow, "torch_pruning": run_torch_pruning, "kirigami": run_kirigami}

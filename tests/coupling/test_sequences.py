@@ -153,6 +153,14 @@ def _put(y: Tensor) -> Tensor:
     return torch.empty(z.shape, dtype=z.dtype).copy_(z) + z.new_full((1, 1, y.shape[2]), 0.0)
 
 
+def _along(y: Tensor) -> Tensor:
+    z, places = torch.zeros_like(y), torch.arange(y.shape[1]).flip(0)
+    z = z.index_copy(1, places, y).index_add(1, places, y).index_fill(1, places[:1], 0.5)
+    z = torch.slice_scatter(z, y[:, :2], 1, 1, 3)
+    z = torch.select_scatter(z, y[:, 0], 1, 4)
+    return z.scatter(1, torch.zeros(len(y), 1, y.shape[2], dtype=torch.int64), y[:, :1])
+
+
 def _fold(y: Tensor) -> Tensor:
     image = y.transpose(1, 2).unflatten(2, (2, 3))
     patches = F.unfold(image, (2, 1), padding=(1, 0))
@@ -237,12 +245,15 @@ def test_hidden_units_of_cells(kind: str) -> None:
     ("make", "widths"),
     [
         (Rotary, [2]), (Fused, [4, 24]), (lambda: Experts(False), [32, 16]),
-        (lambda: Moved(_put), [16]), (lambda: Moved(_fold), [16]), (lambda: Moved(_fourier), [16]),
-        (lambda: Moved(_restrided), [16]),
+        (lambda: Moved(_put), [16]), (lambda: Moved(_along), [16]), (lambda: Moved(_fold), [16]),
+        (lambda: Moved(_fourier), [16]), (lambda: Moved(_restrided), [16]),
         (lambda: _normed(nn.utils.parametrizations.weight_norm), [16, 12]),
         (lambda: _normed(nn.utils.weight_norm), [16, 12]),
     ],
-    ids=["rotary", "fused", "experts", "put", "fold", "fourier", "strides", "weight norm", "weight norm by hooks"],
+    ids=[
+        "rotary", "fused", "experts", "put", "along", "fold", "fourier", "strides", "weight norm",
+        "weight norm by hooks",
+    ],
 )  # fmt: skip
 def test_groups_hold(make: Callable[[], nn.Module], widths: list[int]) -> None:
     torch.manual_seed(0)

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from regrow import names
-from regrow.coupling import rules, rules_norm, rules_product, rules_shape
+from regrow.coupling import rules, rules_norm, rules_product, rules_shape, rules_writes
 from regrow.coupling.labels import OUTPUT, UNUSED, Label, Ledger, axis
 from regrow.coupling.layers_of_torch import modules_of_torch
 from regrow.inputs import Inputs, first_line, output_tensors, two_examples
@@ -31,7 +31,7 @@ _NAMED = frozenset(["t", "transpose", "permute", "detach", "alias", "expand", "c
 _CREATE = frozenset(["creation", "new of a size"])
 
 # importing them registers their rules
-_RULES = (rules_norm, rules_product, rules_shape)
+_RULES = (rules_norm, rules_product, rules_shape, rules_writes)
 
 
 class Atoms:

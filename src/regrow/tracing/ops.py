@@ -47,6 +47,7 @@ FAMILIES: dict[str, str] = {
         "reflection_pad2d replication_pad2d"
     ),
     "writes": "index_put index_put_impl",
+    "writes along a dimension": ("index_add index_copy index_fill scatter scatter_add select_scatter slice_scatter"),
     "folds": "col2im",
     "patches": "im2col",
     "complex views": "view_as_real view_as_complex",
@@ -87,8 +88,8 @@ FAMILIES: dict[str, str] = {
     "other moves": (
         "reflection_pad3d replication_pad1d replication_pad3d reshape_copy expand_copy permute_copy t_copy "
         "transpose_copy diag_embed unfold_copy block_diag local_scalar_dense equal is_same_size chunk_cat "
-        "assert_async assert_scalar foreach_copy index_add index_copy index_fill scatter "
-        "scatter_add scatter_reduce select_scatter slice_scatter diagonal_scatter as_strided_scatter masked_select "
+        "assert_async assert_scalar foreach_copy "
+        "scatter_reduce diagonal_scatter as_strided_scatter masked_select "
         "masked_scatter nonzero searchsorted bucketize embedding_renorm embedding_bag embedding_bag_forward_only "
         "unique unique2 unique_dim unique_consecutive bincount histc"
     ),

@@ -186,13 +186,15 @@ class Timeline:
             return Span("estimate", self.start, self.begin, None)
         return next(span for span in self.spans_of((step - self.begin) // self.length) if step < span.end)
 
-    def spans_of(self, update: int) -> Iterator[Span]:
+    def spans_of(self, update: int) -> list[Span]:
         """The phases of an update, in order, but for those without steps."""
         start = self.begin + update * self.length
+        spans = []
         for phase in self.cycle:
             if phase.steps:
-                yield Span(phase.name, start, start + phase.steps, update, phase.trains, phase.latent)
+                spans.append(Span(phase.name, start, start + phase.steps, update, phase.trains, phase.latent))
             start += phase.steps
+        return spans
 
     def ended_at(self, step: int) -> list[Boundary]:
         """The phases that have ended once `step` steps are done, in their order; empty between boundaries."""

@@ -6,12 +6,12 @@ detectors of ultralytics and decoders of segmentation-models-pytorch, where thes
 
 A model counts as verified if it has groups and if, with about half of the channels removed at random in every group,
 the thin model computes what the masked one computes: in eval mode and after a training step, the largest difference at
-most 1e-5 of the largest output; `prunable_normalised` is the share of the parameters that can go with
-`Channels(normalised=True)`, null where that takes too long. A model all of whose channels are normalised together is
-verified with that option (`normalised` is true): in eval and in training mode the thin model must compute what the
-masked one does if its norms leave out what was removed. torch-pruning and torch-kirigami count as running if their
-pruner finishes in 90 s of processor time, removes parameters, and the model still runs and gives outputs of the same
-shape; their numbers are not verified.
+most 1e-5 of the largest output; `seconds` is the processor time of the coupling and `prunable_normalised` the share of
+the parameters that can go with `Channels(normalised=True)`, null where that takes too long. A model all of whose
+channels are normalised together is verified with that option (`normalised` is true): in eval and in training mode the
+thin model must compute what the masked one does if its norms leave out what was removed. torch-pruning and
+torch-kirigami count as running if their pruner finishes in 90 s of processor time, removes parameters, and the model
+still runs and gives outputs of the same shape; their numbers are not verified.
 
     python benchmarks/coverage.py [--only NAME ...] [--again] [--tool regrow torch_pruning kirigami]
 

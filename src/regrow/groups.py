@@ -146,7 +146,7 @@ class Coupling:
         groups: in the order of the model's parameters; one dimension may belong to several of them.
         dense: parameter name → why its outputs are not in any group.
         untrained: why the groups could not be tried in training mode; "" where they were.
-        seconds: how long it took to find out.
+        seconds: of processor time that it took to find out, whatever else the machine did.
         attended: the products of activations of which parts go with channels.
         blocks: branches that may go whole, each of which has a group.
         whole: name of a branch → why it cannot go whole.

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from regrow import names
 from regrow.coupling.branches import blocks_of
 from regrow.coupling.following import Demands, follow
-from regrow.coupling.resolve import Guess, Resolved
+from regrow.coupling.resolve import Classes, Guess, Resolved
 from regrow.coupling.rules_shape import COUNTS
 from regrow.coupling.trial import Trial, TrialFailure
 from regrow.errors import UserError, nearest
@@ -150,6 +150,7 @@ class Search:
         normalised: bool = False,
     ) -> None:
         self._model, self._demands, self._trial = model, demands, trial
+        self._classes = Classes(demands.ledger, demands.atoms.count)
         self._forbid, self._force, self._normalised = forbid, force, normalised
         self._types = {name: type(module).__name__ for name, module in names.modules(model).items()}
         self._rejected: list[tuple[Group, str]] = []
@@ -170,8 +171,8 @@ class Search:
                     self._reject(found.groups, group, said)
 
     def _resolved(self, believed: frozenset[Guess]) -> Resolved:
-        rejected = self._rejected
-        return Resolved(self._model, self._demands, self._forbid, self._force, rejected, believed, self._normalised)
+        asked = self._forbid, self._force, self._rejected, believed, self._normalised
+        return Resolved(self._model, self._demands, self._classes, *asked)
 
     def _failure(self, groups: Sequence[Group]) -> TrialFailure | None:
         self._tries += 1

@@ -78,6 +78,7 @@ class Resolved:
 
     Args:
         demands: of the operations.
+        classes: of the atoms of these demands, which do not depend on what follows.
         forbid: names (or patterns) of parameters or modules whose outputs stay dense.
         force: names of parameters or modules whose outputs are used although removal changes the others.
         rejected: groups that turned out not to work, with the reason.
@@ -97,6 +98,7 @@ class Resolved:
         self,
         model: nn.Module,
         demands: Demands,
+        classes: Classes,
         forbid: Iterable[str] = (),
         force: Iterable[str] = (),
         rejected: Iterable[tuple[Group, str]] = (),
@@ -109,7 +111,7 @@ class Resolved:
         self._of_torch = frozenset(ours)
         ledger = demands.ledger
         self.leaves = demands.atoms.leaves
-        self.classes = Classes(ledger, demands.atoms.count)
+        self.classes = classes
         if ties := [*(self._ties(ledger) if demands.narrow else ()), *self._widths(ledger)]:
             self.classes = Classes(ledger, demands.atoms.count, ties)
         of = self.classes.of
@@ -193,14 +195,17 @@ class Resolved:
 
     def _signatures(self, eligible: npt.NDArray[np.bool_]) -> list[list[int]]:
         """Classes that occur in the same dimensions of the same tensors, in the order of their first occurrence."""
-        touches: dict[int, list[int]] = {}
-        for k, (_, _, first, length) in enumerate(self.leaves):
-            mine = self.classes.of[first : first + length]
-            for c in dict.fromkeys(mine[eligible[mine]].tolist()):
-                touches.setdefault(c, []).append(k)
-        by_signature: dict[tuple[int, ...], list[int]] = {}
-        for c, leaves in touches.items():
-            by_signature.setdefault(tuple(leaves), []).append(c)
+        lengths = np.array([length for _, _, _, length in self.leaves], dtype=np.int64)
+        spans = [np.arange(first, first + length) for _, _, first, length in self.leaves]
+        mine = self.classes.of[np.concatenate([np.zeros(0, dtype=np.int64), *spans])]
+        leaf = np.repeat(np.arange(len(lengths)), lengths)[eligible[mine]]
+        mine = mine[eligible[mine]]
+        pairs, at = np.unique(mine * (len(lengths) + 1) + leaf, return_index=True)  # by class, then by leaf
+        classes, begins = np.unique(pairs // (len(lengths) + 1), return_index=True)
+        leaves = np.split(pairs % (len(lengths) + 1), begins[1:])
+        by_signature: dict[bytes, list[int]] = {}
+        for i in np.argsort(np.minimum.reduceat(at, begins)) if len(at) else ():
+            by_signature.setdefault(leaves[i].tobytes(), []).append(int(classes[i]))
         result = []
         for members in by_signature.values():
             if len(members) > 1:

@@ -13,17 +13,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from regrow import names
-from regrow.batchnorm import norm_buffers
 from regrow.coupling.dice import Dice
 from regrow.coupling.kept_norms import KeptNorms
+from regrow.coupling.repeats import Differs, Execute, Script
 from regrow.coupling.seen import Seen, modules_seen
+from regrow.coupling.shaken import Shaken
 from regrow.errors import UserError
 from regrow.groups import Block, Coupling, Group
 from regrow.inputs import Inputs, first_line, output_numbers, two_examples
 from regrow.quiet import quiet
 from regrow.surgery import resize
-from regrow.tracing.replica import inputs_of_replica, replica_of
+from regrow.tracing.replica import inputs_of_replica
 from regrow.tracing.trace import ModuleStack, Operation, Recorder
 
 Mode = Literal["eval", "training"]
@@ -35,7 +35,7 @@ Keep = Callable[[Iterable[Group]], Masks]
 # between equal numbers, can make rounding large.
 SINGLE, DOUBLE = 5e-5, 1e-6
 
-_NOISE = 1_000_003  # numbers that are drawn; large parameters take them again and again
+LARGE = 200_000_000  # parameters, from which on it costs less to follow a call than to compute it
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,13 @@ class TrialFailure:
     reason: str
     module: str | None = None
     raised: tuple[Keep, int] | None = None
+
+
+_Normed = tuple[tuple[Group, ...], Masks] | None  # groups, of which norms leave out what these masks remove
+
+
+def _look_away(operation: Operation) -> None:
+    """Nobody needs to know."""
 
 
 @dataclass(frozen=True)
@@ -80,35 +87,39 @@ class Trial:
         self._dice = Dice()
         self._single = True  # until a difference that it shows turns out to be rounding
         self._calls: dict[Mode, _Call] = {}
+        self._alike = False  # whether training mode does the very same as eval mode
         self.untrained = why = ""
         for shaken in (True, False):
-            self._base = replica_of(model)
-            if shaken:
-                _shake(self._base)
-            call = self._runnable("eval", inputs)
+            self._shaken = Shaken(model, shaken)
+            large = sum(p.numel() for p in model.parameters()) >= LARGE
+            scripts: list[Script] | None = [] if large else None
+            call = self._runnable("eval", inputs, scripts)
             if isinstance(call, _Call):
                 self._calls["eval"] = call
                 break
             why = why or call
         else:
             raise UserError(f"the model cannot be tried out with fewer channels: {why}")
-        call = self._runnable("training", inputs)
+        if scripts and not call.inner:
+            self._alike = self._is_repeated(scripts[-1], self._shaken.copy(), call)
+        if not self._alike:
+            call = self._runnable("training", inputs)
         if isinstance(call, _Call):
             self._calls["training"] = call
         else:
             self.untrained = call
 
-    def _runnable(self, mode: Mode, inputs: Inputs) -> _Call | str:
+    def _runnable(self, mode: Mode, inputs: Inputs, scripts: list[Script] | None = None) -> _Call | str:
         """The first of several forms of the inputs on which the whole model runs to finite numbers, or why none."""
         ready = inputs_of_replica(inputs)
         why = ""
         for form in (two_examples(ready, other=True), two_examples(ready, other=False), ready):
-            call = _Call(form.map(_like(self._base)), inner=False)
+            call = _Call(form.map(_like(self._shaken.base)), inner=False)
             try:
-                seen = self._outputs(self._copy(), mode, call)
+                seen = self._outputs(self._shaken.copy(), mode, call, scripts=scripts)
                 if seen.says_little:
                     call = _Call(call.inputs, inner=True)
-                    seen = self._outputs(self._copy(), mode, call)
+                    seen = self._outputs(self._shaken.copy(), mode, call)
             except UserError as error:
                 return str(error)
             except Exception as error:
@@ -197,40 +208,67 @@ class Trial:
         thin = self._thin(coupling, keep, kind)
         if isinstance(thin, TrialFailure):
             return thin
-        masked, off = self._masked(coupling, keep, kind), 0.0
         tried = tuple(group for group in coupling.groups if group.id in keep)
         normed = None if all(group.exact for group in tried) else (tried, keep)
-        for mode, call in self._calls.items():
-            try:
-                outputs = self._outputs(masked, mode, call, kind, normed=normed)
-            except Exception as error:
-                return TrialFailure(f"does not run with channels at zero: {first_line(error)}")
-            off = max(off, outputs.difference(thin[mode]))
-        return off
+        try:
+            with self._shaken.masked(coupling, keep, kind) as model:
+                masked = self._both(model, kind, normed=normed)
+        except Differs:
+            self._alike = False
+            return self._difference(coupling, keep, kind)
+        except Exception as error:
+            return TrialFailure(f"does not run with channels at zero: {first_line(error)}")
+        return max(outputs.difference(thin[mode]) for mode, outputs in masked.items())
 
     def _thin(self, coupling: Coupling, keep: Masks, kind: torch.dtype | None) -> dict[Mode, Seen] | TrialFailure:
         """What the model returns without channels in each mode, or why it does not."""
-        model = self._copy(kind)
+        model = self._shaken.copy(kind)
         stack = ModuleStack(model)
         try:
             resize.compact(model, coupling, keep)
-            return {mode: self._outputs(model, mode, call, kind, stack) for mode, call in self._calls.items()}
+            return self._both(model, kind, stack)
+        except Differs:  # and the model may hold on to what has no numbers
+            self._alike = False
+            return self._thin(coupling, keep, kind)
         except Exception as error:
             return TrialFailure(f"does not run with fewer channels: {first_line(error)}", stack.last)
 
-    def _copy(self, kind: torch.dtype | None = None) -> nn.Module:
-        """The model, with buffers of its own; parameters share their values with it."""
-        replica = replica_of(self._base)
-        return replica if kind is None else replica.double()
+    def _both(
+        self, model: nn.Module, kind: torch.dtype | None, stack: ModuleStack | None = None, normed: _Normed = None
+    ) -> dict[Mode, Seen]:
+        """What a model returns in each mode; training mode is only followed where it does the same as eval mode.
 
-    def _masked(self, coupling: Coupling, keep: Masks, kind: torch.dtype | None) -> nn.Module:
-        """The model with channels at zero."""
-        model = self._copy(kind)
-        tensors = names.tensors(model)
-        for name in coupling.kept(keep):
-            tensors[name].data = tensors[name].data.clone()
-        resize.zero(model, coupling, keep)
-        return model
+        Raises:
+            Differs: this was believed, and it does not.
+        """
+        scripts: list[Script] | None = [] if self._alike else None
+        seen: dict[Mode, Seen] = {}
+        for mode, call in self._calls.items():
+            if mode == "eval" or not scripts:
+                seen[mode] = self._outputs(model, mode, call, kind, stack, normed, scripts)
+            elif self._is_repeated(scripts[0], model, call, kind):
+                seen[mode] = seen["eval"]
+            else:
+                raise Differs
+        return seen
+
+    def _is_repeated(self, script: Script, model: nn.Module, call: _Call, kind: torch.dtype | None = None) -> bool:
+        """Whether the model does in training mode what it has done in eval mode."""
+        inputs = _given(call, kind)
+        return script.is_repeated(lambda execute: self._run(model, "training", inputs, execute), model, inputs)
+
+    def _run(
+        self,
+        model: nn.Module,
+        mode: Mode,
+        inputs: Inputs,
+        execute: Execute,
+        see: Callable[[Operation], None] = _look_away,
+        stack: ModuleStack | None = None,
+    ) -> Any:
+        model.train(mode == "training")
+        with quiet(), self._dice.rolling(), Recorder(see, execute, stack, deadline=self._deadline):
+            return inputs(model)
 
     def _outputs(
         self,
@@ -239,24 +277,24 @@ class Trial:
         call: _Call,
         kind: torch.dtype | None = None,
         stack: ModuleStack | None = None,
-        normed: tuple[tuple[Group, ...], Masks] | None = None,
+        normed: _Normed = None,
+        scripts: list[Script] | None = None,
     ) -> Seen:
-        """What the model returns, and its modules do; with norms over the channels that these masks keep."""
-        inputs = call.inputs.map(lambda t: t.to(kind) if kind and t.is_floating_point() else t.clone())
-        model.train(mode == "training")
+        """What the model returns, and its modules do; with norms over the channels that these masks keep. What it
+        executes is written down where a list is given for it."""
+        inputs = _given(call, kind)
         see: Callable[[Operation], None] = _look_away
-        execute: Callable[..., Any] = self._dice.execute
+        execute: Execute = self._dice.execute
         if normed is not None:
             stack = ModuleStack(model)
             see, execute = (norms := KeptNorms(model, *normed, inputs, stack, execute, self._narrow)).see, norms
-        with modules_seen(model if call.inner else None) as inner, quiet(), self._dice.rolling():
-            with Recorder(see, execute, stack, deadline=self._deadline):
-                out = inputs(model)
+        script = None if scripts is None else Script(model, inputs, execute)
+        with modules_seen(model if call.inner else None) as inner:
+            out = self._run(model, mode, inputs, script or execute, see, stack)
+            if scripts is not None and script is not None:
+                script.end(out)
+                scripts.append(script)
             return Seen(output_numbers(out), inner)
-
-
-def _look_away(operation: Operation) -> None:
-    """Nobody needs to know."""
 
 
 def about_half(groups: Iterable[Group], seed: int = 0) -> Masks:
@@ -290,31 +328,9 @@ def few(groups: Iterable[Group], seed: int = 0) -> Masks:
     return keep
 
 
-@torch.no_grad()
-def _shake(model: nn.Module) -> None:
-    """Gives a replica other parameters, of about the same size and in single precision; constants become random."""
-    if any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters()):
-        model.float()
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(_NOISE, generator=generator)
-    for p in model.parameters():
-        if p.is_floating_point() and p.numel():
-            fan = p[0].numel() if p.dim() > 1 else 0
-            size = max(0.1 * float(p.std()), 0.1 / fan**0.5) if fan and p.numel() > 1 else 0.1
-            begin = int(torch.randint(_NOISE, (), generator=generator))
-            p.data = torch.add(p.data, _from(noise, begin, p.numel()).view(p.shape).to(p.dtype), alpha=size)
-    for name, buffer in norm_buffers(model).items():
-        if name.endswith("running_mean"):
-            buffer.add_(torch.randn(buffer.shape, generator=generator), alpha=0.1)
-        elif name.endswith("running_var"):
-            buffer.mul_(torch.rand(buffer.shape, generator=generator) + 0.5)
-
-
-def _from(noise: Tensor, begin: int, count: int) -> Tensor:
-    """So many numbers of the noise, which goes round, from one on; most parameters need a small part of it alone."""
-    first = noise[begin : begin + count]
-    missing = count - len(first)
-    return torch.cat([first, noise.repeat(-(-missing // len(noise)))[:missing]]) if missing else first
+def _given(call: _Call, kind: torch.dtype | None) -> Inputs:
+    """The inputs of a call, for a model of this precision."""
+    return call.inputs.map(lambda t: t.to(kind) if kind and t.is_floating_point() else t.clone())
 
 
 def _like(model: nn.Module) -> Callable[[Tensor], Tensor]:

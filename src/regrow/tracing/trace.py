@@ -223,7 +223,7 @@ def record(
     Raises:
         Exception: whatever the model raises.
     """
-    values = _Values()
+    values = Values()
     parameters = {name: values.of(p) for name, p in names.parameters(model).items()}
     constants = tuple(values.of(t) for t in held(model))
     given = tuple(values.of(t) for t in inputs.tensors)
@@ -241,7 +241,7 @@ def held(model: nn.Module) -> Iterator[Tensor]:
         yield from (value for value in vars(module).values() if isinstance(value, Tensor))
 
 
-class _Values:
+class Values:
     """Numbers tensors and their memory, without keeping them: what is freed is never taken for what comes after it."""
 
     def __init__(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -106,7 +107,7 @@ def transformer(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
 # of torchvision, beside classification: name → edge of the images
 FURTHER = {
     "deeplabv3_mobilenet_v3_large": 64, "deeplabv3_resnet50": 64, "fcn_resnet50": 64, "lraspp_mobilenet_v3_large": 64,
-    "r3d_18": 32, "mc3_18": 32, "r2plus1d_18": 32, "s3d": 64, "mvit_v1_b": 224, "swin3d_t": 64,
+    "r3d_18": 32, "mc3_18": 32, "r2plus1d_18": 32, "s3d": 210, "mvit_v1_b": 64, "swin3d_t": 64,
     "ssd300_vgg16": 300, "ssdlite320_mobilenet_v3_large": 320, "retinanet_resnet50_fpn": 96, "fcos_resnet50_fpn": 96,
     "fasterrcnn_resnet50_fpn": 96, "fasterrcnn_mobilenet_v3_large_320_fpn": 96, "maskrcnn_resnet50_fpn": 96,
     "keypointrcnn_resnet50_fpn": 96, "raft_small": 128,
@@ -140,19 +141,33 @@ def decoder(name: str) -> nn.Module:
 
 
 class Boxes(nn.Module):
-    """A detector that returns what its heads compute, before boxes are picked."""
+    """A detector that returns what its heads compute, before boxes are picked: those of R-CNNs at two places."""
 
     def __init__(self, detector: nn.Module) -> None:
         super().__init__()
         self.detector = detector
 
     def forward(self, images: Tensor) -> Any:
-        features = list(self.detector.backbone(images).values())
+        maps = self.detector.backbone(images)
+        features = list(maps.values())
         if hasattr(self.detector, "head"):
             return self.detector.head(features)
-        pooled = features[0].new_zeros(1, features[0].shape[1], 7, 7) + features[0].mean((2, 3), keepdim=True)[:1]
-        heads = self.detector.roi_heads
-        return self.detector.rpn.head(features), heads.box_predictor(heads.box_head(pooled))
+        heads, many = self.detector.roi_heads, len(images)
+        places = [images.new_tensor([[4.0, 8.0, 40.0, 60.0], [0.0, 0.0, 90.0, 90.0]])] * many
+        found = [self.detector.rpn.head(features)]
+        for kind in ("box", "mask", "keypoint"):
+            if (pool := getattr(heads, f"{kind}_roi_pool", None)) is not None:
+                inside = getattr(heads, f"{kind}_head")(pool(maps, places, [tuple(images.shape[2:])] * many))
+                found.append(getattr(heads, f"{kind}_predictor")(inside))
+        return found
+
+
+def _clips_of(edge: int) -> Any:
+    """MViT made for clips of this edge, which its builder does not let choose."""
+    from torchvision.models.video import mvit
+
+    make = mvit._mvit
+    return patch.object(mvit, "_mvit", lambda **options: make(**{**options, "spatial_size": (edge, edge)}))
 
 
 def further(name: str, edge: int) -> tuple[nn.Module, tuple[Tensor, ...]]:
@@ -163,7 +178,8 @@ def further(name: str, edge: int) -> tuple[nn.Module, tuple[Tensor, ...]]:
     backbones = ("rcnn", "ssd", "retinanet", "fcos", "deeplab", "fcn", "lraspp")
     if any(word in name for word in backbones):
         options["weights_backbone"] = None
-    model = torchvision.models.get_model(name, **options)
+    with _clips_of(edge):
+        model = torchvision.models.get_model(name, **options)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, edge, edge, generator=generator)
     if "raft" in name:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision  # noqa: F401, its operations
 
-from regrow.coupling import rules
+from regrow.coupling import following, rules  # noqa: F401, the first imports all rules
 from regrow.tracing.ops import FAMILIES, family_of, is_free, is_pointwise
 
 aten = torch.ops.aten
@@ -43,6 +43,7 @@ def test_free(free):
         aten._fft_r2c.default,
         aten.grid_sampler_2d.default,
         torch.ops.torchvision.roi_align.default,
+        torch.ops.torchvision.deform_conv2d.default,
         len,
     ],
 )
@@ -58,6 +59,7 @@ def test_not_free(costly):
         (aten.uniform_.default, "elementwise"),
         (aten._native_batch_norm_legit_no_training.default, "batch_norm"),
         (torch.ops.torchvision.roi_align.default, "pool"),
+        (torch.ops.torchvision.deform_conv2d.default, "deformable"),
         (aten.transpose_.default, "move"),
     ],
 )

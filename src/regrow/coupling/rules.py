@@ -206,7 +206,17 @@ def pool(call: Call) -> Sequence[Labels]:
     spatial = next((k for k in (1, 2, 3) if f"{k}d" in call.name), 2)
     reason = f"it is mixed over space ({call.where})"
     left = call.ledger.collapse_all(get(call.x), range(rank - spatial, rank), reason)
-    return [tuple(Label(x.atoms) for x in left)]
+    return [tuple(Label(x.atoms) for x in left)] * len(call.results)  # a maximum has its places beside it
+
+
+@rule("unpools")
+def unpool(call: Call) -> Sequence[Labels]:
+    """What a pool took back to its place, each channel for itself; zero elsewhere."""
+    rank = call.x.dim()
+    reason = f"it is mixed over space ({call.where})"
+    space = range(rank - (3 if "3d" in call.name else 2), rank)
+    pairs = [(call.ledger.collapse_all(get(t), space, reason), t.shape) for t in call.args[:2]]
+    return [combine(call.ledger, pairs, rank, "first", f"it meets a tensor of fixed width ({call.where})")]
 
 
 def unknown(call: Call) -> Sequence[Labels]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
@@ -222,6 +223,22 @@ def convolution(call: Call) -> Sequence[Labels]:
         out = combine(call.ledger, operands, call.out.dim(), "all", reason)
     keep = without(given, [c])
     return [disjoint(call, (*out, *keep))]
+
+
+@rule("deformable convolutions")
+def deformable(call: Call) -> Sequence[Labels]:
+    """A convolution that reads at places which are computed for each group of its channels: these stay as many, and all
+    lose the same positions."""
+    x, weight, *places, bias = call.args[:5]
+    for t in places:
+        call.ledger.fix_all(get(t), f"it says where {call.where} reads")
+    many = int(call.args[12])
+    for label in [label for label in get(x) if 1 in label.dims and many > 1]:
+        grid = label.atoms.unflatten(1, (many, -1))
+        call.ledger.same(grid, grid[:, :1], f"{call.where} reads it in groups")
+    stride, padding, dilation = (list(call.args[i : i + 2]) for i in (5, 7, 9))
+    plain = (x, weight, bias, stride, padding, dilation, False, [0, 0], int(call.args[11]))
+    return convolution(replace(call, args=plain))
 
 
 def _grouped(

@@ -17,31 +17,53 @@ def write(call: Call) -> Sequence[Labels]:
     x, indices, y = call.x, call.args[1], call.args[2]
     picked = [d for d, index in enumerate(indices) if index is not None]
     together = picked == list(range(picked[0], picked[0] + len(picked)))
-    masks = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
-    if not together or masks or y.dim() < x.dim() - picked[-1] - 1:
+    mask = indices[picked[0]] if indices[picked[0]].dtype in (torch.bool, torch.uint8) else None
+    if not together or any(indices[d].dtype in (torch.bool, torch.uint8) for d in picked[1:]):
+        return unknown(call)
+    if mask is not None:  # it stands for as many dimensions as it has
+        picked = [*range(picked[0], picked[0] + mask.dim()), *(d + mask.dim() - 1 for d in picked[1:])]
+    behind = x.dim() - picked[-1] - 1  # dimensions after those that are indexed
+    if mask is not None and len(picked) == mask.dim() and all(n == 1 for n in y.shape[: y.dim() - behind]):
+        return _where(call, mask, picked[0], behind)
+    if y.dim() < behind:
         return unknown(call)
     places = f"it is written to fixed places ({call.where})"
+    for index in indices:
+        call.ledger.fix_all(get(index), places)
     left = call.ledger.collapse_all(get(x), picked, places)
-    behind = x.dim() - picked[-1] - 1  # dimensions after those that are indexed
-    lift = y.dim() - x.dim()
-    free = range(y.dim() - behind, y.dim())
-    given = call.ledger.collapse_all(get(y), set(range(y.dim())) - set(free), f"it is written apart ({call.where})")
+    given = call.ledger.collapse_all(get(y), range(y.dim() - behind), f"it is written apart ({call.where})")
     if picked[0]:  # dimensions before the indexed ones
         call.ledger.fix_all([a for a in left if min(a.dims) < picked[0]], places)
         left = tuple(a for a in left if min(a.dims) > picked[-1])
-    shape = [1] * x.dim()
-    moved = []
-    for label in given:
-        lengths = list(shape)
-        for d in label.dims:
-            lengths[d - lift] = y.shape[d]
-        moved.append(Label(label.atoms.reshape(lengths), label.zero))
+    moved = _lifted(given, y, x.dim())
     source = [1 if d < x.dim() - behind else n for d, n in enumerate(x.shape)]
     if is_blank(x):
         x._regrow_blank = False  # type: ignore[attr-defined]
-        return [tuple(moved)]
+        return [moved]
     reason = f"it meets a tensor of fixed width ({call.where})"
-    return [combine(call.ledger, [(left, x.shape), (tuple(moved), source)], x.dim(), "all", reason)]
+    return [combine(call.ledger, [(left, x.shape), (moved, source)], x.dim(), "all", reason)]
+
+
+def _where(call: Call, mask: Tensor, first: int, behind: int) -> Sequence[Labels]:
+    """x[mask] = y, where y is the same at all places: it works on each entry for itself."""
+    x, y = call.x, call.args[2]
+    before, after = (1,) * first, (1,) * behind
+    masked = tuple(Label(m.atoms.reshape(*before, *m.atoms.shape, *after), m.zero) for m in get(mask))
+    source = [1] * (x.dim() - y.dim()) + list(y.shape) if y.dim() <= x.dim() else list(y.shape[-x.dim() :])
+    operands = [(get(x), x.shape), (masked, [*before, *mask.shape, *after]), (_lifted(get(y), y, x.dim()), source)]
+    zero = "first" if y.dim() and all(label.zero for label in get(y)) and get(y) else "none"
+    return [combine(call.ledger, operands, x.dim(), zero, f"it meets a tensor of fixed width ({call.where})")]
+
+
+def _lifted(labels: Labels, y: Tensor, rank: int) -> Labels:
+    """Labels of the last dimensions of a tensor that is broadcast to another of this rank."""
+    result = []
+    for label in labels:
+        lengths = [1] * rank
+        for d in label.dims:
+            lengths[d - y.dim()] = y.shape[d]
+        result.append(Label(label.atoms.reshape(lengths), label.zero))
+    return tuple(result)
 
 
 @rule("writes along a dimension")

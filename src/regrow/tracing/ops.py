@@ -21,6 +21,7 @@ FAMILIES: dict[str, str] = {
     "products": "bmm baddbmm mv addmv dot vdot",
     "grouped products": "grouped_mm",
     "convolutions": "convolution",
+    "deformable convolutions": "deform_conv2d",
     # each entry for itself
     "pointwise without the tag": "hardswish fill zero copy bernoulli uniform normal",
     "slopes": "prelu prelu_kernel",
@@ -48,6 +49,7 @@ FAMILIES: dict[str, str] = {
     ),
     "writes": "index_put index_put_impl",
     "writes along a dimension": ("index_add index_copy index_fill scatter scatter_add select_scatter slice_scatter"),
+    "unpools": "max_unpool2d max_unpool3d",
     "folds": "col2im",
     "patches": "im2col",
     "complex views": "view_as_real view_as_complex",
@@ -96,12 +98,17 @@ FAMILIES: dict[str, str] = {
     "other work on slices": (
         "nanmedian mode trace cummax cummin logcumsumexp cummax_helper cummin_helper masked_softmax miopen_batch_norm "
         "renorm mkldnn_max_pool3d mkldnn_adaptive_avg_pool2d adaptive_max_pool3d fractional_max_pool2d "
-        "fractional_max_pool3d max_unpool2d max_unpool3d"
+        "fractional_max_pool3d"
     ),
 }
 _FAMILY = {name: family for family, names in FAMILIES.items() for name in names.split()}
 # as in RigL's accounting, all others are free by convention, and with them whatever is pointwise or a view
-_COSTLY = frozenset(["matrix products", "products", "convolutions", "samplers", "fourier", "grouped products", None])
+_COSTLY = frozenset(
+    [
+        "matrix products", "products", "convolutions", "deformable convolutions", "samplers", "fourier",
+        "grouped products", None,
+    ]
+)  # fmt: skip
 
 
 # averages: where channels are normalised together, they are over those that there are

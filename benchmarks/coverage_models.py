@@ -162,6 +162,21 @@ class Boxes(nn.Module):
         return found
 
 
+class Flow(nn.Module):
+    """RAFT with a grid of the precision of its images, which it makes in single precision."""
+
+    def __init__(self, raft: nn.Module) -> None:
+        super().__init__()
+        self.raft = raft
+
+    def forward(self, image: Tensor, other: Tensor) -> Any:
+        from torchvision.models.optical_flow import raft
+
+        make = raft.make_coords_grid
+        with patch.object(raft, "make_coords_grid", lambda *size: make(*size).to(image.dtype)):
+            return self.raft(image, other)
+
+
 def _clips_of(edge: int) -> Any:
     """MViT made for clips of this edge, which its builder does not let choose."""
     from torchvision.models.video import mvit
@@ -183,7 +198,7 @@ def further(name: str, edge: int) -> tuple[nn.Module, tuple[Tensor, ...]]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, edge, edge, generator=generator)
     if "raft" in name:
-        return model, (images, images.flip(0))
+        return Flow(model), (images, images.flip(0))
     if any(word in name for word in ("r3d", "mc3", "r2plus1d", "s3d", "mvit", "swin3d")):
         return model, (torch.randn(2, 3, 16, edge, edge, generator=generator),)
     if any(word in name for word in ("rcnn", "ssd", "retinanet", "fcos")):

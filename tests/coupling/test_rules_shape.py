@@ -105,3 +105,42 @@ def test_a_part_of_a_plain_length_stays() -> None:
     assert group.size == 8
     assert next(part for part in group.slices if part.name == "both.weight").channel.tolist() == [-1, *range(8)]
     assert deviation(model, coupling, random_keep(coupling, 0.5), (X.double(),), steps=1) < 1e-12
+
+
+class Cell(nn.Module):
+    """The hidden state of a recurrence, whose width it knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixed, self.width = nn.Linear(12, 8), 8
+
+    def forward(self, hidden: Tensor, given: Tensor) -> Tensor:
+        out: Tensor = hidden + self.mixed(torch.cat([hidden, given], -1)).tanh()
+        return out
+
+
+class Recurrent(nn.Module):
+    """One layer makes a hidden state and what its updates are given (RAFT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.cell, self.last = nn.Linear(6, 12), Cell(), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = self.both(x)
+        hidden, given = both.split([self.cell.width, both.shape[-1] - self.cell.width], -1)
+        hidden = hidden.tanh()
+        for _ in range(2):
+            hidden = self.cell(hidden, given)
+        out: Tensor = self.last(hidden)
+        return out
+
+
+def test_a_length_that_a_module_inside_knows() -> None:
+    torch.manual_seed(0)
+    model = Recurrent().double()
+    coupling = couple(model, X.double())
+    assert {group.id: group.size for group in coupling.groups} == {"both": 8}
+    keep = random_keep(coupling, 0.5)
+    assert deviation(model, coupling, keep, (X.double(),), steps=1) < 1e-12
+    assert resize.compact(model, coupling, keep).cell.width == int(keep["both"].sum())

@@ -100,7 +100,8 @@ class Follower:
 
     def _call(self, operation: Operation) -> rules.Call:
         stack = self._stack
-        module: dict[str, Any] = {"attributes": stack.integers(), "lists": stack.lists, "given": stack.given()}
+        module: dict[str, Any] = {"attributes": stack.integers(), "lists": stack.lists, "near": stack.near}
+        module["given"] = stack.given()
         return rules.Call(**vars(operation), **module, ledger=self.ledger, narrow=self._narrow)
 
     def _create(self, operation: Operation) -> None:

@@ -30,6 +30,7 @@ class Call(Operation):
         ledger: where its demands go.
         attributes: the plain integers of the module that runs.
         lists: its tuples and lists of them.
+        near: those of modules directly in it: (module, attribute) → number.
         given: the tensors that it was called with.
         narrow: whether heads lose width, all alike, rather than go whole.
     """
@@ -37,6 +38,7 @@ class Call(Operation):
     ledger: Ledger
     attributes: dict[str, int]
     lists: Callable[[], dict[str, list[int]]]
+    near: Callable[[], dict[tuple[str, str], int]]
     given: Sequence[Tensor]
     narrow: bool = False
 
@@ -95,7 +97,8 @@ def alike(call: Call) -> Sequence[Labels]:
 
 
 # what becomes of an operand whose removed slices are zero; for all others nothing is assumed
-ZERO = {"mul": "any", "div": "first", "add": "all", "sub": "all", "neg": "all"}
+ZERO = {"mul": "any", "div": "first", "add": "all", "sub": "all", "neg": "all", "abs": "all", "sqrt": "all"}
+ZERO |= dict.fromkeys(["relu", "leaky_relu", "elu", "gelu", "silu", "mish", "hardswish", "tanh"], "all")
 
 
 @rule("pointwise without the tag")
@@ -110,6 +113,8 @@ def elementwise(call: Call) -> Sequence[Labels]:
         call.ledger.fix_all(by_zero, f"zeros would be divided by ({call.where})")
     if call.name.startswith(("add", "sub")) and len(operands) < 2:
         zero = "none"  # a number is added
+    if call.name.startswith("pow") and isinstance(power := call.at(1, "exponent"), int | float) and power > 0:
+        zero = "all"
     rank = max(t.dim() for t in operands)
     if call.name == "copy_" and is_blank(call.x):
         call.x._regrow_blank = False  # type: ignore[attr-defined]
@@ -206,7 +211,7 @@ def pool(call: Call) -> Sequence[Labels]:
     spatial = next((k for k in (1, 2, 3) if f"{k}d" in call.name), 2)
     reason = f"it is mixed over space ({call.where})"
     left = call.ledger.collapse_all(get(call.x), range(rank - spatial, rank), reason)
-    return [tuple(Label(x.atoms) for x in left)] * len(call.results)  # a maximum has its places beside it
+    return [left, *[tuple(Label(x.atoms) for x in left)] * (len(call.results) - 1)]  # beside a maximum, its place
 
 
 @rule("unpools")

@@ -191,7 +191,7 @@ def _uneven(
     for part, length in zip(parts, lengths, strict=True):
         if length in first:
             call.ledger.same(first[length], part.atoms, call.where)
-        elif length not in call.attributes.values() or not count(call, part.atoms, dim):
+        elif not (length in call.attributes.values() and count(call, part.atoms, dim)) and not _near(call, part, dim):
             fixed.append(part)
             continue
         first.setdefault(length, part.atoms)
@@ -200,6 +200,14 @@ def _uneven(
     if len(fixed) > 1 or (fixed and not count(call, label.atoms, dim)):
         call.ledger.fix_all(fixed, f"it is cut at a fixed place ({call.where})")
     return parts
+
+
+def _near(call: Call, part: Label, dim: int) -> bool:
+    """Whether an attribute of a module directly in the one that runs may be the length of a part; notes that it may."""
+    length = part.atoms.shape[dim]
+    found = [at for at, value in call.near().items() if value == length > 1 and not call.narrow]
+    call.ledger.axes.extend(Axis(module, name, None, part.atoms, dim, known=False) for module, name in found)
+    return bool(found)
 
 
 def _listed(call: Call, parts: Sequence[Label], dim: int) -> bool:

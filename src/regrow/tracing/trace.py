@@ -146,6 +146,16 @@ class ModuleStack:
         held = {} if (module := self.modules.get(self.last)) is None else vars(module)
         return {k: list(v) for k, v in held.items() if type(v) in (tuple, list) and all(type(n) is int for n in v)}
 
+    def near(self) -> dict[tuple[str, str], int]:
+        """The plain integers among the attributes of modules directly in that module, layers of torch aside: (module,
+        attribute) → number."""
+        found: dict[tuple[str, str], int] = {}
+        for child, module in () if (running := self.modules.get(self.last)) is None else running.named_children():
+            name = f"{self.last}.{child}".removeprefix(".")
+            if self.modules.get(name) is module and not type(module).__module__.startswith("torch.nn."):
+                found |= {(name, k): v for k, v in vars(module).items() if type(v) is int}
+        return found
+
     def counts(self) -> set[int]:
         """The plain integers above 1 among its attributes and those of the modules directly in it."""
         module = self.modules.get(self.last)

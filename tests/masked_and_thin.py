@@ -73,8 +73,9 @@ def normed_deviation(
     for one in (thin, masked):
         _training_mode(one) if training else one.eval()
     stack = ModuleStack(masked)
+    narrow = coupling.heads == "width"
     norms = KeptNorms(
-        masked, coupling.groups, keep, Inputs(inputs, {}), stack, lambda f, args, kwargs: f(*args, **kwargs)
+        masked, coupling.groups, keep, Inputs(inputs, {}), stack, lambda f, args, kwargs: f(*args, **kwargs), narrow
     )
     with torch.no_grad():
         b = _outputs(thin(*inputs))

@@ -84,6 +84,19 @@ class FromInput(Attention):
         return x.reshape(len(x), -1, self.heads, WIDTH // self.heads).transpose(1, 2)
 
 
+class Around(OfTorch):
+    """Attention that calls other attention, whose heads have another width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.after = OfTorch(), nn.Linear(WIDTH, WIDTH)
+        self.inner.q, self.inner.k = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(WIDTH, 2 * WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = super().forward(x) + self.after(self.inner(x).relu())
+        return out
+
+
 class Fused(nn.Module):
     """One layer for all three."""
 
@@ -234,6 +247,15 @@ def test_the_scale_is_that_of_the_full_width_and_is_let_go_again() -> None:
     resize.expand(model, remainder)
     assert torch.equal(model(X), before)
     assert {name: vars(module).keys() for name, module in model.named_modules()} == keys
+
+
+def test_attention_inside_of_other_attention_keeps_its_own_scale() -> None:
+    model = built(Around)
+    coupling = couple(model, X, heads="width")
+    assert coupling["attention.0.q"].scaled == {"attention.0": 8, "attention.0.inner": 16}
+    assert coupling["attention.0.inner.q"].scaled == {"attention.0.inner": 16}
+    for group in coupling.groups:  # one by itself, as its scale must not be that of the others
+        assert deviation(model, coupling, {group.id: torch.arange(group.size) < group.size // 2}, (X,)) < 1e-12
 
 
 def test_a_thin_model_can_become_thinner() -> None:

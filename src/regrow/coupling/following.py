@@ -138,7 +138,8 @@ class Unscaled(TorchFunctionMode):
             query = args[0] if args else kwargs["query"]
             last = query.dim() - 1
             atoms = [x.atoms.reshape(-1) for x in rules.get(query) if last in x.dims]
-            self._ledger.scaled.extend((self._stack.look(), query.shape[-1], found) for found in atoms)
+            every = torch.cat([torch.zeros(0, dtype=torch.int64), *atoms])
+            self._ledger.scaled.append((self._stack.running() or ("",), query.shape[-1], every))
         return func(*args, **kwargs)
 
 

@@ -96,7 +96,9 @@ class Ledger:
     multiples: list[tuple[Tensor, int]] = field(default_factory=list)  # so many of these must stay, or a multiple of it
     attended: list[tuple[float, Tensor]] = field(default_factory=list)  # FLOPs of a product, atoms of its parts
     lasting: list[Tensor] = field(default_factory=list)  # their values stay in the masked model
-    scaled: list[tuple[str, int, Tensor]] = field(default_factory=list)  # (module, width, atoms of what it divides by)
+    scaled: list[tuple[tuple[str, ...], int, Tensor]] = field(
+        default_factory=list
+    )  # (the modules that run, the innermost last; width, atoms of what it divides by)
 
     def extend(self, other: Ledger) -> None:
         """Adds what another one asks."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -258,10 +258,7 @@ class Resolved:
         for guess, atoms in self._read(ledger):
             for g, _ in split(atoms):
                 guesses[g].add(guess)
-        scaled: list[dict[str, int]] = [{} for _ in members]
-        for module, width, atoms in ledger.scaled:
-            for g, _ in split(atoms) if can_hold(self._modules[module]) else ():
-                scaled[g].setdefault(module, width)
+        scaled = self._scaled(ledger, [{g for g, _ in split(atoms)} for _, _, atoms in ledger.scaled], len(members))
         multiples = [1] * len(members)
         for atoms, multiple in ledger.multiples:
             for g, _ in split(atoms):
@@ -274,6 +271,22 @@ class Resolved:
         )
         self.guesses = {group.id: mine for group, mine in zip(found, guesses, strict=True) if mine}
         return found
+
+    def _scaled(self, ledger: Ledger, owners: Sequence[set[int]], count: int) -> list[dict[str, int]]:
+        """For each group the modules whose attention goes on dividing by the root of a width; `owners` are the groups
+        of each call of attention."""
+        scaled: list[dict[str, int]] = [{} for _ in range(count)]
+        calls = [(*call, mine) for call, mine in zip(ledger.scaled, owners, strict=True)]
+        calls = [call for call in calls if can_hold(self._modules[call[0][-1]])]
+        for running, width, _, mine in calls:
+            for g in mine:
+                scaled[g].setdefault(running[-1], width)
+        for found in scaled:  # a scale that a module holds is that of the modules in it, too, which then hold their own
+            held = set(found)
+            for running, width, *_ in calls:
+                if not held.isdisjoint(running[:-1]):
+                    found.setdefault(running[-1], width)
+        return scaled
 
     def _named(
         self,

@@ -132,6 +132,10 @@ class ModuleStack:
         self.last = self._running[-1][0] if self._running else ""
         return self.last
 
+    def running(self) -> tuple[str, ...]:
+        """All modules that run, the outermost first; none outside of a call."""
+        return tuple(name for name, _ in self._running)
+
     def given(self) -> list[Tensor]:
         """The tensors that the module which runs was called with."""
         return self._running[-1][1] if self._running else []

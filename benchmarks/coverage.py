@@ -219,6 +219,7 @@ def run_torch_pruning(name: str, size: int) -> dict[str, Any]:
         before, shape = sum(p.numel() for p in model.parameters()), first(model(*inputs)).shape
         width = shape[1] if len(shape) == 4 else shape[-1]  # of maps, or of what a linear layer gives
         last = [m for m in model.modules() if getattr(m, "out_features", getattr(m, "out_channels", None)) == width]
+        last += coverage_models.made_last(model) if name.startswith("torchvision-more:") else []
         heads = {m.qkv: m.num_heads for m in model.modules() if hasattr(m, "qkv") and hasattr(m, "num_heads")}
         pruner = tp.pruner.BasePruner(
             model,

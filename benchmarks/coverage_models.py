@@ -162,6 +162,16 @@ class Boxes(nn.Module):
         return found
 
 
+def made_last(model: nn.Module) -> list[nn.Module]:
+    """What torch-pruning's own script for torchvision leaves out of detectors and RAFT, and layers like those."""
+    ends = ("cls_logits", "bbox_pred", "bbox_reg", "bbox_ctrness", "flow_head", "backbone.fpn", "roi_heads")
+    rcnn = any(name.endswith("roi_heads") for name, _ in model.named_modules())
+    ends = tuple(end for end in ends if rcnn or end != "backbone.fpn")
+    return [
+        m for name, m in model.named_modules() if name.endswith(ends) or type(m).__name__ in ("SSDHead", "SSDLiteHead")
+    ]
+
+
 class Flow(nn.Module):
     """RAFT with a grid of the precision of its images, which it makes in single precision."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -55,6 +57,13 @@ def test_least_and_steps_of_a_group() -> None:
     assert pattern.floor_of(_group("layer2.0.conv1")) == 8
     assert pattern.floor_of(_group("layer2.0.conv1", size=6)) == 6
     assert Channels(flops=0.5, round_to=8, min_channels=20).floor_of(_group("x")) == 24
+
+
+def test_what_is_normalised_together_keeps_two_numbers() -> None:
+    pattern = Channels(flops=0.5, round_to=1, min_channels=1)
+    assert pattern.floor_of(_group("x")) == 1
+    assert pattern.floor_of(replace(_group("x"), exact=False)) == 2
+    assert pattern.floor_of(replace(_group("x", size=4, each=4), exact=False)) == 1
 
 
 @pytest.mark.parametrize(("each", "step"), [(1, 8), (2, 4), (64, 1), (12, 2), (49, 8)])

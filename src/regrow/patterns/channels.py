@@ -34,7 +34,8 @@ class Channels(Pattern):
             `latency`.
         round_to: widths are multiples of this (or a group's whole width): numbers of channels, and of what whole heads
             have together; a mapping gives it for groups by name, ``*`` and ``?`` allowed, all others 8.
-        min_channels: what every group keeps: a number of channels, or below 1 a share of its width.
+        min_channels: what every group keeps: a number of channels, or below 1 a share of its width; of what is
+            normalised together at least two.
         exclude: layers whose output channels stay, names of modules or parameters, ``*`` and ``?`` allowed.
         distribution: ``"knapsack"`` picks the most important channels that fit the budgets; ``"uniform"`` keeps the
             same share of every group.
@@ -130,10 +131,12 @@ class Channels(Pattern):
         return math.lcm(width // math.gcd(width, group.each), group.multiple)
 
     def floor_of(self, group: Group) -> int:
-        """How many channels a group keeps at least."""
+        """How many channels a group keeps at least: what is normalised together, no less than two numbers, as one alone
+        has no deviation and is constant."""
         least = self.min_channels if self.min_channels >= 1 else self.min_channels * group.size
+        fewest = 1 if group.exact or group.each > 1 else 2
         step = self.step_of(group)
-        return min(group.size, math.ceil(max(1, math.ceil(least)) / step) * step)
+        return min(group.size, math.ceil(max(fewest, math.ceil(least)) / step) * step)
 
     def check_example(self, example_inputs: Any) -> None:
         if example_inputs is None:

@@ -66,6 +66,19 @@ class Residual(nn.Module):
         return self.head(torch.relu(x + y).mean((2, 3)))
 
 
+class Parallel(nn.Module):
+    """A branch with one layer for a hidden part, which can go, and for weights that cannot, as a softmax sums them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = 6
+        self.both, self.up, self.mix = nn.Linear(8, 10), nn.Linear(6, 8), nn.Linear(4, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide, weights = self.both(x).split([self.hidden, 4], -1)
+        return x + (self.up(wide.relu()) + self.mix(weights.softmax(-1)))
+
+
 class Chain(nn.Module):
     """Any module between two convolutions: 3 → width → … → 7 channels."""
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from channel_models import Residual
+from channel_models import Parallel, Residual
 from priced import IMAGE, MODELS, made_up, priced
 from regrow.budgets.pricing import Prices
 from regrow.coupling.couple import couple
@@ -109,6 +109,21 @@ def test_norms_that_stand_alone_go_with_their_block():
             units = tuple(unit for unit in network.units if unit.key.kind != "add" or unit is last)
             left = table.known(Network(units, {}))
             assert prices.cost(counts)["latency"] == pytest.approx(table.predict(left), rel=1e-14)
+
+
+def test_a_layer_that_is_not_run_has_no_flops_whatever_is_left_of_it():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(5, 8), Parallel(), nn.Linear(8, 3)), torch.randn(2, 5)
+    coupling = couple(model, x, blocks=True)
+    (block,) = coupling.blocks
+    assert {"1.both", "1.up", "1.mix"} == {*block.skips}
+    prices = Prices.of(model, coupling, kinds=["flops", "params"], flops=count_flops(model, x))
+    keep = {name: torch.zeros(coupling[name].size, dtype=torch.bool) for name in block.members}
+    thin = resize.compact(copy.deepcopy(model), coupling, keep)
+    assert prices.cost(dict.fromkeys(keep, 0)) == {
+        "flops": count_flops(thin, x).total, "params": sum(p.numel() for p in thin.parameters()),
+    }  # fmt: skip
+    assert thin[1].both.weight.numel()
 
 
 def test_layers_sum_to_the_cost_without_blocks_too():

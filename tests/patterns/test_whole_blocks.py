@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import regrow
+from channel_models import Parallel
 from priced import made_up
 from regrow.errors import UserError
 from regrow.latency.network import network_of
@@ -135,6 +136,25 @@ def test_thin_training_computes_what_masked_training_does(name: str, options: di
         if key.endswith("num_batches_tracked"):  # a norm that is not run counts no batches
             continue
         assert torch.allclose(value, thin_state[key], atol=1e-9), key
+
+
+def test_what_a_layer_that_is_not_run_keeps_is_trained_as_in_masked_training() -> None:
+    runs = []
+    for thin in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 8), Parallel(), Parallel(), nn.Linear(8, 5)).double()
+        data = [(torch.randn(8, 5).double(), torch.randint(5, (8,))) for _ in range(12)]
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
+        pattern = regrow.Channels(flops=0.55, round_to=1, min_channels=6, blocks=True, thin=thin)
+        sparsifier = regrow.Sparsifier(
+            model, optimizer, pattern=pattern, method=regrow.IEE(h=6), total_steps=36, example_inputs=data[0][0]
+        )
+        train(model, optimizer, data)
+        assert gone(sparsifier)
+        with sparsifier.full_width():
+            runs.append({name: p.detach().clone() for name, p in model.named_parameters()})
+    for name, p in runs[0].items():  # some rows of `both` are of no group: decay goes on, as it does with momentum
+        assert torch.allclose(p, runs[1][name], rtol=0, atol=1e-12), name
 
 
 def pruned(thin: bool = True, **options: Any) -> tuple[nn.Module, Any, Any]:

@@ -84,7 +84,9 @@ class Prices:
                     raise UserError("a budget of FLOPs needs the FLOPs of the model: give example inputs")
                 if flops.by_parameter.keys() != parts.parameters.keys():
                     raise UserError("the FLOPs were counted for another model: count those of this one")
-                prices[kind] = parts.products(flops.by_parameter, flops.other, coupling.attended, flops.batch)
+                prices[kind] = parts.products(
+                    flops.by_parameter, flops.other, coupling.attended, flops.batch, parts.skipped
+                )
             elif kind == "latency":
                 if table is None:
                     raise UserError("a latency budget needs a latency table: measure one with `regrow profile`")
@@ -233,8 +235,14 @@ class _Parts:
             for size in group.sizes:
                 if size.attribute == "in_channels":
                     inner.setdefault(size.module, {})[index] = size.channel
+        self.skipped: dict[str, Extent] = {}  # parameter of a layer of a block → whether that is there, and runs
+        places = {group.id: index for index, group in enumerate(coupling.groups)}
+        for block in coupling.blocks:
+            inside = tuple(f"{module}." for module in block.skips)
+            named = (name for name in self.parameters if name.startswith(inside))
+            self.skipped |= dict.fromkeys(named, Extent(0, {places[block.id]: 1}))
         self.sizes = [group.size for group in coupling.groups]
-        self.index = {group.id: index for index, group in enumerate(coupling.groups)}
+        self.index = places
         self.inner = {self.index[name] for block in coupling.blocks for name in block.inner}
         self.widths = {key: self._width(owners) for key, owners in dims.items()}
         self.inputs = {module: self._width(owners) for module, owners in inner.items()}
@@ -246,10 +254,16 @@ class _Parts:
         return Extent(length - sum(taken.values()), parts)
 
     def products(
-        self, costs: Mapping[str, float], other: float = 0.0, attended: Sequence[Attended] = (), batch: int = 1
+        self,
+        costs: Mapping[str, float],
+        other: float = 0.0,
+        attended: Sequence[Attended] = (),
+        batch: int = 1,
+        skipped: Mapping[str, Extent] = MappingProxyType({}),
     ) -> Products:
-        """The given costs of the whole parameters, in proportion to the entries that stay; of all else, in proportion
-        to the heads that do."""
+        """The given costs of the whole parameters, in proportion to the entries that stay, none without the block in
+        which those of `skipped` are run; of all else, in proportion to the heads that do."""
+        gates = {**self.gates, **skipped}
         result = Products(self.groups)
         for product in attended if sum(product.flops for product in attended) / batch <= other * (1 + 1e-9) else ():
             heads = self._width({self.index[group]: channel for group, channel in product.channel.items()})
@@ -266,7 +280,7 @@ class _Parts:
             side = 0 if self._transposed(name) else 1
             inputs = [width for dim, width in owned.items() if dim == side and parameter.dim() > 1]
             outputs = [width for dim, width in owned.items() if not (dim == side and parameter.dim() > 1)]
-            gate = [self.gates[name]] if name in self.gates and not self._empties(owned) else []
+            gate = [gates[name]] if name in gates and not self._empties(owned) else []
             result.add(factor, inputs, outputs + gate)
         return result.finish()
 

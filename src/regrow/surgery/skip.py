@@ -126,8 +126,8 @@ class Skipped:
         and DistributedDataParallel waits for them."""
         if not torch.is_grad_enabled() or is_tracing():
             return None
-        parts = [p.sum() for p in self.module.parameters() if p.requires_grad and not p.numel()]
-        parts += [t.narrow(0, 0, 0).sum() for t in given if isinstance(t, Tensor) and t.requires_grad]
+        read = (*self.module.parameters(), *(t for t in given if isinstance(t, Tensor)))
+        parts = [t.reshape(-1)[:0].sum() for t in read if t.requires_grad]
         return sum(parts[1:], parts[0]).to(kind) if parts else None
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,9 @@ def test_arrows_upwards_and_circles_are_refused(tree):
 def test_names_that_mean_two_things_and_what_is_too_long_are_refused(tree, file, text, said):
     (tree / "src" / "regrow" / file).write_text(text)
     assert said in list(house.faults(tree / "src" / "regrow"))
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """pytest imports them all as modules of their own names, so that the second of two would not be collected."""
+    files = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in files.items() if count > 1] == []

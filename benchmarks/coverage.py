@@ -192,11 +192,16 @@ def run_regrow(name: str, size: int) -> dict[str, Any]:
     return record
 
 
-def first(out: Any) -> Any:
-    """The first tensor of numbers that a model returns."""
+def numbers(out: Any) -> list[Any]:
+    """The tensors of numbers that a model returns."""
     from regrow.inputs import output_tensors
 
-    return next(t for t in output_tensors(out) if t.is_floating_point())
+    return [t for t in output_tensors(out) if t.is_floating_point()]
+
+
+def first(out: Any) -> Any:
+    """The first of them."""
+    return numbers(out)[0]
 
 
 def outcome(model: Any, inputs: tuple[Any, ...], shape: Any, before: int, seconds: float) -> dict[str, Any]:
@@ -228,7 +233,7 @@ def run_torch_pruning(name: str, size: int) -> dict[str, Any]:
             pruning_ratio=0.5,
             ignored_layers=last,
             num_heads=heads if with_heads else {},
-            output_transform=None if name.startswith(("torchvision:", "timm:")) else first,
+            output_transform=numbers,
         )
         pruner.step()
         return model, shape, before

@@ -208,6 +208,20 @@ def test_inspect_channels(capsys):
     assert "--heads is for channels: add --channels" in capsys.readouterr().err
 
 
+def test_inspect_channels_that_are_normalised_together(capsys):
+    words = ["inspect", "vit2-24", "--channels", "--branches"]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert "Channels(normalised=True) may let them go" in text
+    assert "may go whole" in text
+    assert main([*words, "--normalised"]) == 0
+    assert "normalised" not in capsys.readouterr().out
+    assert main(["inspect", "digits-cnn", "--channels", "--branches"]) == 0
+    assert "no block can go whole" in capsys.readouterr().out
+    assert main(["inspect", "digits-cnn", "--normalised"]) == 2
+    assert "--normalised is for channels: add --channels" in capsys.readouterr().err
+
+
 def test_the_default_methods_fit_the_pattern(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(

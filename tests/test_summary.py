@@ -288,3 +288,51 @@ class TestFewUpdates:
             steps = recipe.total_steps(images / recipe.data.batch_size / recipe.train.accumulate)
             timeline = recipe.method.timeline(steps)
             assert not recipe.method.repeats or timeline.updates >= FEW, name
+
+
+class Checked(nn.Sequential):
+    """Refuses boxes without an area, as torchvision's detectors do, and images that are all zero if it is strict."""
+
+    strict = False
+
+    def forward(self, x: torch.Tensor, boxes: list[torch.Tensor]) -> torch.Tensor:
+        assert all(bool((box[:, 2:] > box[:, :2]).all()) for box in boxes)
+        assert not self.strict or bool(x.any())
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_a_model_checks_of_its_targets(strict: bool) -> None:
+    model = Checked(nn.Linear(5000, 8), nn.ReLU(), nn.Linear(8, 2))
+    model.strict = strict
+    sparsifier = attach(model, sgd(model), pattern=regrow.Weights(0.5))
+    x, boxes = torch.ones(1, 5000), [torch.tensor([[1.0, 2, 3, 4]])]
+    model(x, boxes).sum().backward()
+    if not strict:
+        assert sparsifier.summary().flops is not None
+        return
+    assert sparsifier.summary().flops is None
+    assert "FLOPs: known once" in str(sparsifier)
+    with pytest.raises(regrow.UserError, match=r"call training_cost\(example_inputs=one batch\)"):
+        sparsifier.training_cost()
+    assert sparsifier.training_cost((x, boxes)) == {"total": 0.0}
+
+
+def test_warnings_point_at_the_line_that_attaches() -> None:
+    model = network()
+    with pytest.warns(UserWarning, match="only 3 updates fit") as caught:
+        regrow.Sparsifier(
+            model, sgd(model), pattern=regrow.Weights(0.5), method=regrow.RigL(interval=20), total_steps=90
+        )
+    assert [one.filename for one in caught] == [__file__]
+
+
+def test_a_request_for_blocks_that_finds_none_is_noted() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    sparsifier = attach(
+        model, sgd(model), pattern=regrow.Channels(flops=0.5, round_to=1, blocks=True), criterion="taylor",
+        example_inputs=torch.randn(2, 3, 8, 8),
+    )  # fmt: skip
+    assert sparsifier.summary().notes == (
+        "no block can go whole, as no branch of a residual sum has channels of its own",
+    )

@@ -16,6 +16,9 @@ from regrow.inputs import Inputs
 from regrow.schedule import Trains
 from regrow.tracing.flops import ModelFlops, count_flops
 
+_SMALL = 4096  # numbers
+_HINT = "of large tensors only the shape is kept; if the numbers matter, call training_cost(example_inputs=one batch)"
+
 
 class Accounts:
     """The books of one run.
@@ -75,7 +78,8 @@ class Accounts:
 
 
 class InputRecorder:
-    """A forward pre-hook that keeps the shapes of the first batch, so that FLOPs can be counted later.
+    """A forward pre-hook that keeps the shapes of the first batch, so that FLOPs can be counted later; of small tensors
+    (boxes, labels) the numbers, too, as a model may check them.
 
     It never disturbs the model: what it cannot record it leaves, copies and pickles of it are empty, and it does
     nothing while compiling.
@@ -92,13 +96,21 @@ class InputRecorder:
         if not all(type(leaf) in (Tensor, nn.Parameter, bool, int, float, str, type(None)) for leaf in leaves):
             return
         try:
-            shapes = [torch.empty_like(x, device="meta") if isinstance(x, Tensor) else x for x in leaves]
+            kept = [_kept(x) if isinstance(x, Tensor) else x for x in leaves]
         except RuntimeError:  # e.g. inside a functorch transform
             return
-        self.inputs = Inputs(*tree_unflatten(shapes, tree))
+        args, kwargs = tree_unflatten(kept, tree)
+        self.inputs = Inputs(args, kwargs, _HINT)
 
     def __deepcopy__(self, memo: object) -> InputRecorder:
         return InputRecorder()
 
     def __reduce__(self) -> tuple[type[InputRecorder], tuple[()]]:
         return InputRecorder, ()
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    """What is kept of a tensor: a copy if it is small, else its shape."""
+    if tensor.is_meta or tensor.numel() > _SMALL:
+        return torch.empty_like(tensor, device="meta")
+    return tensor.detach().to("cpu", copy=True)

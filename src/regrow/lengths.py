@@ -115,5 +115,5 @@ def warn_of_few_updates(how: Method, timeline: Timeline) -> None:
     warnings.warn(
         f"only {timeline.updates} {fit} into total_steps={timeline.total_steps}, as one takes {timeline.length} "
         f"steps: the structure hardly changes; about ten fit with {_said(_scaled(how, scale))}",
-        stacklevel=5,
+        stacklevel=4,
     )

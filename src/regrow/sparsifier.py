@@ -126,7 +126,7 @@ class Sparsifier:
         said = summaries.unseen(summaries.reasons(left, sizes), sum(sizes.values()), self._units.decided)
         for sentence in (said, *self._units.doubts):
             if sentence:
-                warnings.warn(sentence, stacklevel=4)
+                warnings.warn(sentence, stacklevel=3)
 
     # -- what users look at ------------------------------------------------------------------------------------------
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from types import FunctionType
 
 from regrow.actions import sparsity_of
 from regrow.budgets.amounts import written
 from regrow.engine import Engine
+from regrow.errors import UserError
 from regrow.patterns.pattern import Pattern
 from regrow.plan import planned_cost
 
@@ -191,7 +194,9 @@ def of(engine: Engine, pattern: Pattern | None, shapes: Mapping[str, tuple[int, 
     """
     units, timeline = engine.units, engine.timeline
     layers = tuple(LayerSummary(name, shapes[name], s.active_count) for name, s in engine.states.items())
-    flops = engine.accounts.flops()
+    flops = None
+    with suppress(UserError):  # training_cost() says why they cannot be counted; here they are left out
+        flops = engine.accounts.flops()
     now = None if flops is None else flops.inference(engine.densities())
     final, cost = units.planned(), None
     done, steps = engine.step_count, timeline.total_steps
@@ -210,7 +215,7 @@ def of(engine: Engine, pattern: Pattern | None, shapes: Mapping[str, tuple[int, 
         parameters=sum(math.prod(shape) for shape in shapes.values()),
         flops=None if flops is None or now is None else (now, flops.total), expected_cost=cost,
         spent_cost=engine.training_cost()["total"] if flops is not None and done else None,
-        notes=(units.note,) if units.note else (),
+        notes=tuple(units.note.splitlines()),
     )  # fmt: skip
 
 
@@ -220,8 +225,12 @@ def options_of(instance: object) -> str:
     >>> from regrow import IEE
     >>> options_of(IEE(h=20))
     'IEE(h=20)'
+    >>> options_of(options_of)
+    'options_of'
     """
     if not dataclasses.is_dataclass(instance):
+        if isinstance(instance, FunctionType):  # whose address nobody wants to see
+            return instance.__name__
         text = repr(instance)
         return text if len(text) <= _LONGEST else f"{type(instance).__name__}(…)"
     given = []

@@ -79,7 +79,7 @@ class Units(ABC):
         parameters: what is sparsified, by canonical name, in the model's order.
         dense: parameter → why it stays dense, or why its outputs are in no group.
         decided: which of these reasons somebody has decided for, in options or in what the model is for.
-        note: what there is to say about how all this was found, or "".
+        note: what there is to say about how all this was found, a line for each thing, or "".
         doubts: sentences on what is allowed, and probably not meant.
         flops: of the dense model, where they have been counted.
         resizes: whether parameters change their shapes in training.

@@ -128,6 +128,7 @@ def test_standardised_weights() -> None:
     plain = couple(model, images)
     assert plain.groups == ()
     assert "normalised together" in plain.dense["0.weight"]
+    assert plain.dense["0.weight"].endswith("; Channels(normalised=True) may let them go")
     coupling = couple(model, images, normalised=True)
     assert {group.id: (group.size, group.exact) for group in coupling.groups} == {"0": (8, False), "3": (8, False)}
     keep = random_keep(coupling, 0.5)

@@ -12,7 +12,7 @@ from regrow.errors import UserError
 from regrow.inputs import Inputs, output_tensors
 from regrow.surgery import resize
 from regrow.tracing.flops import count_flops
-from regrow.zoo.detectors import sizes_seen
+from regrow.zoo.detectors import Detector, sizes_seen
 from regrow.zoo.models import build, default_shape, example_input
 
 TARGET = {"boxes": torch.tensor([[2.0, 3.0, 30.0, 40.0]]), "labels": torch.tensor([1])}
@@ -102,6 +102,16 @@ def test_detectors_of_torchvision_train_and_find(name, options, background):
     assert not unreached
     for found in model.eval()(images):
         assert set(found["labels"].tolist()) <= {0, 1}
+
+
+def test_the_heads_of_a_detector_of_ones_own_are_found():
+    made = build("torchvision:fasterrcnn_mobilenet_v3_large_320_fpn", 3, seed=0).eval()
+    own, image = Detector(made.net, background=True).eval(), torch.rand(1, 3, 64, 64)
+    found = list(output_tensors(own(image)))
+    assert found
+    assert all(torch.equal(a, b) for a, b in zip(found, output_tensors(made(image)), strict=True))
+    with pytest.raises(UserError, match="Linear is not made as torchvision's detectors are"):
+        Detector(torch.nn.Linear(2, 2), background=True)
 
 
 def test_ssd512_is_as_in_the_paper():

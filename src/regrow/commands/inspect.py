@@ -6,7 +6,7 @@ import argparse
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from regrow.commands.subject import add_images, add_model, model_of, shape_in, taken
 from regrow.commands.words import Parser, command_parser, pair, share, whole, words_of
@@ -27,7 +27,11 @@ def add(group: argparse._SubParsersAction[Parser]) -> Parser:
         "  regrow inspect wrn22-2 --sparsity 0.9 --distribution erk\n"
         "  regrow inspect timm:resnet50 --sparsity 0.8 --data-shape 3,224,224\n"
         "  regrow inspect torchvision:vit_b_16 --nm 2:4\n"
-        "  regrow inspect torchvision:resnet50 --channels --flops 0.5"
+        "  regrow inspect torchvision:resnet50 --channels --flops 0.5\n"
+        "  regrow inspect torchvision:vit_b_16 --channels --normalised --branches\n"
+        "  regrow inspect torchvision:ssd300_vgg16 --channels --classes 20\n"
+        "  regrow inspect hf:bert --channels --heads width\n"
+        "  regrow inspect mine:build --data-shape 3,64,64        build() of mine.py, which returns the model"
     )
     usage = (
         "MODEL [--sparsity S] [--distribution D | --blocks R:C] | [--nm N:M] | [--channels] [--data-shape C,H,W] [...]"
@@ -53,6 +57,9 @@ def add(group: argparse._SubParsersAction[Parser]) -> Parser:
                          help="with a budget: what numbers of channels are multiples of (default: 8)")  # fmt: skip
     command.add_argument("--branches", action="store_true", default=None,
                          help="with --channels: also the branches of residual sums that may go whole")  # fmt: skip
+    command.add_argument("--normalised", action="store_true", default=None,
+                         help="with --channels: also those that a norm mixes, such as the hidden size of a "
+                              "transformer")  # fmt: skip
     command.add_argument("--heads", choices=("count", "width"),
                          help="with --channels: whether whole heads of attention can go, or their width "
                               "(default: count)")  # fmt: skip
@@ -67,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
     budgets = {kind: getattr(args, kind) for kind in ("latency", "flops", "params")}
     of_channels = {
         **budgets, "table": args.table, "round-to": args.round_to, "branches": args.branches, "heads": args.heads,
+        "normalised": args.normalised,
     }  # fmt: skip
     of_weights = {
         "sparsity": args.sparsity, "distribution": args.distribution, "nm": args.nm, "blocks": args.blocks,
@@ -83,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
             args.model, budgets={kind: value for kind, value in budgets.items() if value is not None},
             table=args.table, round_to=8 if args.round_to is None else args.round_to,
             exclude=words_of(args.exclude or ""), shape=shape, classes=args.classes, branches=bool(args.branches),
-            heads=args.heads or "count",
+            heads=args.heads or "count", normalised=bool(args.normalised),
         )  # fmt: skip
         return 0
     show(args.model, _pattern(args), shape=shape, classes=args.classes)
@@ -157,6 +165,7 @@ def show_channels(
     classes: int | None = None,
     branches: bool = False,
     heads: Literal["count", "width"] = "count",
+    normalised: bool = False,
 ) -> None:
     """Print the groups of channels that go together, where they occur, and what stays dense and why.
 
@@ -170,6 +179,7 @@ def show_channels(
         shape, classes: as in `show`
         branches: whether to show the branches of residual sums that may go whole, too
         heads: what of attention may go: whole heads, or their width
+        normalised: whether channels that are normalised together may go
 
     Raises:
         UserError: if the model cannot be built or followed, or the budgets cannot be met.
@@ -181,15 +191,14 @@ def show_channels(
         raise UserError("--latency needs --table, which `regrow profile` writes")
     model, shape = model_of(spec, shape, classes)
     example = example_input(model, shape)
-    kept: dict[str, int] = {}
-    shares: dict[str, float] = {}
-    latency = ""
+    options: dict[str, Any] = {"blocks": branches, "heads": heads, "normalised": normalised}
+    kept, shares, latency = dict[str, int](), dict[str, float](), ""
     if budgets:
         from regrow.budgets.allocation import uniform
         from regrow.patterns import Channels
 
-        options = {"table": table, "round_to": round_to, "exclude": tuple(exclude), "blocks": branches, "heads": heads}
-        pattern = Channels(**budgets, **options)  # type: ignore[arg-type]
+        more = {"table": table, "round_to": round_to, "exclude": tuple(exclude)}
+        pattern = Channels(**budgets, **more, **options)  # type: ignore[arg-type]
         units = pattern.bind(model, example)
         coupling, prices = units.coupling, units.prices
         floor = {group.id: pattern.floor_of(group) for group in coupling.groups}
@@ -200,8 +209,10 @@ def show_channels(
         for sentence in units.doubts:
             warnings.warn(sentence, stacklevel=2)
     else:
-        coupling = couple(model, example, forbid=tuple(exclude), blocks=branches, heads=heads)
+        coupling = couple(model, example, forbid=tuple(exclude), **options)
     _print_channels(spec, shape, model, coupling, kept, shares, latency)
+    if branches and not coupling.blocks and not coupling.whole:
+        print("no block can go whole, as no branch of a residual sum has channels of its own")
 
 
 def _left(dense: Mapping[str, str], sizes: Mapping[str, int]) -> list[str]:
@@ -259,7 +270,7 @@ def _print_channels(
     console.print(table)
     blocks = {block.id for block in coupling.blocks}
     sizes = [group.size for group in coupling.groups if group.id not in blocks]
-    say = [f"{sum(sizes):,} channels in {len(sizes)} groups; a parameter counts in every group that it has"]
+    say = [f"{sum(sizes):,} channels in {len(sizes)} groups; a parameter counts in each group that it belongs to"]
     if coupling.heads == "width":
         narrow = list(dict.fromkeys(name for product in coupling.attended for name in product.channel))
         say.append(

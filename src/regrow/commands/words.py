@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from regrow.errors import UserError, percent
 
-MODEL = "wrn22-2, digits-cnn, shapes-ssd, timm:NAME, torchvision:NAME, hf:PATH or package.module:callable"
+MODEL = "wrn22-2, digits-cnn, shapes-ssd, timm:NAME, torchvision:NAME, hf:PATH, hf:TYPE or package.module:callable"
 _DIGITS = 12  # of a whole number; more are none that counts anything
 _SIDE = 2**16  # of an image
 WITH_RECIPE = ("train", "compare", "scan")  # commands that take any key of a recipe

@@ -17,6 +17,7 @@ from regrow.groups import Attended, Group, Size, Slice
 from regrow.surgery.scale import can_hold
 
 Ints = npt.NDArray[np.int64]
+MAY_GO = "Channels(normalised=True) may let them go"
 Guess = tuple[str, str | int]  # (class of a module, attribute that counts, or number of the tensor whose width does)
 
 
@@ -188,7 +189,7 @@ class Resolved:
         for fixed, reason, soft in ledger.fixed:
             for c in np.unique(of[fixed.numpy()]).tolist():
                 if not (soft and c in self.insisted):
-                    self.reasons.setdefault(c, reason)
+                    self.reasons.setdefault(c, f"{reason}; {MAY_GO}" if soft else reason)
         self.inexact = {
             c for fixed, _, soft in ledger.fixed if soft for c in of[fixed.numpy()].tolist() if c in self.insisted
         }

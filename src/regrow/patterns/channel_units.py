@@ -76,8 +76,10 @@ class ChannelUnits(Units):
         self.dense, self.decided = self.coupling.dense, frozenset([FORBIDDEN, OUTPUT, TOKENS])
         if self.coupling.untrained:
             self.note = f"the channels were not tried in training mode: {self.coupling.untrained}"
-        whole = "; ".join(f"{name} cannot go whole: {why}" for name, why in self.coupling.whole.items())
-        self.note = "; ".join(filter(None, (self.note, whole)))
+        whole = [f"{name} cannot go whole: {why}" for name, why in self.coupling.whole.items()]
+        if pattern.blocks and not (self.coupling.blocks or whole):
+            whole = ["no block can go whole, as no branch of a residual sum has channels of its own"]
+        self.note = "\n".join(filter(None, (self.note, *whole)))
         self.blocks = tuple(block.id for block in self.coupling.blocks)
         cut = {part.name for group in self.coupling.groups for part in group.slices}
         self.parameters = {name: p for name, p in names.parameters(model).items() if name in cut}

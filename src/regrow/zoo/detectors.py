@@ -35,14 +35,18 @@ class Detector(nn.Module):
         net: a detector as torchvision makes them: with a ``transform`` that normalises and resizes images, a
             ``backbone``, and heads.
         background: whether its class 0 is the background, so that the first class of the data is its class 1.
-        heads: net and normalised images (B, 3, H, W) → what its heads compute.
+        heads: net and normalised images (B, 3, H, W) → what its heads compute; default: by what the net has,
+            `two_stage` for ``roi_heads``, else `one_stage`.
+
+    Raises:
+        UserError: the net is not made as torchvision's detectors are.
     """
 
     def __init__(self, net: nn.Module, background: bool, heads: Heads | None = None) -> None:
         super().__init__()
         self.net = net
         self.first_class = int(background)
-        self._heads = heads or one_stage
+        self._heads = heads or _heads_of(net)
 
     def forward(self, images: Tensor | list[Tensor], targets: Sequence[Target] | None = None) -> Any:
         if isinstance(images, Tensor):
@@ -81,6 +85,16 @@ def sizes_seen(transform: Any, size: tuple[int, int]) -> tuple[tuple[int, int], 
         seen = (max(1, math.floor(size[0] * factor)), max(1, math.floor(size[1] * factor)))
     step = transform.size_divisible
     return seen, (math.ceil(seen[0] / step) * step, math.ceil(seen[1] / step) * step)
+
+
+def _heads_of(net: nn.Module) -> Heads:
+    for needed, heads in ((("rpn", "roi_heads"), two_stage), (("head",), one_stage)):
+        if all(hasattr(net, name) for name in ("transform", "backbone", *needed)):
+            return heads
+    raise UserError(
+        f"{type(net).__name__} is not made as torchvision's detectors are, with transform, backbone, and head or rpn "
+        "and roi_heads: make it so, or wrap it in a class of yours that is called as regrow.zoo.detectors.Detector is"
+    )
 
 
 def one_stage(net: Any, images: Tensor) -> Any:
